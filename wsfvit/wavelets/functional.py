@@ -12,7 +12,7 @@ SWT                SWT adjoint (not the inverse: 4 times it when periodic)
 SWT adjoint        SWT
 =================  ======================================================
 
-Each backward goes through the autograd rule itself, so derivatives of any order exist.
+Each derivative, reverse and forward, goes through the autograd rule itself, so those of any order exist.
 """
 
 from typing import Any, cast, get_args
@@ -127,6 +127,11 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
 
 
 def _apply(rule: type[Function], *arguments: Any) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        # Compilers and export get the plain ops and differentiate those: a rule is traced as if its gradient were
+        # contiguous, which costs a channels-last model its layout, and torch 2.11 silently loses the gradient of a rule
+        # whose forward holds a cast that does nothing.
+        return cast(torch.Tensor, rule.forward(*arguments))
     return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -146,6 +151,10 @@ class _HaarDWT2d(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         return _apply(_HaarIDWT2d, grad, ctx.output_size)
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarDWT2d, tangent)
+
 
 class _HaarIDWT2d(Function):
     generate_vmap_rule = True
@@ -156,11 +165,15 @@ class _HaarIDWT2d(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, tuple[int, int]], output: torch.Tensor) -> None:
-        pass
+        _, ctx.output_size = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _apply(_HaarDWT2d, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarIDWT2d, tangent, ctx.output_size)
 
 
 class _HaarSWT2d(Function):
@@ -180,6 +193,10 @@ class _HaarSWT2d(Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _apply(_HaarSWT2dAdjoint, grad, ctx.mode, ctx.average), None, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarSWT2d, tangent, ctx.mode, ctx.average)
+
 
 class _HaarSWT2dAdjoint(Function):
     """``average`` divides by the block counts last: the least-squares inverse."""
@@ -197,6 +214,10 @@ class _HaarSWT2dAdjoint(Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _apply(_HaarSWT2d, grad, ctx.mode, ctx.average), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarSWT2dAdjoint, tangent, ctx.mode, ctx.average)
 
 
 def _check_images(name: str, x: torch.Tensor) -> None:

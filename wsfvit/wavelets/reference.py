@@ -36,8 +36,8 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     """
     if _is_channels_last(x):
         subbands = _dwt(x.permute(0, 2, 3, 1), NHWC_AXES)
-        return _store(torch.stack(subbands, 1), x.dtype).permute(0, 1, 4, 2, 3)
-    return _store(torch.stack(_dwt(x, NCHW_AXES), 1), x.dtype)
+        return torch.stack(subbands, 1).to(x.dtype).contiguous().permute(0, 1, 4, 2, 3)
+    return torch.stack(_dwt(x, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
 def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
@@ -47,8 +47,8 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     """
     channels_inside = y.permute(0, 1, 3, 4, 2)
     if channels_inside.is_contiguous() and not y.is_contiguous():
-        return _store(_idwt(channels_inside, output_size, NHWC_AXES), y.dtype).permute(0, 3, 1, 2)
-    return _store(_idwt(y, output_size, NCHW_AXES), y.dtype)
+        return _idwt(channels_inside, output_size, NHWC_AXES).to(y.dtype).contiguous().permute(0, 3, 1, 2)
+    return _idwt(y, output_size, NCHW_AXES).to(y.dtype).contiguous()
 
 
 def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
@@ -59,8 +59,8 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.T
     """
     if _is_channels_last(x):
         subbands = _swt(x.permute(0, 2, 3, 1), mode, average, NHWC_AXES)
-        return _store(torch.stack(subbands, 3), x.dtype).permute(0, 3, 4, 1, 2)
-    return _store(torch.stack(_swt(x, mode, average, NCHW_AXES), 1), x.dtype)
+        return torch.stack(subbands, 3).to(x.dtype).contiguous().permute(0, 3, 4, 1, 2)
+    return torch.stack(_swt(x, mode, average, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
 def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
@@ -72,8 +72,8 @@ def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) ->
     channels_inside = s.permute(0, 3, 4, 1, 2)
     if channels_inside.is_contiguous() and not s.is_contiguous():
         subbands = channels_inside.movedim(3, 1)
-        return _store(_swt_adjoint(subbands, mode, average, NHWC_AXES), s.dtype).permute(0, 3, 1, 2)
-    return _store(_swt_adjoint(s, mode, average, NCHW_AXES), s.dtype)
+        return _swt_adjoint(subbands, mode, average, NHWC_AXES).to(s.dtype).contiguous().permute(0, 3, 1, 2)
+    return _swt_adjoint(s, mode, average, NCHW_AXES).to(s.dtype).contiguous()
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:
@@ -81,25 +81,9 @@ def _is_channels_last(x: torch.Tensor) -> bool:
     return x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
 
 
-# Casts and copies that would do nothing are left out: they return the very tensor they were given, and torch.compile
-# (seen in 2.11) loses the gradient of an autograd rule whose forward holds one tensor under two names.
-
-
-def _widen(x: torch.Tensor) -> torch.Tensor:
-    dtype = compute_dtype(x.dtype)
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _store(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The one final cast, and plain contiguous memory."""
-    if result.dtype != dtype:
-        result = result.to(dtype)
-    return result if result.is_contiguous() else result.contiguous()
-
-
 def _dwt(x: torch.Tensor, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     height, width = axes
-    low, high = _sum_and_difference(*_even_and_odd(_widen(x), width))
+    low, high = _sum_and_difference(*_even_and_odd(x.to(compute_dtype(x.dtype)), width))
     cA, cH = _sum_and_difference(*_even_and_odd(low, height))
     cV, cD = _sum_and_difference(*_even_and_odd(high, height))
     return cA * 0.5, cH * 0.5, cV * 0.5, cD * 0.5
@@ -107,7 +91,7 @@ def _dwt(x: torch.Tensor, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
 
 def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) -> torch.Tensor:
     height, width = axes
-    cA, cH, cV, cD = _widen(y).unbind(1)
+    cA, cH, cV, cD = y.to(compute_dtype(y.dtype)).unbind(1)
     low = _interleave(*_sum_and_difference(cA, cH), height, output_size[0])
     high = _interleave(*_sum_and_difference(cV, cD), height, output_size[0])
     return _interleave(*_sum_and_difference(low, high), width, output_size[1]) * 0.5
@@ -115,7 +99,7 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) 
 
 def _swt(x: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     height, width = axes
-    x = _widen(x)
+    x = x.to(compute_dtype(x.dtype))
     if average:
         x = x / _block_count(x, mode, axes)
     low, high = _sum_and_difference(x, _shift(x, width, mode, forward=True))
@@ -126,7 +110,7 @@ def _swt(x: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -
 
 def _swt_adjoint(s: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> torch.Tensor:
     height, width = axes
-    cA, cH, cV, cD = _widen(s).unbind(1)
+    cA, cH, cV, cD = s.to(compute_dtype(s.dtype)).unbind(1)
     low = _gather(cA, cH, height, mode)
     high = _gather(cV, cD, height, mode)
     x = _gather(low, high, width, mode) * 0.5
@@ -150,7 +134,7 @@ def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    both = torch.stack((even, odd), axis + 1).flatten(axis, axis + 1)
+    both = torch.stack((even, odd), axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
     return _cut(both, axis, 0, size)
 
 
