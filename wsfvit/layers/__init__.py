@@ -1,1 +1,40 @@
+"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. Nothing here knows a model's name."""
 
+from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
+from .mbconv import Downsample, MBConv
+from .norm import NUM_SUBBANDS, SubbandLayerNorm
+from .partition import (
+    grid_partition,
+    grid_reverse,
+    pad_to_multiple,
+    padding_mask,
+    window_partition,
+    window_reverse,
+)
+from .rel_pos import RelPosBias, resize_bias_table
+from .stem import PublishedHaarSWT2d, WaveletStem
+from .subbands import from_subbands, to_subbands
+
+__all__ = [
+    "NUM_SUBBANDS",
+    "ChannelAttention",
+    "ConvPosEnc",
+    "Downsample",
+    "InterSubbandAttention",
+    "MBConv",
+    "MultiHeadAttention",
+    "PartitionAttention",
+    "PublishedHaarSWT2d",
+    "RelPosBias",
+    "SubbandLayerNorm",
+    "WaveletStem",
+    "from_subbands",
+    "grid_partition",
+    "grid_reverse",
+    "pad_to_multiple",
+    "padding_mask",
+    "resize_bias_table",
+    "to_subbands",
+    "window_partition",
+    "window_reverse",
+]

@@ -1,0 +1,210 @@
+"""The three attention parts of a WSF block, on channels-last maps x (B, H, W, C).
+
+WSF-ViT's attention kinds: among neighbouring tokens (window), among tokens spread over the map (grid), both after MaxViT
+(Tu et al., 2022), and among channels, i.e. among what the subbands became (after DaViT, Ding et al., 2022).
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from .norm import NUM_SUBBANDS
+from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
+from .rel_pos import RelPosBias
+
+TanhGELU = partial(nn.GELU, approximate="tanh")
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention among the N tokens of a group, with relative position bias; qkv laid out (3, heads, head_dim).
+
+    Args:
+        dim: Channels C, a multiple of `head_dim`.
+        head_dim: Channels d of one head.
+        window_size: (P, Q) of a group; N = P * Q.
+        permute_roles: Attend with query = K, key = V, value = Q, as the published global attention does:
+            softmax(d^-1/2 K V^T + bias) Q.
+    """
+
+    def __init__(self, dim: int, head_dim: int, window_size: tuple[int, int], permute_roles: bool = False) -> None:
+        super().__init__()
+        if dim % head_dim:
+            raise ValueError(f"width {dim} is not a multiple of the head dimension {head_dim}")
+        self.num_heads = dim // head_dim
+        self.permute_roles = permute_roles
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.rel_pos = RelPosBias(window_size, self.num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, window_size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+        """Attends inside each group.
+
+        Args:
+            x: (B * n, N, C), the n groups of an image in a row.
+            window_size: (P, Q) with N = P * Q, not larger than the module's own.
+            mask: Boolean (n, N), False for tokens that nobody may attend to; None: all real.
+
+        Returns:
+            (B * n, N, C), dtype of x (of autocast where that is on).
+        """
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.permute_roles:
+            q, k, v = k, v, q
+        bias = self.rel_pos(window_size).to(q.dtype).unsqueeze(0)
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None, :], float("-inf")).repeat(B // mask.shape[0], 1, 1, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+class PartitionAttention(nn.Module):
+    """LayerNorm -> attention inside a partition -> residual; LayerNorm -> MLP -> residual.
+
+    Any map size: a window larger than the map shrinks to it, a map that the window does not divide is padded, the
+    padding masked and cropped. Sizes that divide take neither path. Shape: x (B, H, W, C) -> the same.
+
+    Args:
+        dim: Channels C.
+        head_dim: Channels of one head.
+        window_size: (P, Q), the window, or the number of grid tokens along each axis.
+        partition: "window": neighbouring tokens, the local attention; "grid": tokens spread over the map with permuted
+            roles, the global attention.
+        mlp_ratio: Hidden width of the MLP over C.
+        drop_path: Stochastic depth rate of each residual.
+        act_layer: Activation of the MLP.
+        norm_layer: Called with C, normalises tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int,
+        window_size: tuple[int, int],
+        partition: Partition,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        act_layer: partial[nn.Module] | type[nn.Module] = TanhGELU,
+        norm_layer: partial[nn.Module] | type[nn.Module] = nn.LayerNorm,
+    ) -> None:
+        super().__init__()
+        self.partition = partition
+        self.window_size = window_size
+        self.norm1 = norm_layer(dim)
+        self.attn = MultiHeadAttention(dim, head_dim, window_size, permute_roles=partition == "grid")
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Changes the window and interpolates the bias table."""
+        self.window_size = window_size
+        self.attn.rel_pos.set_window_size(window_size)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        _, H, W, _ = x.shape
+        size = (min(self.window_size[0], H), min(self.window_size[1], W))
+        split, join = PARTITIONS[self.partition]
+        mask = padding_mask((H, W), size, self.partition, x.device)
+        x = pad_to_multiple(x, size)
+        padded_size = (x.shape[1], x.shape[2])
+        x = join(self.attn(split(x, size), size, mask), size, padded_size)
+        return x[:, :H, :W] if mask is not None else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self._attend(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class ChannelAttention(nn.Module):
+    """Attention between the channels of a head: A = softmax(s K^T V) over the last axis, output A Q^T; s = d^-1/2.
+
+    On explicit subbands (`num_subbands` 4, folded into the batch, subband index fastest) the channels of a head are
+    those of all four subbands together, so A has shape (4d, 4d) and every subband can change every other one.
+
+    Args:
+        dim: Channels C, a multiple of `num_heads`.
+        num_heads: Heads; d = C / num_heads.
+        num_subbands: Maps of an image that lie next to each other in the batch: 1 or 4.
+        scale: s; default d^-1/2, also for four subbands.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_subbands: int = 1, scale: float | None = None) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of the number of heads {num_heads}")
+        self.num_heads = num_heads
+        self.num_subbands = num_subbands
+        self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B * num_subbands, H, W, C) -> the same."""
+        _, H, W, C = x.shape
+        K, N = self.num_subbands, H * W
+        qkv = self.qkv(x).view(-1, K, N, 3, self.num_heads, C // self.num_heads)
+        # (3, B, heads, N, K * d): the channels of a head, over all subbands, in the last axis.
+        q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).flatten(4)
+        attn = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)
+        out = (q @ attn.transpose(-2, -1)).unflatten(-1, (K, -1))
+        return self.proj(out.permute(0, 3, 2, 1, 4).reshape(-1, H, W, C))
+
+
+class ConvPosEnc(nn.Module):
+    """Positional encoding by a depthwise 3x3 convolution, added: x (B, H, W, C) -> the same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class InterSubbandAttention(nn.Module):
+    """Positional encoding, LayerNorm -> channel attention -> residual, encoding, LayerNorm -> MLP -> residual.
+
+    Shape: x (B * num_subbands, H, W, C) -> the same, any H and W.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads of the channel attention.
+        num_subbands: 1 where subbands live in the channels, 4 for explicit subbands folded into the batch.
+        scale: Of the channel attention, see there.
+        mlp_ratio: Hidden width of the MLP over C.
+        drop_path: Stochastic depth rate of each residual.
+        act_layer: Activation of the MLP.
+        norm_layer: Called with C, normalises tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_subbands: int = 1,
+        scale: float | None = None,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        act_layer: partial[nn.Module] | type[nn.Module] = nn.GELU,
+        norm_layer: partial[nn.Module] | type[nn.Module] = nn.LayerNorm,
+    ) -> None:
+        super().__init__()
+        assert num_subbands in (1, NUM_SUBBANDS)
+        self.cpe = nn.ModuleList([ConvPosEnc(dim), ConvPosEnc(dim)])
+        self.norm1 = norm_layer(dim)
+        self.attn = ChannelAttention(dim, num_heads, num_subbands, scale)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cpe[0](x)
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = self.cpe[1](x)
+        return x + self.drop_path2(self.mlp(self.norm2(x)))

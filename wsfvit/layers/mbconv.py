@@ -1,0 +1,73 @@
+"""Inverted-bottleneck convolution with squeeze-excitation, the local part of a block."""
+
+from functools import partial
+
+from timm.layers import BatchNormAct2d, DropPath, SEModule, create_conv2d
+from torch import Tensor, nn
+
+
+class Downsample(nn.Module):
+    """Shortcut where stride or width change: 2x2 average pool at stride 2, 1x1 convolution to another width.
+
+    An odd last row or column is averaged over the pixels that exist.
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int = 2) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+        self.expand = nn.Conv2d(in_chs, out_chs, 1) if in_chs != out_chs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(self.pool(x))
+
+
+class MBConv(nn.Module):
+    """BatchNorm -> 1x1 expand -> depthwise 3x3 -> squeeze-excite -> 1x1 project, plus shortcut (MBConv as in MaxViT).
+
+    Every inner convolution is followed by BatchNorm and activation; only the last has a bias. The expansion and the
+    squeeze-excitation width are counted from the output width. Strided convolutions pad as TensorFlow's SAME.
+
+    Args:
+        in_chs: Input channels C.
+        out_chs: Output channels D.
+        stride: 1 or 2.
+        expand_ratio: Hidden width over D.
+        se_ratio: Squeeze-excitation width over D.
+        act_layer: Activation after the inner BatchNorms, a timm name.
+        norm_eps: Epsilon of the BatchNorms.
+        drop_path: Stochastic depth rate.
+
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        expand_ratio: float = 4.0,
+        se_ratio: float = 0.25,
+        act_layer: str = "gelu_tanh",
+        norm_eps: float = 1e-3,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        mid_chs = int(out_chs * expand_ratio)
+        norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer)
+        keeps_shape = stride == 1 and in_chs == out_chs
+        self.shortcut = nn.Identity() if keeps_shape else Downsample(in_chs, out_chs, stride)
+        self.pre_norm = BatchNormAct2d(in_chs, eps=norm_eps, apply_act=False)
+        self.conv1_1x1 = create_conv2d(in_chs, mid_chs, 1)
+        self.norm1 = norm_act(mid_chs)
+        self.conv2_kxk = create_conv2d(mid_chs, mid_chs, 3, stride=stride, padding="same", depthwise=True)
+        self.norm2 = norm_act(mid_chs)
+        self.se = SEModule(mid_chs, rd_channels=int(out_chs * se_ratio), act_layer="silu")
+        self.conv3_1x1 = create_conv2d(mid_chs, out_chs, 1, bias=True)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
+        x = self.se(self.norm2(self.conv2_kxk(x)))
+        return self.drop_path(self.conv3_1x1(x)) + shortcut

@@ -1,0 +1,76 @@
+"""Wavelet embedding stem: undecimated Haar subbands of the image, then two convolutions."""
+
+import math
+from functools import partial
+
+import torch
+from timm.layers import BatchNormAct2d, create_conv2d
+from torch import Tensor, nn
+
+from wsfvit.wavelets import haar_swt2d
+
+
+class PublishedHaarSWT2d(nn.Module):
+    """The published stem's transform: one undecimated Haar level with the release's signs and border.
+
+    Subbands on the channels, subband-major: [cA, -cH, -cV, cD], each of them C wide, where the release writes LL, LH, HL,
+    HH. Beyond the last row and column it sees zeros, except that a square image whose side is a power of two wraps
+    around; released weights depend on both. The two filter buffers only keep the release's state-dict keys: the transform
+    itself is sums and differences.
+
+    Shape: (B, C, H, W) -> (B, 4 * C, H, W).
+    """
+
+    signs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        a = 0.5**0.5
+        self.register_buffer("w_l", torch.tensor([[a, a]]))
+        self.register_buffer("w_h", torch.tensor([[a, -a]]))
+        self.register_buffer("signs", torch.tensor([1.0, -1.0, -1.0, 1.0]).view(4, 1, 1, 1), persistent=False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fills the signs anew (timm calls this after a model was built on the meta device)."""
+        signs = [1.0, -1.0, -1.0, 1.0]
+        self.signs = torch.tensor(signs, dtype=self.signs.dtype, device=self.signs.device).view(4, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, H, W = x.shape
+        wraps = H == W and H & (H - 1) == 0
+        subbands = haar_swt2d(x, mode="periodic" if wraps else "zero")
+        return (subbands * self.signs.to(x.dtype)).flatten(1, 2)
+
+
+class WaveletStem(nn.Module):
+    """Haar subbands -> BatchNorm + GELU -> 3x3 convolution (stride) -> BatchNorm + GELU -> 3x3 -> BatchNorm + GELU.
+
+    Shape: image (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        in_chs: Image channels C.
+        out_chs: Output channels D.
+        stride: Of the first convolution.
+        act_layer: Activation, a timm name.
+        norm_eps: Epsilon of the BatchNorms.
+    """
+
+    def __init__(
+        self, in_chs: int, out_chs: int, stride: int = 2, act_layer: str = "gelu_tanh", norm_eps: float = 1e-3
+    ) -> None:
+        super().__init__()
+        norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer)
+        self.dwt_l2 = PublishedHaarSWT2d()
+        self.norm1 = norm_act(4 * in_chs)
+        self.conv1 = create_conv2d(4 * in_chs, out_chs, 3, stride=stride, padding="same", bias=True)
+        self.norm2 = norm_act(out_chs)
+        self.conv2 = create_conv2d(out_chs, out_chs, 3, padding="same", bias=True)
+        self.norm3 = norm_act(out_chs)
+        for conv in (self.conv1, self.conv2):
+            fan_out = 9 * out_chs
+            nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.dwt_l2(x))
+        x = self.norm2(self.conv1(x))
+        return self.norm3(self.conv2(x))
