@@ -1,0 +1,136 @@
+"""What happens to a state dict on its way into a model: tables resized, channels adapted, misfits said in one sentence."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from wsfvit.layers import RelPosBias, resize_bias_table
+
+_logger = logging.getLogger(__name__)
+
+_TABLE = "relative_position_bias_table"
+
+
+def resize_bias_tables(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook: interpolates the bias tables of a checkpoint that was made for another window, and says so in one line.
+
+    Registered with `register_load_state_dict_pre_hook`, so every load path has it; `state_dict` is the copy that torch
+    makes for a load, never the caller's. Tables with another number of heads are left for the strict check.
+    """
+    changes: dict[tuple[Any, Any], int] = {}
+    for name, module in model.named_modules():
+        key = f"{prefix}{name}.{_TABLE}"
+        if not isinstance(module, RelPosBias) or not _is_resizable(state_dict.get(key), module):
+            continue
+        table = state_dict[key]
+        new = tuple(module.relative_position_bias_table.shape[1:])
+        if tuple(table.shape[1:]) != new:
+            state_dict[key] = resize_bias_table(table, module.window_size)
+            change = (tuple(table.shape[1:]), new)
+            changes[change] = changes.get(change, 0) + 1
+    if changes:
+        text = ", ".join(f"{n} from {a[0]}x{a[1]} to {b[0]}x{b[1]}" for (a, b), n in changes.items())
+        _logger.warning("Resized relative position bias tables of the checkpoint: %s.", text)
+
+
+def _is_resizable(table: Any, module: RelPosBias) -> bool:
+    heads = module.relative_position_bias_table.shape[0]
+    return isinstance(table, Tensor) and table.ndim == 3 and table.shape[0] == heads
+
+
+def adapt_stem_channels(state_dict: dict[str, Tensor], in_chans: int) -> dict[str, Tensor]:
+    """Adapts a wavelet stem's weights to another number of image channels, by timm's rules for a first convolution.
+
+    Args:
+        state_dict: With `stem.conv1.weight` (D, 4 * c, 3, 3) and `stem.norm1.*` (4 * c,), subband-major.
+        in_chans: Image channels C of the model.
+
+    Returns:
+        A state dict for 4 * C stem channels: the convolution summed over the colours for C = 1, else repeated and
+        scaled by c / C; the norm averaged over the colours for C = 1, else repeated. The same dict where c = C.
+    """
+    conv = state_dict.get("stem.conv1.weight")
+    if conv is None or conv.shape[1] == 4 * in_chans:
+        return state_dict
+    D, chs, *kernel = conv.shape
+    c = chs // 4
+    out = dict(state_dict)
+    per_subband = adapt_input_conv(in_chans, conv.reshape(D * 4, c, *kernel), base_chans=c)
+    out["stem.conv1.weight"] = per_subband.reshape(D, 4 * in_chans, *kernel)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        values = state_dict[f"stem.norm1.{name}"].reshape(4, c)
+        if in_chans == 1:
+            values = values.mean(1, keepdim=True)
+        out[f"stem.norm1.{name}"] = values.repeat(1, -(-in_chans // c))[:, :in_chans].reshape(-1)
+    _logger.warning("Adapted the stem of the checkpoint from %d to %d image channels.", c, in_chans)
+    return out
+
+
+def describe_misfit(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
+    """Says in one sentence why a state dict does not fit a model strictly; None where it fits.
+
+    Bias tables that differ in the window alone are resized on load and count as fitting.
+    """
+    own = model.state_dict()
+    resizable = {
+        f"{name}.{_TABLE}"
+        for name, module in model.named_modules()
+        if isinstance(module, RelPosBias) and _is_resizable(state_dict.get(f"{name}.{_TABLE}"), module)
+    }
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    wrong = [
+        key
+        for key, value in own.items()
+        if key in state_dict and key not in resizable and getattr(state_dict[key], "shape", None) != value.shape
+    ]
+    if not (missing or unexpected or wrong):
+        return None
+    name = getattr(model, "default_cfg", {}).get("architecture") or type(model).__name__
+    classifier = getattr(model, "default_cfg", {}).get("classifier") or "head.fc"
+    head = {f"{classifier}.weight", f"{classifier}.bias"}
+    if head.issuperset(missing + unexpected + wrong):
+        return _describe_classes(name, f"{classifier}.weight", state_dict, own)
+    parts = []
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
+        if keys:
+            shown = [_describe_key(key, state_dict, own) if keys is wrong else key for key in keys[:3]]
+            parts.append(f"{len(keys)} {what} ({', '.join(shown)}{', ...' if len(keys) > 3 else ''})")
+    return f"the checkpoint does not fit {name} with its {len(own)} entries: " + "; ".join(parts)
+
+
+def _describe_classes(name: str, key: str, state_dict: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
+    there = state_dict[key].shape[0] if key in state_dict else 0
+    here = own[key].shape[0] if key in own else 0
+    return (
+        f"the checkpoint has {there} classes, the model {name} has {here}: create the model with num_classes={there}, "
+        f"or load the rest without the classifier (strict=False after removing {key.rsplit('.', 1)[0]})"
+    )
+
+
+def _describe_key(key: str, state_dict: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
+    shape = getattr(state_dict[key], "shape", None)
+    there = tuple(shape) if shape is not None else type(state_dict[key]).__name__
+    return f"{key}: {there} in the file, {tuple(own[key].shape)} in the model"
+
+
+class StrictLoadMixin:
+    """Makes a strict `load_state_dict` refuse a misfit before it changes anything, in one sentence instead of a page."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch.
+
+        Raises:
+            RuntimeError: If strict and the state dict does not fit; the model is unchanged then.
+        """
+        assert isinstance(self, nn.Module)
+        complaint = describe_misfit(self, state_dict) if strict else None
+        if complaint:
+            raise RuntimeError(complaint)
+        return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+
+__all__ = ["StrictLoadMixin", "adapt_stem_channels", "describe_misfit", "resize_bias_tables"]

@@ -1,0 +1,479 @@
+"""WSF-ViT: wavelet spatial-frequency vision transformer.
+
+Two families from the same classes, with the same parameters and state-dict keys:
+- `wsfvit_*`: the published architecture. The wavelet stem puts the subbands into the channels, and the three attention
+  parts of a block work in the pixel domain.
+- `wsfvit_dwt_*`: the attention parts work on explicit Haar subbands. A block transforms its map once, folds the four
+  half-resolution subbands into the batch, attends inside each subband and between them, and transforms back once.
+
+Read in this order: WSFViTCfg, WSFBlock, WSFViT, model_cfgs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_2tuple
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from wsfvit.layers import (
+    NUM_SUBBANDS,
+    InterSubbandAttention,
+    MBConv,
+    PartitionAttention,
+    SubbandLayerNorm,
+    WaveletStem,
+    from_subbands,
+    to_subbands,
+)
+
+from ._state_dict import StrictLoadMixin, adapt_stem_channels, resize_bias_tables
+
+
+@dataclass(frozen=True)
+class WSFViTCfg:
+    """What defines a variant. Every field can be overridden by keyword: `create_model(name, depths=(1, 1, 1, 1))`.
+
+    Attributes:
+        embed_dims: Width of each stage.
+        depths: Blocks of each stage.
+        inter_heads: Heads of the inter-subband attention in each stage.
+        head_dim: Head width of local and global attention.
+        stem_width: Output width of the stem.
+        head_hidden_size: Hidden width of the classifier head.
+        explicit_dwt: Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
+        stem_stride: 2, or 1 for small images.
+        stage_strides: Stride of each stage's first block, 1 or 2.
+        mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
+        inter_mlp_ratio: The same for the inter-subband part.
+        act_layer: Activation of convolutions and of the MLPs of local and global attention; that of the inter-subband
+            MLP is the exact GELU.
+        conv_norm_eps: Epsilon of every BatchNorm.
+        norm_eps: Epsilon of every LayerNorm.
+        joint_subband_norm: Only with explicit_dwt: LayerNorm statistics over the four subbands of a location together.
+        full_subband_scale: Only with explicit_dwt: inter-subband softmax scale (4d)^-1/2 instead of d^-1/2.
+        subband_embed: Only with explicit_dwt: a learned vector per subband, added to its tokens (adds parameters).
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    inter_heads: tuple[int, ...]
+    head_dim: int
+    stem_width: int
+    head_hidden_size: int
+    explicit_dwt: bool = False
+    stem_stride: int = 2
+    stage_strides: tuple[int, ...] = (2, 2, 2, 2)
+    mlp_ratio: float = 4.0
+    inter_mlp_ratio: float = 4.0
+    act_layer: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    conv_norm_eps: float = 1e-3
+    norm_eps: float = 1e-5
+    joint_subband_norm: bool = False
+    full_subband_scale: bool = False
+    subband_embed: bool = False
+
+
+class WSFBlock(nn.Module):
+    """MBConv, local (window), inter-subband (channel) and global (grid) attention, each with its residuals.
+
+    Args:
+        in_chs: Input channels C.
+        out_chs: Output channels D.
+        cfg: The variant's configuration.
+        inter_heads: Heads of the inter-subband attention.
+        window_size: Window and grid (P, Q).
+        stride: Of the MBConv.
+        explicit_dwt: Attend on explicit Haar subbands instead of in the pixel domain.
+        drop_path: Stochastic depth rate of every residual.
+
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)), channels-last memory.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        cfg: WSFViTCfg,
+        inter_heads: int,
+        window_size: tuple[int, int],
+        stride: int = 1,
+        explicit_dwt: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.explicit_dwt = explicit_dwt
+        joint_norm = explicit_dwt and cfg.joint_subband_norm
+        norm_layer = partial(SubbandLayerNorm if joint_norm else nn.LayerNorm, eps=cfg.norm_eps)
+        part = partial(
+            PartitionAttention,
+            out_chs,
+            cfg.head_dim,
+            window_size,
+            mlp_ratio=cfg.mlp_ratio,
+            drop_path=drop_path,
+            act_layer=partial(nn.GELU, approximate="tanh" if cfg.act_layer == "gelu_tanh" else "none"),
+            norm_layer=norm_layer,
+        )
+        self.conv = MBConv(
+            in_chs, out_chs, stride, act_layer=cfg.act_layer, norm_eps=cfg.conv_norm_eps, drop_path=drop_path
+        )
+        self.attn_local = part(partition="window")
+        self.attn_inter = InterSubbandAttention(
+            out_chs,
+            inter_heads,
+            num_subbands=NUM_SUBBANDS if explicit_dwt else 1,
+            scale=(NUM_SUBBANDS * out_chs // inter_heads) ** -0.5 if explicit_dwt and cfg.full_subband_scale else None,
+            mlp_ratio=cfg.inter_mlp_ratio,
+            drop_path=drop_path,
+            norm_layer=norm_layer,
+        )
+        self.attn_global = part(partition="grid")
+        if explicit_dwt and cfg.subband_embed:
+            self.subband_embed = nn.Parameter(torch.zeros(NUM_SUBBANDS, 1, 1, out_chs))
+        else:
+            self.subband_embed = None
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Changes window and grid and interpolates the bias tables."""
+        self.attn_local.set_window_size(window_size)
+        self.attn_global.set_window_size(window_size)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return self.attn_global(self.attn_inter(self.attn_local(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if not self.explicit_dwt:
+            return self._attend(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        _, _, H, W = x.shape
+        # The transform is linear, so the residual stream can stay in the wavelet domain across the three parts.
+        x = to_subbands(x)
+        if self.subband_embed is not None:
+            x = x + self.subband_embed.repeat(x.shape[0] // NUM_SUBBANDS, 1, 1, 1)
+        return from_subbands(self._attend(x), (H, W))
+
+
+class WSFViTStage(nn.Module):
+    """The blocks of one resolution; the first one strides."""
+
+    def __init__(self, blocks: Sequence[WSFBlock]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class WSFViT(StrictLoadMixin, nn.Module):
+    """WSF-ViT image classifier and feature extractor.
+
+    Args:
+        cfg: The variant.
+        img_size: Nominal image size, an int or (H, W). It only sets the window: any image of at least 32 x 32 runs.
+        window_size: Window = grid, an int or (P, Q); default ceil(img_size / total stride), the last stage's map.
+        in_chans: Image channels.
+        num_classes: Classes; 0 leaves the classifier out.
+        global_pool: "avg", "max", ... as in timm, or "" for none.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        **overrides: Fields of WSFViTCfg.
+
+    Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
+
+    Raises:
+        TypeError: On a keyword that is no field of WSFViTCfg.
+        ValueError: On fields that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        cfg: WSFViTCfg,
+        img_size: int | tuple[int, int] = 224,
+        window_size: int | tuple[int, int] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = _override_cfg(cfg, overrides)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.num_features = self.embed_dim = cfg.embed_dims[-1]
+        self.img_size = to_2tuple(img_size)
+        # The stem's conv1 is adapted to other channel counts together with its norm, by checkpoint_filter_fn.
+        self._traits = {"first_conv": None}
+        self.register_load_state_dict_pre_hook(resize_bias_tables)
+
+        self.stem = WaveletStem(in_chans, cfg.stem_width, cfg.stem_stride, cfg.act_layer, cfg.conv_norm_eps)
+        stride = cfg.stem_stride
+        self.feature_info = [dict(num_chs=cfg.stem_width, reduction=stride, module="stem")]
+        for i, dim in enumerate(cfg.embed_dims):
+            stride *= cfg.stage_strides[i]
+            self.feature_info += [dict(num_chs=dim, reduction=stride, module=f"stages.{i}")]
+        self.total_stride = stride
+
+        window = self._resolve_window(window_size)
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, cfg.depths, stagewise=True)
+        in_widths = (cfg.stem_width, *cfg.embed_dims[:-1])
+        stages = []
+        for i, (in_chs, dim) in enumerate(zip(in_widths, cfg.embed_dims, strict=True)):
+            block = partial(
+                WSFBlock,
+                out_chs=dim,
+                cfg=cfg,
+                inter_heads=cfg.inter_heads[i],
+                window_size=window,
+                # One window covers the last stage's map at the nominal size: nothing is left to divide there.
+                explicit_dwt=cfg.explicit_dwt and i < len(cfg.embed_dims) - 1,
+            )
+            rates = drop_path_rates[i]
+            first = block(in_chs, stride=cfg.stage_strides[i], drop_path=rates[0])
+            stages.append(WSFViTStage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.Identity()
+        self.head = NormMlpClassifierHead(
+            self.num_features,
+            num_classes,
+            hidden_size=cfg.head_hidden_size,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            norm_layer=partial(LayerNorm2d, eps=cfg.norm_eps),
+        )
+        self.head_hidden_size = self.head.num_features
+
+    def _resolve_window(self, window_size: int | tuple[int, int] | None) -> tuple[int, int]:
+        if window_size is not None:
+            return to_2tuple(window_size)
+        return (-(-self.img_size[0] // self.total_stride), -(-self.img_size[1] // self.total_stride))
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Sets window = grid for another image size and interpolates the bias tables.
+
+        Args:
+            img_size: New nominal size, an int or (H, W); None keeps the present one.
+            window_size: New window; default ceil(img_size / total stride).
+        """
+        if img_size is not None:
+            self.img_size = to_2tuple(img_size)
+        window = self._resolve_window(window_size)
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.set_window_size(window)
+        update_model_input_size(self, self.img_size, window_size=window if window_size is not None else None)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed besides norms and biases."""
+        names = ("relative_position_bias_table", "subband_embed")
+        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise rates: per stage if coarse, else per block."""
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
+        return dict(stem=r"^stem", blocks=[(blocks, None), (r"^norm", (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or Identity."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """Puts in a new classifier.
+
+        Args:
+            num_classes: Its classes; 0 for none.
+            global_pool: New pooling; None keeps the present one.
+            reset_other: Drop the head's norm and hidden layer too.
+        """
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features)
+        self.head_hidden_size = self.head.num_features
+        if global_pool is not None:
+            self.global_pool = global_pool
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of stem (index 0) and stages (1 to 4) on the way.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: The last n if an int, all if None, else these.
+            norm: Apply the final norm to the last stage's (it is an Identity: the head holds the norm).
+            stop_early: Stop after the last index asked for.
+            output_fmt: "NCHW" only.
+            intermediates_only: Leave the final features out of the result.
+
+        Returns:
+            The list of intermediates, each (B, C_i, H_i, W_i); with the final features before it unless told otherwise.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
+        intermediates = []
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        for i, stage in enumerate(self.stages, start=1):
+            if stop_early and i > max_index:
+                break
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(self.norm(x) if norm and i == len(self.stages) else x)
+        if intermediates_only:
+            return intermediates
+        return self.norm(x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the stages behind the last index, and the head.
+
+        Returns:
+            The indices as non-negative numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
+        cut = max_index < len(self.stages)
+        self.stages = self.stages[:max_index]
+        if cut:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or cut:
+            self.reset_classifier(0, "", reset_other=True)
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> features (B, C, ceil(H / 32), ceil(W / 32)) at the default strides."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits (B, num_classes), or the head's hidden activations if pre_logits."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
+    known = set(WSFViTCfg.__dataclass_fields__)
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise TypeError(f"unknown model argument {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
+    cfg = replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()})
+    per_stage = {name: len(getattr(cfg, name)) for name in ("embed_dims", "depths", "inter_heads", "stage_strides")}
+    if len(set(per_stage.values())) > 1:
+        raise ValueError(f"one value per stage is needed, got {per_stage}")
+    return cfg
+
+
+# Published table of the family. The 384 models of T have twice the inter-subband heads of the 224 model.
+_P = WSFViTCfg(
+    embed_dims=(32, 64, 128, 256),
+    depths=(1, 1, 2, 1),
+    inter_heads=(2, 4, 8, 16),
+    head_dim=32,
+    stem_width=32,
+    head_hidden_size=256,
+)
+_T = replace(_P, embed_dims=(64, 128, 256, 512), depths=(1, 2, 3, 1), head_hidden_size=512)
+_S = replace(_T, depths=(2, 2, 5, 2), inter_heads=(4, 8, 16, 32), stem_width=64)
+_SIZES = {
+    "p0": replace(_P, embed_dims=(24, 48, 96, 192), head_dim=12, stem_width=24, head_hidden_size=192),
+    "p1": _P,
+    "p2": replace(_P, depths=(1, 2, 3, 1)),
+    "n": replace(_P, depths=(2, 2, 5, 2), inter_heads=(4, 8, 16, 32)),
+    "t": _T,
+    "s": _S,
+    "m": replace(
+        _S, embed_dims=(80, 160, 320, 640), depths=(2, 2, 6, 2), head_dim=40, stem_width=80, head_hidden_size=640
+    ),
+    "b": replace(_S, embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), head_hidden_size=768),
+}
+
+model_cfgs: dict[str, WSFViTCfg] = {
+    **{f"wsfvit_{size}_224": cfg for size, cfg in _SIZES.items()},
+    "wsfvit_b_256": _SIZES["b"],
+    "wsfvit_t_384": replace(_T, inter_heads=(4, 8, 16, 32)),
+    **{f"wsfvit_{size}_384": _SIZES[size] for size in ("s", "m", "b")},
+    **{f"wsfvit_dwt_{size}_224": replace(cfg, explicit_dwt=True) for size, cfg in _SIZES.items()},
+}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: WSFViT) -> dict[str, Tensor]:
+    """Adapts pretrained weights to the model's image channels; `resize_bias_tables` does the window on every load."""
+    return adapt_stem_channels(state_dict, model.in_chans)
+
+
+def _cfg(name: str) -> dict[str, Any]:
+    """Preprocessing of the release: bicubic; crop 0.875 for P and N, 0.95 else; Inception statistics, squashed, at 384."""
+    size = int(name.rsplit("_", 1)[1])
+    small = name.split("_")[-2] in ("p0", "p1", "p2", "n")
+    return dict(
+        url="",
+        num_classes=1000,
+        input_size=(3, size, size),
+        fixed_input_size=True,  # timm then hands --img-size to the constructor; the model itself runs on any size
+        pool_size=(size // 32, size // 32),
+        crop_pct=0.875 if small else 0.95,
+        crop_mode="squash" if size == 384 else "center",
+        interpolation="bicubic",
+        mean=IMAGENET_INCEPTION_MEAN if size == 384 else IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_INCEPTION_STD if size == 384 else IMAGENET_DEFAULT_STD,
+        first_conv="stem.conv1",
+        classifier="head.fc",
+        license="apache-2.0",
+    )
+
+
+default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
+
+
+def _register(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+        return build_model_with_cfg(
+            WSFViT,
+            name,
+            pretrained,
+            model_cfg=model_cfgs[name],
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
+            **kwargs,
+        )
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    entrypoint.__doc__ = f"{name}: {model_cfgs[name]}"
+    globals()[name] = register_model(entrypoint)
+
+
+for _name in model_cfgs:
+    _register(_name)
