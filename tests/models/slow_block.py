@@ -1,4 +1,4 @@
-"""A slow WSF block, written from the formulas: PyWavelets for the transform, einsum and loops for attention, no padding.
+"""A slow WSF block written from the formulas: PyWavelets for the transform, einsum and loops for attention, no padding.
 
 It reads the weights of a `WSFBlock` and computes everything after the MBConv in another way: attention runs over the
 list of real tokens of each group, so there is nothing to pad or mask.

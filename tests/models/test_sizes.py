@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from models.test_contract import TINY_NAMES, create_tiny
 from torch import Tensor
 
 import wsfvit  # noqa: F401
-from models.test_contract import TINY_NAMES, create_tiny
 from wsfvit.layers import attention, partition
 
 SIZES = [(32, 32), (97, 131), (224, 320), (256, 256), (448, 448)]
@@ -19,7 +19,8 @@ SIZES = [(32, 32), (97, 131), (224, 320), (256, 256), (448, 448)]
 def test_forward_and_backward(name: str, size: tuple[int, int], by_img_size: bool) -> None:
     model = create_tiny(name, img_size=size if by_img_size else 224)
     expected = (-(-size[0] // 32), -(-size[1] // 32)) if by_img_size else (7, 7)
-    assert all(b.attn_local.window_size == b.attn_global.window_size == expected for s in model.stages for b in s.blocks)
+    parts = [part for s in model.stages for b in s.blocks for part in (b.attn_local, b.attn_global)]
+    assert all(part.window_size == expected for part in parts)
     model(torch.randn(2, 3, *size)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     features = model.eval().forward_intermediates(torch.randn(1, 3, *size), intermediates_only=True)

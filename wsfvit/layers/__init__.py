@@ -1,4 +1,4 @@
-"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. Nothing here knows a model's name."""
+"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. No model is named here."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .mbconv import Downsample, MBConv

@@ -1,12 +1,12 @@
 """The three attention parts of a WSF block, on channels-last maps x (B, H, W, C).
 
-WSF-ViT's attention kinds: among neighbouring tokens (window), among tokens spread over the map (grid), both after MaxViT
-(Tu et al., 2022), and among channels, i.e. among what the subbands became (after DaViT, Ding et al., 2022).
+Attention among neighbouring tokens (window) and among tokens spread over the map (grid), both after MaxViT (Tu et al.,
+2022), and among channels, that is among what the subbands became (after DaViT, Ding et al., 2022).
 """
 
+from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
@@ -87,8 +87,8 @@ class PartitionAttention(nn.Module):
         partition: Partition,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        act_layer: partial[nn.Module] | type[nn.Module] = TanhGELU,
-        norm_layer: partial[nn.Module] | type[nn.Module] = nn.LayerNorm,
+        act_layer: Callable[..., nn.Module] = TanhGELU,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         self.partition = partition
@@ -190,8 +190,8 @@ class InterSubbandAttention(nn.Module):
         scale: float | None = None,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        act_layer: partial[nn.Module] | type[nn.Module] = nn.GELU,
-        norm_layer: partial[nn.Module] | type[nn.Module] = nn.LayerNorm,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         assert num_subbands in (1, NUM_SUBBANDS)

@@ -1,5 +1,7 @@
 """Learned relative position bias for attention inside a window or a grid group."""
 
+import warnings
+
 import torch
 from timm.layers import resize_rel_pos_bias_table, trunc_normal_
 from torch import Tensor, nn
@@ -22,9 +24,11 @@ def resize_bias_table(table: Tensor, window_size: tuple[int, int]) -> Tensor:
     A table with one entry on an axis says nothing about other offsets, so there the entry is repeated.
     """
     shape = (table.shape[0], 2 * window_size[0] - 1, 2 * window_size[1] - 1)
-    src = [max(n, 3) if n == 1 and m > 1 else n for n, m in zip(table.shape[1:], shape[1:], strict=True)]
-    table = table.expand(-1, *src) if tuple(src) != tuple(table.shape[1:]) else table
-    return resize_rel_pos_bias_table(table, new_window_size=window_size, new_bias_shape=shape)
+    table = table.expand(-1, *(3 if n == 1 < m else n for n, m in zip(table.shape[1:], shape[1:], strict=True)))
+    with warnings.catch_warnings():
+        # timm's interpolator indexes with a list and passes strided points: torch warns about both on every load.
+        warnings.simplefilter("ignore", UserWarning)
+        return resize_rel_pos_bias_table(table, new_window_size=window_size, new_bias_shape=shape)
 
 
 class RelPosBias(nn.Module):
@@ -67,9 +71,8 @@ class RelPosBias(nn.Module):
         Returns:
             Bias (heads, P * Q, P * Q) in the table's dtype.
         """
-        table = self.relative_position_bias_table
         if window_size is None or window_size == self.window_size:
-            return table.flatten(1)[:, self.index]
+            return self.relative_position_bias_table.flatten(1)[:, self.index]
         (P, Q), (p, q) = self.window_size, window_size
-        table = table[:, P - p : P + p - 1, Q - q : Q + q - 1]
+        table = self.relative_position_bias_table[:, P - p : P + p - 1, Q - q : Q + q - 1]
         return table.flatten(1)[:, relative_position_index(window_size, table.device)]

@@ -13,10 +13,10 @@ from wsfvit.wavelets import haar_swt2d
 class PublishedHaarSWT2d(nn.Module):
     """The published stem's transform: one undecimated Haar level with the release's signs and border.
 
-    Subbands on the channels, subband-major: [cA, -cH, -cV, cD], each of them C wide, where the release writes LL, LH, HL,
-    HH. Beyond the last row and column it sees zeros, except that a square image whose side is a power of two wraps
-    around; released weights depend on both. The two filter buffers only keep the release's state-dict keys: the transform
-    itself is sums and differences.
+    Subbands on the channels, subband-major: [cA, -cH, -cV, cD], each of them C wide, where the release writes LL, LH,
+    HL, HH. Beyond the last row and column it sees zeros, except that a square image whose side is a power of two wraps
+    around; released weights depend on both. The two filter buffers only keep the release's state-dict keys: the
+    transform itself is sums and differences.
 
     Shape: (B, C, H, W) -> (B, 4 * C, H, W).
     """
@@ -28,12 +28,12 @@ class PublishedHaarSWT2d(nn.Module):
         a = 0.5**0.5
         self.register_buffer("w_l", torch.tensor([[a, a]]))
         self.register_buffer("w_h", torch.tensor([[a, -a]]))
-        self.register_buffer("signs", torch.tensor([1.0, -1.0, -1.0, 1.0]).view(4, 1, 1, 1), persistent=False)
+        self.register_buffer("signs", torch.empty(4, 1, 1, 1), persistent=False)
+        self.init_non_persistent_buffers()
 
     def init_non_persistent_buffers(self) -> None:
-        """Fills the signs anew (timm calls this after a model was built on the meta device)."""
-        signs = [1.0, -1.0, -1.0, 1.0]
-        self.signs = torch.tensor(signs, dtype=self.signs.dtype, device=self.signs.device).view(4, 1, 1, 1)
+        """Fills the signs (timm calls this again after a model was built on the meta device)."""
+        self.signs.copy_(torch.tensor([1.0, -1.0, -1.0, 1.0]).view(4, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         _, _, H, W = x.shape

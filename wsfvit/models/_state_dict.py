@@ -1,4 +1,4 @@
-"""What happens to a state dict on its way into a model: tables resized, channels adapted, misfits said in one sentence."""
+"""A state dict on its way into a model: tables resized, channels adapted, a misfit said in one sentence."""
 
 import logging
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _TABLE = "relative_position_bias_table"
 
 
 def resize_bias_tables(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook: interpolates the bias tables of a checkpoint that was made for another window, and says so in one line.
+    """Load hook: interpolates the bias tables of a checkpoint made for another window, and says so in one line.
 
     Registered with `register_load_state_dict_pre_hook`, so every load path has it; `state_dict` is the copy that torch
     makes for a load, never the caller's. Tables with another number of heads are left for the strict check.
@@ -118,7 +118,7 @@ def _describe_key(key: str, state_dict: Mapping[str, Any], own: Mapping[str, Ten
 
 
 class StrictLoadMixin:
-    """Makes a strict `load_state_dict` refuse a misfit before it changes anything, in one sentence instead of a page."""
+    """Makes a strict `load_state_dict` refuse a misfit in one sentence, and before it changes anything."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch.

@@ -135,10 +135,8 @@ class WSFBlock(nn.Module):
             norm_layer=norm_layer,
         )
         self.attn_global = part(partition="grid")
-        if explicit_dwt and cfg.subband_embed:
-            self.subband_embed = nn.Parameter(torch.zeros(NUM_SUBBANDS, 1, 1, out_chs))
-        else:
-            self.subband_embed = None
+        embeds = explicit_dwt and cfg.subband_embed
+        self.subband_embed = nn.Parameter(torch.zeros(NUM_SUBBANDS, 1, 1, out_chs)) if embeds else None
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """Changes window and grid and interpolates the bias tables."""
@@ -274,9 +272,9 @@ class WSFViT(StrictLoadMixin, nn.Module):
         if img_size is not None:
             self.img_size = to_2tuple(img_size)
         window = self._resolve_window(window_size)
-        for stage in self.stages:
-            for block in stage.blocks:
-                block.set_window_size(window)
+        for module in self.modules():
+            if isinstance(module, WSFBlock):
+                module.set_window_size(window)
         update_model_input_size(self, self.img_size, window_size=window if window_size is not None else None)
 
     @torch.jit.ignore
@@ -294,8 +292,9 @@ class WSFViT(StrictLoadMixin, nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, WSFViTStage):
+                module.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -365,7 +364,7 @@ class WSFViT(StrictLoadMixin, nn.Module):
         """
         take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
         cut = max_index < len(self.stages)
-        self.stages = self.stages[:max_index]
+        self.stages = nn.Sequential(*list(self.stages)[:max_index])
         if cut:
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
         if prune_head or cut:
@@ -389,7 +388,8 @@ def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise TypeError(f"unknown model argument {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
-    cfg = replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    cfg = replace(cfg, **fields)
     per_stage = {name: len(getattr(cfg, name)) for name in ("embed_dims", "depths", "inter_heads", "stage_strides")}
     if len(set(per_stage.values())) > 1:
         raise ValueError(f"one value per stage is needed, got {per_stage}")
@@ -435,7 +435,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: WSFViT) -> dict[s
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    """Preprocessing of the release: bicubic; crop 0.875 for P and N, 0.95 else; Inception statistics, squashed, at 384."""
+    """Preprocessing of the release: crop 0.875 for P and N, 0.95 else; Inception statistics and squashing at 384."""
     size = int(name.rsplit("_", 1)[1])
     small = name.split("_")[-2] in ("p0", "p1", "p2", "n")
     return dict(
