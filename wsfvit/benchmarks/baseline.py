@@ -1,9 +1,9 @@
 """The published WSF-ViT computation, rebuilt plainly, as the thing our models are measured against.
 
-FFT stem, attention as matmul, softmax, matmul, the relative position bias gathered on every forward, explicit copies
-between channels-first and channels-last: the way such code is usually written, neither slowed down nor tuned. It uses
-torch and timm.layers alone and shares no code with wsfvit.layers or wsfvit.models. Its state-dict keys and shapes are
-those of the published checkpoints, so one set of weights runs through both sides of a comparison.
+FFT stem, attention as matmul, softmax, matmul, the relative position bias gathered on every forward, permutes between
+channels-first and channels-last: the way such code is usually written, neither slowed down nor tuned. It uses torch and
+timm.layers alone and shares no code with wsfvit.layers or wsfvit.models. Its state-dict keys and shapes are those of
+the published checkpoints, so one set of weights runs through both sides of a comparison.
 
 Shapes: B batch, C channels, H and W rows and columns, N tokens, P window side; conv parts see NCHW, window and grid
 attention NHWC, inter-subband attention tokens (B, N, C).
@@ -233,7 +233,7 @@ class ConvPosEnc(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         B, N, C = x.shape
-        feat = x.transpose(1, 2).contiguous().view(B, C, *size)
+        feat = x.transpose(1, 2).view(B, C, *size)
         return x + self.proj(feat).flatten(2).transpose(1, 2)
 
 
@@ -290,10 +290,10 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)
         B, C, H, W = x.shape
-        x = self.attn_local(x.permute(0, 2, 3, 1).contiguous())
-        x = self.attn_inter(x.view(B, H * W, C), (H, W))
+        x = self.attn_local(x.permute(0, 2, 3, 1))
+        x = self.attn_inter(x.reshape(B, H * W, C), (H, W))
         x = self.attn_global(x.view(B, H, W, C))
-        return x.permute(0, 3, 1, 2).contiguous()
+        return x.permute(0, 3, 1, 2)
 
 
 class Head(nn.Module):
