@@ -1,1 +1,29 @@
+"""Wavelet transforms for images, and nothing else.
 
+- `types`: named detail coefficients, the words for modes and backends.
+- `reference`: the Haar operators in slicing and adds, the truth.
+- `functional`: the public Haar functions: argument checks, autograd rules, the choice of backend.
+- `backend`: that choice, by environment variable or context manager.
+
+Fused CUDA kernels have their place in `triton_haar` (kernels and launchers) and `library` (their registration as
+operators); they are not part of this version, and every device runs the reference.
+
+Importing this package touches neither CUDA nor Triton nor PyWavelets.
+"""
+
+from wsfvit.wavelets.backend import resolve_backend, wavelet_backend
+from wsfvit.wavelets.functional import haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
+from wsfvit.wavelets.types import Backend, BoundaryMode, DetailCoeffs2d, SwtMode
+
+__all__ = [
+    "Backend",
+    "BoundaryMode",
+    "DetailCoeffs2d",
+    "SwtMode",
+    "haar_dwt2d",
+    "haar_idwt2d",
+    "haar_iswt2d",
+    "haar_swt2d",
+    "resolve_backend",
+    "wavelet_backend",
+]

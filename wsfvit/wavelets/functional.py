@@ -1,0 +1,240 @@
+"""Haar operators on images: argument checks, the choice of backend, and one autograd rule per operator.
+
+All of them keep the dtype that comes in (float16, bfloat16, float32, float64), compute in float32 or wider, and do so
+under autocast too. They are linear and save no tensor for the backward, which is an operator of the same family:
+
+=================  ======================================================
+operator           adjoint, hence backward
+=================  ======================================================
+DWT                IDWT (the transform is orthonormal)
+IDWT               DWT
+SWT                SWT adjoint (not the inverse: 4 times it when periodic)
+SWT adjoint        SWT
+=================  ======================================================
+
+Each derivative, reverse and forward, goes through the autograd rule itself, so those of any order exist.
+"""
+
+from typing import Any, cast, get_args
+
+import torch
+from torch.autograd import Function
+
+from wsfvit.wavelets import reference
+from wsfvit.wavelets.backend import resolve_backend
+from wsfvit.wavelets.types import SwtMode
+
+
+def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+    """Orthonormal Haar transform of one level, ``pywt.dwt2(x, "haar", mode="zero")`` as one tensor.
+
+    With a = x[2i, 2j], b = x[2i, 2j+1], c = x[2i+1, 2j], d = x[2i+1, 2j+1]::
+
+        cA = (a + b + c + d) / 2      cH = (a + b - c - d) / 2
+        cV = (a - b + c - d) / 2      cD = (a - b - c + d) / 2
+
+    A missing last row or column counts as 0, so for every H, W >= 1 the energy is kept and `haar_idwt2d` with
+    ``output_size=(H, W)`` is both the inverse and the adjoint.
+
+    Args:
+        x: (B, C, H, W), floating, any strides.
+
+    Returns:
+        (B, 4, C, ceil(H/2), ceil(W/2)) in the order cA, cH, cV, cD, dtype of ``x``. Contiguous, so that
+        ``.flatten(0, 1)`` (subbands into the batch) and ``.flatten(1, 2)`` (subbands onto the channels) are views. For
+        a channels-last ``x`` stored as (B, 4, h, w, C), so that ``.flatten(0, 1)`` is a channels-last view.
+
+    Raises:
+        ValueError: ``x`` is not 4-D, not floating, or has an empty axis.
+    """
+    _check_images("haar_dwt2d", x)
+    resolve_backend(x.device)
+    return _apply(_HaarDWT2d, x)
+
+
+def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Inverse of `haar_dwt2d`, and its adjoint.
+
+    Args:
+        y: (B, 4, C, h, w) in the order cA, cH, cV, cD, floating, any strides.
+        output_size: (H, W) of the image, each twice that of ``y`` or one less; twice if not given.
+
+    Returns:
+        (B, C, H, W), dtype of ``y``; contiguous, or channels-last where ``y`` is stored as (B, 4, h, w, C).
+
+    Raises:
+        ValueError: ``y`` is not 5-D with 4 subbands, not floating, or has an empty axis; ``output_size`` does not fit.
+    """
+    _check_subbands("haar_idwt2d", y)
+    resolve_backend(y.device)
+    height, width = 2 * y.shape[-2], 2 * y.shape[-1]
+    if output_size is not None:
+        H, W = output_size
+        if H not in (height - 1, height) or W not in (width - 1, width):
+            raise ValueError(
+                f"haar_idwt2d: output_size {(H, W)} does not fit coefficients of size {tuple(y.shape[-2:])}: "
+                f"expected {height - 1} or {height} rows and {width - 1} or {width} columns"
+            )
+        height, width = H, W
+    return _apply(_HaarIDWT2d, y, (height, width))
+
+
+def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
+    """Undecimated (stationary) Haar transform of one level: the formulas of `haar_dwt2d` on the block of every pixel.
+
+    With a = x[i, j], b = x[i, j+1], c = x[i+1, j], d = x[i+1, j+1]. In mode "periodic" it equals
+    ``pywt.swt2(x, "haar", level=1, norm=False)``, which takes even sizes only; here any size will do. For even sizes
+    every second coefficient per axis is the DWT.
+
+    Args:
+        x: (B, C, H, W), floating, any strides.
+        mode: what follows the last row and column: zeros, or the first one again ("periodic").
+
+    Returns:
+        (B, 4, C, H, W) in the order cA, cH, cV, cD, dtype of ``x``. Contiguous, so that ``.flatten(0, 1)`` and
+        ``.flatten(1, 2)`` are views. For a channels-last ``x`` stored as (B, H, W, 4, C), so that ``.flatten(1, 2)``
+        (subbands onto the channels) is a channels-last view.
+
+    Raises:
+        ValueError: ``x`` is not 4-D, not floating, or has an empty axis; ``mode`` is unknown.
+    """
+    _check_images("haar_swt2d", x)
+    _check_swt_mode("haar_swt2d", mode)
+    resolve_backend(x.device)
+    return _apply(_HaarSWT2d, x, mode, False)
+
+
+def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
+    """Least-squares (Moore-Penrose) inverse of `haar_swt2d`, exact for coefficients that an image can have.
+
+    Every 2x2 block is inverted, and each pixel is the mean over the blocks that hold it: the adjoint divided by their
+    number, 4 when periodic, else (1 in the first row, 2 below) x (1 in the first column, 2 to the right).
+
+    Args:
+        s: (B, 4, C, H, W) in the order cA, cH, cV, cD, floating, any strides.
+        mode: that of the forward transform.
+
+    Returns:
+        (B, C, H, W), dtype of ``s``; contiguous, or channels-last where ``s`` is stored as (B, H, W, 4, C).
+
+    Raises:
+        ValueError: ``s`` is not 5-D with 4 subbands, not floating, or has an empty axis; ``mode`` is unknown.
+    """
+    _check_subbands("haar_iswt2d", s)
+    _check_swt_mode("haar_iswt2d", mode)
+    resolve_backend(s.device)
+    return _apply(_HaarSWT2dAdjoint, s, mode, True)
+
+
+def _apply(rule: type[Function], *arguments: Any) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        # Compilers and export get the plain ops and differentiate those: a rule is traced as if its gradient were
+        # contiguous, which costs a channels-last model its layout, and torch 2.11 silently loses the gradient of a rule
+        # whose forward holds a cast that does nothing.
+        return cast(torch.Tensor, rule.forward(*arguments))
+    return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _HaarDWT2d(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return reference.haar_dwt2d(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        _, _, H, W = inputs[0].shape
+        ctx.output_size = (H, W)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return _apply(_HaarIDWT2d, grad, ctx.output_size)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarDWT2d, tangent)
+
+
+class _HaarIDWT2d(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+        return reference.haar_idwt2d(y, output_size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, tuple[int, int]], output: torch.Tensor) -> None:
+        _, ctx.output_size = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _apply(_HaarDWT2d, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarIDWT2d, tangent, ctx.output_size)
+
+
+class _HaarSWT2d(Function):
+    """``average`` divides by the block counts first: the adjoint of the least-squares inverse, and so its backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, mode: SwtMode, average: bool) -> torch.Tensor:
+        return reference.haar_swt2d(x, mode, average)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
+        _, ctx.mode, ctx.average = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _apply(_HaarSWT2dAdjoint, grad, ctx.mode, ctx.average), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarSWT2d, tangent, ctx.mode, ctx.average)
+
+
+class _HaarSWT2dAdjoint(Function):
+    """``average`` divides by the block counts last: the least-squares inverse."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(s: torch.Tensor, mode: SwtMode, average: bool) -> torch.Tensor:
+        return reference.haar_swt2d_adjoint(s, mode, average)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
+        _, ctx.mode, ctx.average = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _apply(_HaarSWT2d, grad, ctx.mode, ctx.average), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _apply(_HaarSWT2dAdjoint, tangent, ctx.mode, ctx.average)
+
+
+def _check_images(name: str, x: torch.Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
+        raise ValueError(
+            f"{name}: expected a floating tensor (B, C, H, W) without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
+        )
+
+
+def _check_subbands(name: str, y: torch.Tensor) -> None:
+    if y.ndim != 5 or y.shape[1] != 4 or not y.is_floating_point() or 0 in y.shape:
+        raise ValueError(
+            f"{name}: expected a floating tensor (B, 4, C, H, W) without empty axes, "
+            f"got shape {tuple(y.shape)}, {y.dtype}"
+        )
+
+
+def _check_swt_mode(name: str, mode: str) -> None:
+    if mode not in get_args(SwtMode):
+        raise ValueError(f"{name}: mode is 'zero' or 'periodic', not {mode!r}")

@@ -1,0 +1,163 @@
+"""The Haar operators in slicing and adds: the truth that every faster implementation is held against.
+
+A block of four neighbouring pixels [[a, b], [c, d]] becomes four coefficients::
+
+    cA = (a + b + c + d) / 2      cH = (a + b - c - d) / 2
+    cV = (a - b + c - d) / 2      cD = (a - b - c + d) / 2
+
+The 4x4 matrix behind them is orthonormal and its own inverse (Mallat, "A Wavelet Tour of Signal Processing", 7.7). It
+is computed one axis at a time: sum and difference along the width, then along the height, then one factor 1/2.
+
+Nothing is checked here; `wsfvit.wavelets.functional` does that. Any device, floating dtype and strides will do.
+Arithmetic is in float32 or wider, with one final cast to the dtype that came in.
+
+Memory layout: an NCHW result is plainly contiguous. A channels-last input keeps its channels innermost, see
+`haar_dwt2d` and `haar_swt2d`. The arithmetic is written for any position of the two image axes, so both share it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from wsfvit.wavelets.types import SwtMode
+
+NCHW_AXES = (2, 3)
+NHWC_AXES = (1, 2)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)); a missing last row or column counts as 0.
+
+    A channels-last input gives a result stored as (B, 4, h, w, C).
+    """
+    if _is_channels_last(x):
+        subbands = _dwt(x.permute(0, 2, 3, 1), NHWC_AXES)
+        return torch.stack(subbands, 1).to(x.dtype).contiguous().permute(0, 1, 4, 2, 3)
+    return torch.stack(_dwt(x, NCHW_AXES), 1).to(x.dtype).contiguous()
+
+
+def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+    """(B, 4, C, h, w) -> (B, C, H, W) with (H, W) = output_size, at most (2h, 2w): inverse and adjoint of the DWT.
+
+    Coefficients stored as (B, 4, h, w, C) give a channels-last result.
+    """
+    channels_inside = y.permute(0, 1, 3, 4, 2)
+    if channels_inside.is_contiguous() and not y.is_contiguous():
+        return _idwt(channels_inside, output_size, NHWC_AXES).to(y.dtype).contiguous().permute(0, 3, 1, 2)
+    return _idwt(y, output_size, NCHW_AXES).to(y.dtype).contiguous()
+
+
+def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, H, W): the four formulas on every 2x2 block, one per pixel.
+
+    A channels-last input gives a result stored as (B, H, W, 4, C). With ``average`` each pixel is first divided by the
+    number of blocks that hold it, which makes this the adjoint of the averaging inverse.
+    """
+    if _is_channels_last(x):
+        subbands = _swt(x.permute(0, 2, 3, 1), mode, average, NHWC_AXES)
+        return torch.stack(subbands, 3).to(x.dtype).contiguous().permute(0, 3, 4, 1, 2)
+    return torch.stack(_swt(x, mode, average, NCHW_AXES), 1).to(x.dtype).contiguous()
+
+
+def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+    """(B, 4, C, H, W) -> (B, C, H, W): every pixel sums what the blocks that hold it say about it.
+
+    With ``average`` the sum is divided by the number of those blocks, which makes this the least-squares inverse.
+    Coefficients stored as (B, H, W, 4, C) give a channels-last result.
+    """
+    channels_inside = s.permute(0, 3, 4, 1, 2)
+    if channels_inside.is_contiguous() and not s.is_contiguous():
+        subbands = channels_inside.movedim(3, 1)
+        return _swt_adjoint(subbands, mode, average, NHWC_AXES).to(s.dtype).contiguous().permute(0, 3, 1, 2)
+    return _swt_adjoint(s, mode, average, NCHW_AXES).to(s.dtype).contiguous()
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    # Asked on the permuted view, because a query with a memory format is refused inside vmap.
+    return x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
+
+
+def _dwt(x: torch.Tensor, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    height, width = axes
+    low, high = _sum_and_difference(*_even_and_odd(x.to(compute_dtype(x.dtype)), width))
+    cA, cH = _sum_and_difference(*_even_and_odd(low, height))
+    cV, cD = _sum_and_difference(*_even_and_odd(high, height))
+    return cA * 0.5, cH * 0.5, cV * 0.5, cD * 0.5
+
+
+def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) -> torch.Tensor:
+    height, width = axes
+    cA, cH, cV, cD = y.to(compute_dtype(y.dtype)).unbind(1)
+    low = _interleave(*_sum_and_difference(cA, cH), height, output_size[0])
+    high = _interleave(*_sum_and_difference(cV, cD), height, output_size[0])
+    return _interleave(*_sum_and_difference(low, high), width, output_size[1]) * 0.5
+
+
+def _swt(x: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    height, width = axes
+    x = x.to(compute_dtype(x.dtype))
+    if average:
+        x = x / _block_count(x, mode, axes)
+    low, high = _sum_and_difference(x, _shift(x, width, mode, forward=True))
+    cA, cH = _sum_and_difference(low, _shift(low, height, mode, forward=True))
+    cV, cD = _sum_and_difference(high, _shift(high, height, mode, forward=True))
+    return cA * 0.5, cH * 0.5, cV * 0.5, cD * 0.5
+
+
+def _swt_adjoint(s: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> torch.Tensor:
+    height, width = axes
+    cA, cH, cV, cD = s.to(compute_dtype(s.dtype)).unbind(1)
+    low = _gather(cA, cH, height, mode)
+    high = _gather(cV, cD, height, mode)
+    x = _gather(low, high, width, mode) * 0.5
+    return x / _block_count(x, mode, axes) if average else x
+
+
+def _sum_and_difference(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return first + second, first - second
+
+
+def _cut(x: torch.Tensor, axis: int, start: int | None, stop: int | None = None, step: int = 1) -> torch.Tensor:
+    """``x[start:stop:step]`` on one axis."""
+    return x[(slice(None),) * axis + (slice(start, stop, step),)]
+
+
+def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    even, odd = _cut(x, axis, 0, step=2), _cut(x, axis, 1, step=2)
+    if x.shape[axis] % 2:
+        odd = F.pad(odd, (0, 0) * (x.ndim - 1 - axis) + (0, 1))
+    return even, odd
+
+
+def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    both = torch.stack((even, odd), axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
+    return _cut(both, axis, 0, size)
+
+
+def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
+    """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic."""
+    beyond = _cut(x, axis, 0, 1) if forward else _cut(x, axis, -1)
+    if mode == "zero":
+        beyond = torch.zeros_like(beyond)
+    return torch.cat((_cut(x, axis, 1), beyond) if forward else (beyond, _cut(x, axis, None, -1)), axis)
+
+
+def _gather(low: torch.Tensor, high: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
+    """Adjoint of sum and difference with the next element: the own block plus the previous one."""
+    own, previous = _sum_and_difference(low, high)
+    return own + _shift(previous, axis, mode, forward=False)
+
+
+def _block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> torch.Tensor:
+    """How many 2x2 blocks hold each pixel, in a shape that broadcasts to ``x``."""
+    if mode == "periodic":
+        return x.new_full((), 4.0)
+    per_axis = []
+    for axis in axes:
+        count = (torch.arange(x.shape[axis], device=x.device) > 0).to(x.dtype) + 1
+        per_axis.append(count.view([-1 if dim == axis else 1 for dim in range(x.ndim)]))
+    return per_axis[0] * per_axis[1]
