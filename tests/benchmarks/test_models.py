@@ -1,0 +1,50 @@
+"""The model benchmark runs, relates each candidate to its baseline, and refuses to time models that differ."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from wsfvit.benchmarks import models
+from wsfvit.benchmarks.baseline import create_baseline
+
+NAME = "wsfvit_p0_224"
+
+
+def test_program_writes_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.json"
+    argv = ["--models", "resnet10t", f"baseline:{NAME}", "--img-size", "64", "--batch-size", "2"]
+    models.main([*argv, "--train", "--warmup", "1", "--repeats", "2", "--out", str(out)])
+    results = json.loads(out.read_text())["results"]
+    assert [(r["mode"], r["model"]) for r in results] == [
+        (mode, name) for mode in ("inference", "training") for name in ("resnet10t", f"baseline:{NAME}")
+    ]
+    assert all(r["median"] > 0 and r["baseline"] == f"baseline:{NAME}" for r in results)
+    assert results[1]["speed"] == 1
+    assert "speed vs baseline" in capsys.readouterr().out
+
+
+def test_check_accepts_equal_and_refuses_different_models() -> None:
+    baseline = create_baseline(NAME, img_size=64)
+    pair = {NAME: copy.deepcopy(baseline), f"baseline:{NAME}": baseline}
+    (check,) = models.check_models(pair, 64, torch.device("cpu"), seed=0)
+    assert check["relative_error"] == {"output": 0.0, "gradient": 0.0}
+    with torch.no_grad():
+        next(pair[NAME].parameters()).add_(0.1)
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        models.check_models(pair, 64, torch.device("cpu"), seed=0)
+
+
+def test_each_model_is_related_to_its_own_baseline() -> None:
+    names = ["baseline:wsfvit_t_224", "wsfvit_p0_224", "baseline:wsfvit_p0_224", "resnet10t"]
+    assert models.baseline_of("wsfvit_p0_224", names) == "baseline:wsfvit_p0_224"
+    assert models.baseline_of("resnet10t", names) == "baseline:wsfvit_t_224"
+    assert models.baseline_of("baseline:wsfvit_p0_224", names) == "baseline:wsfvit_p0_224"
+    assert models.baseline_of("resnet10t", ["resnet10t"]) is None
+
+
+def test_amp_needs_a_half_type() -> None:
+    with pytest.raises(SystemExit):
+        models.parse_args(["--models", "resnet10t", "--amp"])

@@ -1,0 +1,178 @@
+"""What the measuring programs share: interleaved timing, the environment of a run, JSON and Markdown output."""
+
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# Short functions are called several times per sample, so that the clock and the launch of the first call do not show.
+MIN_SAMPLE_SECONDS = 2e-3
+MAX_CALLS_PER_SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call (median and the 20 % and 80 % quantiles) and, on CUDA, bytes allocated on top at the peak."""
+
+    median: float
+    q20: float
+    q80: float
+    repeats: int
+    calls_per_sample: int
+    peak_memory: int | None = None
+
+
+def measure(fn: Callable[[], Any], warmup: int = 3, repeats: int = 20, device: torch.device | str = "cpu") -> Timing:
+    """Time one function; see `measure_together`."""
+    return measure_together({"": fn}, warmup, repeats, device)[""]
+
+
+def measure_together(
+    candidates: Mapping[str, Callable[[], Any]],
+    warmup: int = 3,
+    repeats: int = 20,
+    device: torch.device | str = "cpu",
+) -> dict[str, Timing]:
+    """Time several functions in turns, so that noise and clock changes hit all of them alike.
+
+    Each round calls every candidate once and starts one candidate later than the round before: none profits from always
+    running after a light neighbour.
+    """
+    device = torch.device(device)
+    calls: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
+    for name, fn in candidates.items():
+        for _ in range(max(warmup, 1)):
+            fn()
+        once = _sample(fn, 1, device)
+        calls[name] = min(max(math.ceil(MIN_SAMPLE_SECONDS / max(once, 1e-9)), 1), MAX_CALLS_PER_SAMPLE)
+        peaks[name] = _peak_memory(fn, device)
+
+    names = list(candidates)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(repeats):
+        start = i % len(names)
+        for name in names[start:] + names[:start]:
+            samples[name].append(_sample(candidates[name], calls[name], device))
+    return {name: _summarise(samples[name], calls[name], peaks[name]) for name in names}
+
+
+def _sample(fn: Callable[[], Any], calls: int, device: torch.device) -> float:
+    """Seconds per call over `calls` calls in a row; the device is idle before and after."""
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        fn()
+    _synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(fn: Callable[[], Any], device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    fn()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _summarise(samples: list[float], calls: int, peak: int | None) -> Timing:
+    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    q20, median, q80 = torch.tensor(samples, dtype=torch.float64).quantile(levels).tolist()
+    return Timing(median, q20, q80, len(samples), calls, peak)
+
+
+def set_up_device(device: str, threads: int | None, tf32: bool = False) -> torch.device:
+    """Fix what would otherwise differ between runs: CPU threads and the precision of float32 products on CUDA."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda, but PyTorch sees no CUDA device")
+    return resolved
+
+
+def environment() -> dict[str, Any]:
+    """Everything a reader needs to judge a figure: command, commit, versions, hardware, threads, date."""
+    import timm
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "commit": _git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if card else None,
+        "timm": timm.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "card": card,
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith("WSFVIT_")},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, "-dirty" appended if tracked files differ; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_results(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Write one run as indented JSON, creating the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(payload, indent=2) + "\n")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, the first one to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def format_timing(timing: Timing) -> tuple[str, str, str]:
+    """Median and quantile range in milliseconds, and peak memory in MiB, as text."""
+    memory = "" if timing.peak_memory is None else f"{timing.peak_memory / 2**20:.1f}"
+    return f"{timing.median * 1e3:.4g}", f"{timing.q20 * 1e3:.4g} to {timing.q80 * 1e3:.4g}", memory

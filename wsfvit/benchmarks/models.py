@@ -1,0 +1,229 @@
+"""Time models against the published computation, in one run and with the same weights.
+
+    python -m wsfvit.benchmarks.models --models wsfvit_t_224 convnext_tiny --batch-size 4 --threads 2 --repeats 10
+    python -m wsfvit.benchmarks.models --models wsfvit_t_224 maxvit_tiny_tf_224 --device cuda --batch-size 64 \\
+        --channels-last --dtype bfloat16 --amp --train --out results/models_t_224.json
+
+A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
+is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone. Candidates take turns, and the tables give
+the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1 is faster).
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
+from wsfvit.benchmarks.common import (
+    DTYPES,
+    Timing,
+    environment,
+    format_timing,
+    markdown_table,
+    measure_together,
+    set_up_device,
+    write_results,
+)
+
+PREFIX = "baseline:"
+OUTPUT_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wsfvit.benchmarks.models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME", help="timm names or baseline:NAME")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
+    parser.add_argument("--amp", action="store_true", help="float32 weights and input under autocast to --dtype")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of weights and input")
+    parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA while timing")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--train", action="store_true", help="also time forward + backward in training mode")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    args = parser.parse_args(argv)
+    if args.amp and args.dtype not in ("bfloat16", "float16"):
+        parser.error("--amp needs --dtype bfloat16 or float16")
+    return args
+
+
+def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
+    """Candidates by name; the baseline of a published name follows it, with the same weights."""
+    models: dict[str, nn.Module] = {}
+    for name in names:
+        if name.startswith(PREFIX):
+            if name not in models:
+                models[name] = create_baseline(name.removeprefix(PREFIX), img_size)
+            continue
+        models[name] = _create_timm_model(name, img_size)
+        if name in BASELINE_CFGS:
+            models[PREFIX + name] = create_baseline(name, img_size)
+            models[PREFIX + name].load_state_dict(models[name].state_dict(), strict=True)
+    return models
+
+
+def _create_timm_model(name: str, img_size: int) -> nn.Module:
+    import timm
+
+    import wsfvit  # noqa: F401  (registers our models)
+
+    cfg = timm.get_pretrained_cfg(name)
+    model_takes_size = name.startswith("wsfvit") or (cfg is not None and cfg.fixed_input_size)
+    model: nn.Module = timm.create_model(name, **({"img_size": img_size} if model_takes_size else {}))
+    return model
+
+
+def check_models(models: dict[str, nn.Module], img_size: int, device: torch.device, seed: int) -> list[dict[str, Any]]:
+    """Compare each model with its baseline in float32, outputs and gradients; a difference ends the program."""
+    checks = []
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 3, img_size, img_size, generator=generator).to(device)
+    for name in models:
+        if PREFIX + name not in models:
+            continue
+        ours, theirs = models[name].eval(), models[PREFIX + name].eval()
+        out, grads = _output_and_gradients(ours, x)
+        want, want_grads = _output_and_gradients(theirs, x)
+        found = {
+            "output": _relative_error(out, want),
+            "gradient": _relative_error(
+                torch.cat([grads[key].flatten() for key in want_grads]),
+                torch.cat([g.flatten() for g in want_grads.values()]),
+            ),
+        }
+        # "not below" rather than "above", so that NaN fails too
+        if not (found["output"] < OUTPUT_TOLERANCE and found["gradient"] < GRADIENT_TOLERANCE):
+            raise SystemExit(f"{name} and its baseline differ: {found}; nothing was timed")
+        checks.append({"model": name, "baseline": PREFIX + name, "relative_error": found})
+    return checks
+
+
+def _output_and_gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    out = model(x)
+    named = dict(model.named_parameters())
+    grads = torch.autograd.grad(out.square().mean(), list(named.values()))
+    return out.detach(), dict(zip(named, grads, strict=True))
+
+
+def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    got, want = got.double(), want.double()
+    return float((got - want).norm() / want.norm())
+
+
+def inference_step(model: nn.Module, x: torch.Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Any:
+    with torch.inference_mode(), autocast():
+        return model(x)
+
+
+def training_step(
+    model: nn.Module, x: torch.Tensor, target: torch.Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    with autocast():
+        loss = F.cross_entropy(model(x).float(), target)
+    torch.autograd.backward(loss)
+    # Freed at once: each candidate then meets the same memory.
+    model.zero_grad(set_to_none=True)
+
+
+def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Timings by mode ("inference", "training") and name."""
+    dtype = DTYPES[args.dtype]
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    generator = torch.Generator().manual_seed(args.seed)
+    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
+    target = torch.randint(1000, (args.batch_size,), generator=generator).to(device)
+    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=layout)
+    for model in models.values():
+        model.to(dtype=x.dtype, memory_format=layout)  # type: ignore[call-overload]
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, dtype) if args.amp else nullcontext()
+
+    timings = {}
+    steps = {name: partial(inference_step, model, x, autocast) for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
+    if args.train:
+        steps = {name: partial(training_step, model, x, target, autocast) for name, model in models.items()}
+        for model in models.values():
+            model.train()
+        timings["training"] = measure_together(steps, args.warmup, args.repeats, device)
+    return timings
+
+
+def baseline_of(name: str, names: list[str]) -> str | None:
+    """The baseline to relate a candidate to: its own, else the first one of the run."""
+    own = name if name.startswith(PREFIX) else PREFIX + name
+    if own in names:
+        return own
+    return next((other for other in names if other.startswith(PREFIX)), None)
+
+
+def summarise(mode: str, timings: dict[str, Timing], models: dict[str, nn.Module], batch: int) -> list[dict[str, Any]]:
+    """One record per candidate; `speed` is the baseline's time over the candidate's."""
+    records = []
+    for name, timing in timings.items():
+        baseline = baseline_of(name, list(timings))
+        records.append(
+            {
+                "mode": mode,
+                "model": name,
+                "params": sum(p.numel() for p in models[name].parameters()),
+                "images_per_second": batch / timing.median,
+                "baseline": baseline,
+                "speed": timings[baseline].median / timing.median if baseline else None,
+                **asdict(timing),
+            }
+        )
+    return records
+
+
+def print_table(mode: str, timings: dict[str, Timing], records: list[dict[str, Any]]) -> None:
+    rows = []
+    for record in records:
+        name, params = record["model"], f"{record['params'] / 1e6:.1f}"
+        speed = "" if record["speed"] is None else f"{record['speed']:.2f}"
+        rows.append([name, params, *format_timing(timings[name]), f"{record['images_per_second']:.1f}", speed])
+    header = ["model", "params (M)", "ms", "20 to 80 %", "peak MiB", "images/s", "speed vs baseline"]
+    print(f"\n{mode}\n\n{markdown_table(header, rows)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = set_up_device(args.device, args.threads)
+    torch.manual_seed(args.seed)
+    models = {name: model.to(device) for name, model in build_models(args.models, args.img_size).items()}
+    checks = check_models(models, args.img_size, device, args.seed)
+    for check in checks:
+        print(f"{check['model']} agrees with its baseline, relative error {check['relative_error']}")
+
+    set_up_device(args.device, args.threads, args.tf32)
+    timings = time_models(models, args, device)
+    results = []
+    for mode, by_name in timings.items():
+        records = summarise(mode, by_name, models, args.batch_size)
+        print_table(mode, by_name, records)
+        results += records
+    if args.out:
+        payload = {"environment": environment(), "settings": vars(args), "checks": checks, "results": results}
+        write_results(args.out, payload)
+        print(f"\nwrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Time Haar transforms (one level, 2-D) against other libraries, other formulations and the limit, a copy.
+
+    python -m wsfvit.benchmarks.wavelets --op all --shapes 4x3x224x224 64x64x56x56 --threads 2 --repeats 20
+    python -m wsfvit.benchmarks.wavelets --op dwt --shapes 64x64x56x56 --device cuda --dtype bfloat16 --backward \\
+        --out results/wavelets_dwt.json
+
+Every candidate is checked against PyWavelets in float64 before anything is timed, up to the signs, order and border
+that it documents; a wrong one ends the program. Each is timed in the memory layout of its own output: nobody pays for a
+conversion. The copy moves as many bytes as the transform must read and write; "of limit" is its time over the
+candidate's. With --backward, forward and backward are timed together and each gradient is checked to be the adjoint.
+WSFVIT_WAVELET_BACKEND chooses our backend; the name in the table says which one ran.
+"""
+
+import argparse
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from wsfvit.benchmarks.common import (
+    DTYPES,
+    Timing,
+    environment,
+    format_timing,
+    markdown_table,
+    measure_together,
+    set_up_device,
+    write_results,
+)
+
+COPY = "copy (same bytes)"
+FFT = "fft (baseline)"
+# Norm of the difference over the norm. Peers keep float32 filters and some compute in half precision.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+class NotApplicable(Exception):
+    """A candidate that cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute the transform.
+
+    `run` maps (B, C, H, W) to the library's own output, and `unpack` maps that to (B, 4, C, h, w) in the order cA, cH,
+    cV, cD. `signs` are its signs relative to PyWavelets. `border` says what follows the last row and column.
+    """
+
+    run: Callable[[torch.Tensor], Any]
+    unpack: Callable[[Any], torch.Tensor]
+    border: str = "zero"
+    signs: tuple[int, int, int, int] = (1, 1, 1, 1)
+
+
+def _wsfvit(op: str, x: torch.Tensor) -> Candidate:
+    from wsfvit.wavelets import haar_dwt2d, haar_swt2d
+
+    return Candidate(haar_swt2d if op == "swt" else haar_dwt2d, lambda y: y)
+
+
+def _fft(op: str, x: torch.Tensor) -> Candidate:
+    """The baseline's stem transform; for the DWT, every second coefficient of it."""
+    from wsfvit.benchmarks.baseline import FFTHaarSWT2d
+
+    H, W = x.shape[-2:]
+    swt: Callable[[torch.Tensor], torch.Tensor] = FFTHaarSWT2d().to(x.device)
+    # The published border: a square image that fills its power-of-two canvas wraps around.
+    wraps = H == W == FFTHaarSWT2d.canvas_size(H, W)
+    run, border = swt, "periodic" if wraps else "zero"
+    if op == "dwt":
+        if wraps and H == 1:
+            raise NotApplicable("a 1x1 image wraps around")
+        # Blocks that start at even places reach beyond the border in odd sizes only, and those see zeros.
+        run, border = lambda x: swt(x)[..., ::2, ::2].contiguous(), "zero"
+    return Candidate(run, lambda y: y.unflatten(1, (4, -1)), border, signs=(1, -1, -1, 1))
+
+
+def _grouped_conv(op: str, x: torch.Tensor) -> Candidate:
+    """A depthwise convolution with the four 2x2 filters, output channel-major."""
+    B, C, H, W = x.shape
+    filters = [[[1, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]]
+    weight = torch.tensor(filters, device=x.device, dtype=x.dtype).div(2)[:, None].repeat(C, 1, 1, 1)
+    pad = (0, 1, 0, 1) if op == "swt" else (0, W % 2, 0, H % 2)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(x, pad) if any(pad) else x, weight, stride=1 if op == "swt" else 2, groups=C)
+
+    return Candidate(run, lambda y: y.unflatten(1, (-1, 4)).transpose(1, 2))
+
+
+def _pytorch_wavelets(op: str, x: torch.Tensor) -> Candidate:
+    library = _import("pytorch_wavelets")
+    if op == "dwt":
+        return Candidate(library.DWTForward(J=1, wave="haar", mode="zero").to(x), _unpack_low_high)
+    swt = _import("pytorch_wavelets.dwt.transform2d").SWTForward(J=1, wave="haar", mode="zero").to(x)
+    return Candidate(swt, lambda y: y[0].unflatten(1, (-1, 4)).transpose(1, 2))
+
+
+def _ptwt(op: str, x: torch.Tensor) -> Candidate:
+    """It has no 2-D SWT, so that is its 1-D one along the rows, then along the columns."""
+    ptwt = _import("ptwt")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise NotApplicable("float32 and float64 only")
+    if op == "dwt":
+        return Candidate(
+            lambda x: ptwt.wavedec2(x, "haar", mode="zero", level=1), lambda y: torch.stack([y[0], *y[1]], dim=1)
+        )
+
+    def run(x: torch.Tensor) -> list[torch.Tensor]:
+        low, high = ptwt.swt(x, "haar", level=1, axis=-2)
+        cA, cV = ptwt.swt(low, "haar", level=1, axis=-1)
+        cH, cD = ptwt.swt(high, "haar", level=1, axis=-1)
+        return [cA, cH, cV, cD]
+
+    return Candidate(run, partial(torch.stack, dim=1), border="periodic")
+
+
+def _torchwavelets(op: str, x: torch.Tensor) -> Candidate:
+    torchwavelets = _import("torchwavelets")
+    if op == "dwt":
+        return Candidate(torchwavelets.DWT2D(wave="haar", J=1, mode="zero").to(x.device), _unpack_low_high)
+    if x.shape[-2] % 2 or x.shape[-1] % 2:
+        raise NotApplicable("its SWT takes even sizes only")
+    swt = torchwavelets.SWT2D("haar", level=1).to(x.device)
+    return Candidate(swt, lambda y: torch.stack([y[0][0], *y[0][1]], dim=1), border="periodic")
+
+
+def _unpack_low_high(y: Any) -> torch.Tensor:
+    low, (high, *_) = y
+    return torch.cat([low[:, :, None], high], dim=2).transpose(1, 2)
+
+
+def _import(module: str) -> Any:
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise NotApplicable("not installed")
+    return importlib.import_module(module)
+
+
+CANDIDATES: dict[str, Callable[[str, torch.Tensor], Candidate]] = {
+    "wsfvit": _wsfvit,
+    FFT: _fft,
+    "grouped convolution": _grouped_conv,
+    "pytorch_wavelets": _pytorch_wavelets,
+    "ptwt": _ptwt,
+    "torchwavelets": _torchwavelets,
+}
+
+
+def build_candidates(op: str, x: torch.Tensor) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """Candidates that can run on x (B, C, H, W), and the reasons of those that cannot."""
+    candidates, left_out = {}, {}
+    for name, build in CANDIDATES.items():
+        try:
+            candidate = build(op, x)
+        except NotApplicable as reason:
+            left_out[name] = str(reason)
+        else:
+            candidates[_display_name(name, x.device)] = candidate
+    return candidates, left_out
+
+
+def _display_name(name: str, device: torch.device) -> str:
+    if name != "wsfvit":
+        return name
+    from wsfvit.wavelets import resolve_backend
+
+    return f"wsfvit ({resolve_backend(device)})"
+
+
+def pywt_transform(op: str, x: torch.Tensor, border: str) -> torch.Tensor:
+    """PyWavelets in float64 on the CPU, (B, C, H, W) -> (B, 4, C, h, w)."""
+    import numpy as np
+    import pywt
+
+    H, W = x.shape[-2:]
+    image = x.detach().double().cpu().numpy()
+    if op == "dwt":
+        cA, details = pywt.dwt2(image, "haar", mode="zero")
+        return torch.from_numpy(np.stack([cA, *details], axis=1))
+    # pywt's SWT is periodic and takes even sizes; a border of its own, then cropped away, makes any other one.
+    extra = ((0, 0), (0, 0), (0, 2 - H % 2), (0, 2 - W % 2))
+    padded = np.pad(image, extra, mode="wrap" if border == "periodic" else "constant")
+    [(cA, details)] = pywt.swt2(padded, "haar", level=1, axes=(-2, -1))
+    return torch.from_numpy(np.stack([cA, *details], axis=1)[..., :H, :W].copy())
+
+
+def check_forward(name: str, candidate: Candidate, op: str, x: torch.Tensor) -> float:
+    """Relative error against PyWavelets on the first and the last image of the batch; too large ends the program."""
+    with torch.no_grad():
+        got = candidate.unpack(candidate.run(x))
+    ends = slice(None, None, max(x.shape[0] - 1, 1))
+    want = pywt_transform(op, x[ends], candidate.border)
+    if got.shape != (x.shape[0], *want.shape[1:]):
+        raise SystemExit(f"{op} by {name}: shape {tuple(got.shape)}, PyWavelets has {tuple(want.shape[1:])} per image")
+    signs = torch.tensor(candidate.signs, dtype=torch.float64)[:, None, None, None]
+    error = float((got[ends].double().cpu() * signs - want).norm() / want.norm())
+    # "not below" rather than "above", so that NaN fails too
+    if not error < TOLERANCE[x.dtype]:
+        raise SystemExit(f"{op} by {name} differs from PyWavelets: relative error {error:.2e}; nothing was timed")
+    return error
+
+
+def check_adjoint(name: str, candidate: Candidate, op: str, x: torch.Tensor) -> float:
+    """The transform T is linear, so its gradient must satisfy <T x, g> = <x, T' g>; else the program ends."""
+    x = x.detach().requires_grad_()
+    y = candidate.unpack(candidate.run(x))
+    # g = T x plus noise: the products are large, and rounding does not look like a wrong gradient.
+    g = y.detach() + torch.randn_like(y)
+    (grad,) = torch.autograd.grad(y, x, g)
+    left = (y.detach().double() * g.double()).sum()
+    right = (x.detach().double() * grad.double()).sum()
+    error = float((left - right).abs() / left.abs())
+    if not error < TOLERANCE[x.dtype]:
+        raise SystemExit(f"{op} by {name} has a wrong gradient: relative error {error:.2e}; nothing was timed")
+    return error
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """All tensors of a library's output, whatever its nesting."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [tensor for part in output for tensor in tensors_of(part)]
+
+
+def forward_step(candidate: Candidate, x: torch.Tensor) -> Any:
+    with torch.no_grad():
+        return candidate.run(x)
+
+
+def forward_backward_step(candidate: Candidate, x: torch.Tensor, grads: list[torch.Tensor]) -> Any:
+    return torch.autograd.grad(tensors_of(candidate.run(x)), x, grads)
+
+
+def copy_step(source: torch.Tensor, times: int) -> Any:
+    return [source.clone() for _ in range(times)]
+
+
+def build_steps(
+    candidates: dict[str, Candidate], op: str, x: torch.Tensor, backward: bool
+) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name: the candidates, then the copy that bounds them."""
+    B, C, H, W = x.shape
+    steps: dict[str, Callable[[], Any]] = {}
+    for name, candidate in candidates.items():
+        if backward:
+            leaf = x.detach().requires_grad_()
+            grads = [torch.randn_like(y) for y in tensors_of(candidate.run(leaf))]
+            steps[name] = partial(forward_backward_step, candidate, leaf, grads)
+        else:
+            steps[name] = partial(forward_step, candidate, x)
+    written = 4 * (H * W if op == "swt" else -(-H // 2) * -(-W // 2))
+    # A copy of n elements reads n and writes n; the backward moves the same bytes the other way.
+    source = torch.randn(B * C * (H * W + written) // 2, device=x.device).to(x.dtype)
+    steps[COPY] = partial(copy_step, source, 2 if backward else 1)
+    return steps
+
+
+def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Check and time one transform on one shape, print its table, and return its record."""
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    generator = torch.Generator().manual_seed(args.seed)
+    x = torch.randn(shape, generator=generator).to(device, DTYPES[args.dtype]).contiguous(memory_format=layout)
+    candidates, left_out = build_candidates(op, x)
+    errors = {name: {"forward": check_forward(name, candidate, op, x)} for name, candidate in candidates.items()}
+    if args.backward:
+        for name, candidate in candidates.items():
+            errors[name]["adjoint"] = check_adjoint(name, candidate, op, x)
+    steps = build_steps(candidates, op, x, args.backward)
+    timings = measure_together(steps, args.warmup, args.repeats, device)
+    title = f"{op} {'x'.join(map(str, shape))} {args.dtype}, {'forward + backward' if args.backward else 'forward'}"
+    print_table(title, timings, candidates, left_out)
+    results = [
+        {"candidate": name, "relative_error": errors.get(name), "of_limit": timings[COPY].median / timing.median}
+        | {"border": candidates[name].border if name in candidates else None}
+        | asdict(timing)
+        for name, timing in timings.items()
+    ]
+    return {"op": op, "shape": shape, "results": results, "left_out": left_out}
+
+
+def print_table(
+    title: str, timings: dict[str, Timing], candidates: dict[str, Candidate], left_out: dict[str, str]
+) -> None:
+    rows = []
+    for name, timing in timings.items():
+        of_limit = f"{100 * timings[COPY].median / timing.median:.0f} %"
+        speed = f"{timings[FFT].median / timing.median:.2f}"
+        border = candidates[name].border if name in candidates else ""
+        rows.append([name, *format_timing(timing), of_limit, speed, border])
+    for name, reason in left_out.items():
+        rows.append([name, reason, "", "", "", "", ""])
+    header = ["candidate", "ms", "20 to 80 %", "peak MiB", "of limit", "speed vs fft", "border"]
+    print(f"\n{title}\n\n{markdown_table(header, rows)}")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"a shape is BxCxHxW, such as 4x3x224x224, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wsfvit.benchmarks.wavelets", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--op", choices=("swt", "dwt", "all"), default="all")
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(4, 3, 224, 224)], metavar="BxCxHxW")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the input")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--backward", action="store_true", help="time forward + backward")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = set_up_device(args.device, args.threads)
+    ops = ("swt", "dwt") if args.op == "all" else (args.op,)
+    runs = [bench_transform(op, shape, args, device) for op in ops for shape in args.shapes]
+    if args.out:
+        write_results(args.out, {"environment": environment(), "settings": vars(args), "runs": runs})
+        print(f"\nwrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
