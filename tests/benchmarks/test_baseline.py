@@ -1,100 +1,49 @@
 """The baseline must be the published computation: its keys and shapes, its numbers, its gradients."""
 
-import gzip
 import json
-import math
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import pywt
 import torch
-from torch import nn
+from parity import FIXTURES, fill_by_key, load_fixture, load_manifest, make_input, relative_error, sample
 
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, FFTHaarSWT2d, create_baseline
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"
 RTOL = 1e-9
-
-
-def fill_from_keys(model: nn.Module) -> nn.Module:
-    """Fill every parameter and buffer from its state-dict key, as the fixtures were made: in float32, then widened."""
-    model = model.double().eval()
-    state = model.state_dict()
-    for key, old in state.items():
-        if not old.is_floating_point():
-            continue
-        g = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-        r = torch.randn(old.shape, generator=g)
-        leaf = key.rsplit(".", 1)[-1]
-        if leaf == "w_l":
-            r = torch.full_like(old, 0.5).sqrt()
-        elif leaf == "w_h":
-            r = torch.full_like(old, 0.5).sqrt() * torch.tensor([[1.0, -1.0]])
-        elif leaf == "running_mean":
-            r = 0.1 * r
-        elif leaf == "running_var":
-            r = 1 + 0.1 * r.abs()
-        elif leaf == "relative_position_bias_table":
-            r = 0.5 * r
-        elif r.ndim >= 2:
-            # The order of the two roundings matters at 1e-8.
-            gain = 0.3 if key.endswith("attn_inter.attn.qkv.weight") else 1.0
-            r = gain * r / math.sqrt(r.numel() / r.shape[0])
-        elif leaf == "weight":
-            r = 1 + 0.1 * r
-        else:
-            r = 0.1 * r
-        state[key] = r
-    model.load_state_dict(state, strict=True)
-    return model
-
-
-def relative_error(got: torch.Tensor, want: np.ndarray) -> float:
-    reference = torch.from_numpy(want)
-    return float((got.detach() - reference).norm() / reference.norm())
-
-
-def parity_input(img_size: int, seed: int) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 3, img_size, img_size, generator=g).double()
 
 
 def parity_errors(name: str) -> dict[str, float]:
     """Relative error of the logits and of each sampled feature map against the fixture of `name`."""
-    want = np.load(FIXTURES / f"{name}.npz")
-    model = fill_from_keys(create_baseline(name))
+    want = load_fixture(name)
+    model = fill_by_key(create_baseline(name)).eval()
     features: list[torch.Tensor] = []
     for part in (model.stem, *model.stages):
         part.register_forward_hook(lambda _module, _args, out: features.append(out))
     with torch.no_grad():
-        logits = model(parity_input(int(want["img_size"]), int(want["seed"])))
+        logits = model(make_input(int(want["seed"]), int(want["img_size"])))
     errors = {"logits": relative_error(logits, want["logits"])}
     for i, feature in enumerate(features):
-        assert feature.shape == tuple(want[f"feature{i}_shape"])
-        picks = torch.linspace(0, feature.numel() - 1, 256).long()
-        errors[f"feature{i}"] = relative_error(feature.flatten()[picks], want[f"feature{i}_sample"])
+        assert list(feature.shape) == want[f"feature{i}_shape"].tolist()
+        errors[f"feature{i}"] = relative_error(sample(feature), want[f"feature{i}_sample"])
     return errors
 
 
-@pytest.fixture(scope="module")
-def manifest() -> dict[str, Any]:
-    return json.loads(gzip.decompress((FIXTURES / "manifest.json.gz").read_bytes()))
+MANIFEST = load_manifest()
 
 
-def test_names_are_the_published_ones(manifest: dict[str, Any]) -> None:
-    assert set(BASELINE_CFGS) == set(manifest)
+def test_names_are_the_published_ones() -> None:
+    assert set(BASELINE_CFGS) == set(MANIFEST)
 
 
 @pytest.mark.parametrize("name", list(BASELINE_CFGS))
-def test_keys_and_shapes(name: str, manifest: dict[str, Any]) -> None:
+def test_keys_and_shapes(name: str) -> None:
     with torch.device("meta"):
         model = create_baseline(name)
     got = {key: list(value.shape) for key, value in model.state_dict().items()}
-    assert got == manifest[name]["state_dict"]
-    assert sum(p.numel() for p in model.parameters()) == manifest[name]["params"]
+    assert got == MANIFEST[name]["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == MANIFEST[name]["params"]
 
 
 @pytest.mark.parametrize("name", ["wsfvit_p1_224", "wsfvit_t_224"])
@@ -106,8 +55,8 @@ def test_parity(name: str) -> None:
 
 def test_gradient_norms() -> None:
     want = json.loads((FIXTURES / "wsfvit_p1_224.grad_norms.json").read_text())
-    model = fill_from_keys(create_baseline("wsfvit_p1_224"))
-    x = parity_input(224, 0).requires_grad_()
+    model = fill_by_key(create_baseline("wsfvit_p1_224")).eval()
+    x = make_input(0, 224).requires_grad_()
     model(x).square().mean().backward()
     got = {key: float(p.grad.norm()) for key, p in model.named_parameters() if p.grad is not None}
     assert got.keys() == want.keys()
