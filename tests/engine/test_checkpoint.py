@@ -171,6 +171,13 @@ def test_flipped_byte_is_noticed(tmp_path, model, at):
         load_weights(model, path)
 
 
+def test_text_file_gets_no_advice_to_trust_it(tmp_path):
+    (tmp_path / "notes.pth").write_text("Learning rates that worked.")
+    with pytest.raises(UserError, match="damaged or no checkpoint") as refused:
+        load_state_dict_file(tmp_path / "notes.pth")
+    assert "weights_only" not in str(refused.value)
+
+
 def test_no_such_file_and_directory(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_state_dict_file(tmp_path / "none.pth")

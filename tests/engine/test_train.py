@@ -115,6 +115,8 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["-b", "4001"], "more than the 4000 training images"),
         (["-b", "33", "--mixup", "0.5"], "must be even"),
         (["--mean", "0.1", "0.2"], "--mean takes 1 or 1 values"),
+        (["--interpolation", "no-such"], "'no-such'"),
+        (["--aa", "nosuch"], "Unknown AA policy nosuch"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--initial-checkpoint", "none.pth"], "does not exist"),
         (["-c", "none.yaml"], "cannot be read"),

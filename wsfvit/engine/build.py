@@ -133,17 +133,24 @@ def check_classes(dataset: Any, num_classes: int) -> None:
 def build_eval_loader(
     args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, device: torch.device
 ) -> Loader:
-    """Loader of every image of ``dataset``, once, in order: batches of images (B, C, H, W) float32 and labels (B,)."""
-    return create_loader(
-        dataset,
-        batch_size=batch_size,
-        is_training=False,
-        num_workers=args.workers,
-        device=device,
-        pin_memory=args.pin_mem,
-        use_prefetcher=not args.no_prefetcher,
-        **data_config,
-    )
+    """Loader of every image of ``dataset``, once, in order: batches of images (B, C, H, W) float32 and labels (B,).
+
+    Raises:
+        UserError: the evaluation setting holds a value that no transform takes.
+    """
+    try:
+        return create_loader(
+            dataset,
+            batch_size=batch_size,
+            is_training=False,
+            num_workers=args.workers,
+            device=device,
+            pin_memory=args.pin_mem,
+            use_prefetcher=not args.no_prefetcher,
+            **data_config,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as err:
+        raise UserError(f"evaluation setting {data_config}: {type(err).__name__}: {err}") from err
 
 
 def build_loaders(

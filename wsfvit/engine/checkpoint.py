@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import os
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -161,9 +162,9 @@ def _read_torch(path: Path, trust: bool) -> Any:
                 f"checkpoint '{path}' was refused: it wants to call {', '.join(names)}. Nothing in it was executed. "
                 "Only if you know where the file is from: --trust-checkpoint"
             ) from err
-        raise UserError(
-            f"checkpoint '{path}' is damaged or no checkpoint ({type(err).__name__}: {_first_line(err)})"
-        ) from err
+        # torch's text for this one advises to load without the restriction, which helps nobody with a damaged file.
+        reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else _first_line(err)
+        raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
 
 
 def _broken_record(path: Path) -> str | None:
