@@ -9,14 +9,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the entry points lie in the repository root, outside the package
 
+from tiny_run import TWO_STEPS  # noqa: E402
+
 from wsfvit.engine.args import parse_train_args  # noqa: E402
 from wsfvit.engine.train import run_training  # noqa: E402
 from wsfvit.errors import run_main  # noqa: E402
-
-# A real run in seconds: two updates of a tiny network on the built-in digits.
-TINY = ["--dataset", "digits", "--model", "test_resnet", "--img-size", "32", "--num-classes", "10", "--in-chans", "1"]
-TINY += ["--mean", "0.13", "--std", "0.31", "--device", "cpu", "-j", "0", "--hflip", "0", "-vb", "500"]
-TWO_STEPS = [*TINY, "-b", "2000", "--epochs", "1", "--warmup-epochs", "0", "--opt", "adamw", "--lr", "1e-3"]
 
 
 @pytest.fixture(autouse=True)

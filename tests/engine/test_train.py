@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import TINY, TWO_STEPS
+from tiny_run import TINY, TWO_STEPS
 
 import get_flops
 import train
