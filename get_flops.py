@@ -1,0 +1,19 @@
+#!/usr/bin/env python3
+"""Count a model's parameters, multiply-accumulates and activations.
+
+python get_flops.py --model wsfvit_t_224
+python get_flops.py --model wsfvit_t_224 --img-size 384 --num-classes 10
+python get_flops.py --all
+"""
+
+from wsfvit.engine.args import parse_flops_args
+from wsfvit.engine.flops import run_flops
+from wsfvit.errors import run_main
+
+
+def main() -> None:
+    run_flops(parse_flops_args())
+
+
+if __name__ == "__main__":
+    run_main(main)

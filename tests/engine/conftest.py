@@ -1,0 +1,48 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # the entry points lie in the repository root, outside the package
+
+from tiny_run import TWO_STEPS  # noqa: E402
+
+from wsfvit.engine.args import parse_train_args  # noqa: E402
+from wsfvit.engine.train import run_training  # noqa: E402
+from wsfvit.errors import run_main  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    """Tiny networks lose more than they win from threads, the more so on a shared machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> dict[str, Any]:
+    """The result of one two-step run with a moving average."""
+    output = tmp_path_factory.mktemp("runs")
+    argv = [*TWO_STEPS, "--model-ema", "--model-ema-decay", "0.5", "--output", str(output), "--experiment", "tiny"]
+    return run_training(parse_train_args(argv))
+
+
+@pytest.fixture
+def error_of(capsys) -> Callable[[Callable[[], object]], str]:
+    """Runs a command as its entry point would; returns its one line on stderr, having checked exit code 2."""
+
+    def run(command: Callable[[], object]) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_main(command)
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run

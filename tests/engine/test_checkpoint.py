@@ -1,0 +1,241 @@
+"""The checkpoint loader: every kind of file, safe against hostile ones, clear about damaged and unfitting ones."""
+
+import argparse
+import os
+import pickle
+import sys
+
+import pytest
+import timm
+import torch
+
+import train
+import validate
+from wsfvit.engine.checkpoint import (
+    export_safetensors,
+    load_state_dict_file,
+    load_weights,
+    save_atomic,
+    strip_prefixes,
+)
+from wsfvit.engine.files import write_atomic
+from wsfvit.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=10, in_chans=1)
+
+
+class Hostile:
+    """Unpickling it would create ``marker``."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def write_hostile(kind, folder):
+    """Writes a hostile checkpoint of one kind; returns its path and the folder that loading it must not create."""
+    marker = folder / "marker"
+    name, protocol = ("hostile.safetensors", 2) if kind == "safetensors" else ("hostile.pth.tar", int(kind[-1]))
+    path = folder / name
+    content = {"state_dict": {"a": torch.zeros(1)}, "x": Hostile(marker)}
+    if kind.startswith("zip"):
+        torch.save(content, path, pickle_protocol=protocol)
+    elif kind.startswith("legacy"):
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    else:
+        path.write_bytes(pickle.dumps(Hostile(marker), protocol=protocol))
+    return path, marker
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model."])
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_finds_the_weights_behind_keys_and_prefixes(tmp_path, model, wrapper, key):
+    wrapped = {wrapper + name: value for name, value in model.state_dict().items()}
+    torch.save(wrapped if key is None else {key: wrapped, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
+    found, meta = load_state_dict_file(tmp_path / "x.pth")
+    assert same(found, model.state_dict())
+    assert meta["weights"] == "raw"
+
+
+def test_prefixes_stay_where_only_some_keys_have_them():
+    state = {"model.a": torch.zeros(1), "b": torch.zeros(1)}
+    assert strip_prefixes(state).keys() == state.keys()
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+def test_ema_selection(tmp_path, key):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, key: {"module.w": torch.ones(1)}}, tmp_path / "x.pth")
+    raw, raw_meta = load_state_dict_file(tmp_path / "x.pth")
+    ema, ema_meta = load_state_dict_file(tmp_path / "x.pth", use_ema=True)
+    assert (raw["w"].item(), raw_meta["weights"]) == (0, "raw")
+    assert (ema["w"].item(), ema_meta["weights"]) == (1, "ema")
+
+
+def test_use_ema_without_an_average_gives_raw_and_says_so(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "x.pth")
+    assert load_state_dict_file(tmp_path / "x.pth", use_ema=True)[1]["weights"] == "raw"
+
+
+def test_safetensors_pair_round_trip(tmp_path, model):
+    path = tmp_path / "w.safetensors"
+    config = {
+        "arch": "test_resnet",
+        "model_kwargs": {"num_classes": 10, "in_chans": 1},
+        "data_config": {"crop_pct": 1.0},
+    }
+    export_safetensors(model.state_dict(), path, config)
+    found, meta = load_state_dict_file(path)
+    assert same(found, model.state_dict())
+    assert {key: meta[key] for key in config} == config
+
+
+def test_safetensors_flipped_bytes_are_noticed(tmp_path, model):
+    path = tmp_path / "w.safetensors"
+    export_safetensors(model.state_dict(), path, {"arch": "test_resnet"})
+    blob = bytearray(path.read_bytes())
+    blob[-100] ^= 255
+    path.write_bytes(blob)
+    with pytest.raises(UserError, match="damaged: its SHA-256"):
+        load_state_dict_file(path)
+
+
+KINDS = ["pickle2", "pickle4", "zip2", "zip4", "legacy2", "legacy4", "safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_file_is_refused_by_load_weights(tmp_path, model, kind):
+    path, marker = write_hostile(kind, tmp_path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(UserError) as refused:
+        load_weights(model, path)
+    message = str(refused.value)
+    if kind == "safetensors":
+        assert "damaged or no safetensors file" in message
+    else:
+        assert "posix.mkdir" in message or "nt.mkdir" in message
+        assert "Nothing in it was executed" in message and "--trust-checkpoint" in message
+    assert "\n" not in message
+    assert not marker.exists()
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("kind", ["pickle2", "zip2", "safetensors"])
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_hostile_file_is_refused_by_the_commands(tmp_path, monkeypatch, error_of, kind, command):
+    path, marker = write_hostile(kind, tmp_path)
+    argv = ["x", "--dataset", "digits", "--model", "test_resnet", "--num-classes", "10", "--device", "cpu"]
+    argv += ["--output", str(tmp_path), "--initial-checkpoint" if command == "train" else "--checkpoint", str(path)]
+    if command == "validate":
+        argv.remove("--output")
+        argv.remove(str(tmp_path))
+    monkeypatch.setattr(sys, "argv", argv)
+    message = error_of({"train": train, "validate": validate}[command].main)
+    assert message.startswith("error: checkpoint")
+    assert not marker.exists()
+
+
+def test_trust_is_the_only_way_to_unpickle(tmp_path):
+    path, marker = write_hostile("zip2", tmp_path)
+    found, _ = load_state_dict_file(path, trust=True)
+    assert "a" in found
+    assert marker.is_dir()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -200, -1])
+def test_truncated_file(tmp_path, model, keep):
+    path = tmp_path / "x.pth.tar"
+    torch.save({"state_dict": model.state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        load_weights(model, path)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.7])
+def test_flipped_byte_is_noticed(tmp_path, model, at):
+    path = tmp_path / "x.pth.tar"
+    torch.save({"state_dict": model.state_dict()}, path)
+    blob = bytearray(path.read_bytes())
+    blob[int(len(blob) * at)] ^= 255
+    path.write_bytes(blob)
+    with pytest.raises(UserError, match="damaged"):
+        load_weights(model, path)
+
+
+def test_text_file_gets_no_advice_to_trust_it(tmp_path):
+    (tmp_path / "notes.pth").write_text("Learning rates that worked.")
+    with pytest.raises(UserError, match="damaged or no checkpoint") as refused:
+        load_state_dict_file(tmp_path / "notes.pth")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_no_such_file_and_directory(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_state_dict_file(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="is a directory"):
+        load_state_dict_file(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, {"state_dict": {"a": 1}}, [1, 2]])
+def test_no_weights_in_the_file(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds"):
+        load_state_dict_file(tmp_path / "x.pth")
+
+
+def test_file_may_not_steer_create_model(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "model_kwargs": {"checkpoint_path": "/x"}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="may not set checkpoint_path"):
+        load_state_dict_file(tmp_path / "x.pth")
+
+
+def test_class_count_is_said_in_words(tmp_path, model):
+    other = timm.create_model("test_resnet", num_classes=1000, in_chans=1)
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="the file has 1000 classes, the model 10: pass --num-classes 1000"):
+        load_weights(model, tmp_path / "x.pth")
+
+
+def test_another_model_is_summed_up(tmp_path, model):
+    other = timm.create_model("test_vit", num_classes=10)
+    torch.save(other.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"does not fit test_resnet: \d+ missing from the file \(.*, \.\.\.\); \d+ not in"
+    ):
+        load_weights(model, tmp_path / "x.pth")
+
+
+def test_shapes_are_named(tmp_path, model):
+    torch.save(timm.create_model("test_resnet", num_classes=10, in_chans=3).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"1 of another shape \(\S+ \[\d+, 3, \d+, \d+\] for \[\d+, 1, \d+, \d+\]\)"):
+        load_weights(model, tmp_path / "x.pth")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "last.pth.tar"
+    save_atomic({"a": torch.ones(1)}, path)
+
+    def fail_halfway(file):
+        file.write(b"half")
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        write_atomic(path, fail_halfway)
+    with pytest.raises(Exception, match="pickle"):
+        save_atomic({"a": lambda: None}, path)
+    assert load_state_dict_file(path)[0]["a"].item() == 1
+    assert os.listdir(tmp_path) == ["last.pth.tar"]
+
+
+def test_unwritable_place_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        save_atomic({}, tmp_path / "none" / "x.pth")

@@ -1,0 +1,25 @@
+"""python -m wsfvit info."""
+
+import importlib.metadata
+import sys
+
+import wsfvit.__main__ as command
+
+
+def test_info_names_versions_devices_and_variables(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(sys, "argv", ["wsfvit", "info"])
+    command.main()
+    out = capsys.readouterr().out
+    assert f"torch {importlib.metadata.version('torch')}" in out
+    assert "wavelet backend" in out
+    assert "OMP_NUM_THREADS=3" in out
+
+
+def test_info_reports_a_backend_that_cannot_be_used(monkeypatch, capsys):
+    def refuse(device):
+        raise RuntimeError("no kernels here")
+
+    monkeypatch.setattr(command, "resolve_backend", refuse)
+    command.print_info()
+    assert "unusable: no kernels here" in capsys.readouterr().out

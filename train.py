@@ -1,0 +1,19 @@
+#!/usr/bin/env python3
+"""Train an image classifier.
+
+python train.py --dataset digits -c configs/digits/wsfvit_p0.yaml
+python train.py /data/imagenet -c configs/imagenet/wsfvit_t_224.yaml --amp-dtype bfloat16
+python train.py --dataset hfds/PATH_TO_CIFAR10 --val-split test --model wsfvit_p1_224 --img-size 64 --num-classes 10
+"""
+
+from wsfvit.engine.args import parse_train_args
+from wsfvit.engine.train import run_training
+from wsfvit.errors import run_main
+
+
+def main() -> None:
+    run_training(parse_train_args())
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,71 @@
+"""``python -m wsfvit info``: what this installation is and what it will compute with."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+
+import timm
+import torch
+
+import wsfvit
+from wsfvit.errors import run_main
+from wsfvit.wavelets import resolve_backend
+
+PACKAGES = ("torch", "torchvision", "timm", "triton", "PyWavelets", "fvcore", "safetensors", "mlxtend")
+VARIABLES = {
+    "WSFVIT_WAVELET_BACKEND": "wavelet operators",
+    "TIMM_FUSED_ATTN": "timm's choice of attention",
+    "CUDA_VISIBLE_DEVICES": "GPUs that are used",
+    "OMP_NUM_THREADS": "CPU threads of each process",
+    "HF_HUB_OFFLINE": "1 keeps hfds/ datasets off the network",
+}
+
+
+def main() -> None:
+    """Parses the command line and runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m wsfvit")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, devices, models, wavelet backend, environment variables")
+    parser.parse_args()
+    print_info()
+
+
+def print_info() -> None:
+    """Prints versions, devices, the number of registered models, the wavelet backends and environment variables."""
+    print(f"wsfvit {wsfvit.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print("packages:  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    print(f"models:    {len(timm.list_models('wsfvit*'))} registered as wsfvit*")
+    for device in _devices():
+        print(f"device:    {_describe(device)}, wavelet backend {_backend(device)}")
+    for name, meaning in VARIABLES.items():
+        print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
+
+
+def _devices() -> list[torch.device]:
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    found = torch.cuda.get_device_properties(device)
+    return f"{device} {found.name}, {found.total_memory / 2**30:.0f} GiB"
+
+
+def _backend(device: torch.device) -> str:
+    try:
+        return resolve_backend(device)
+    except (RuntimeError, ValueError) as err:  # a backend was asked for that this installation does not have
+        return f"unusable: {err}"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,246 @@
+"""Checkpoints: the one loader for every file a user may have, and the writers.
+
+Reading never runs code from the file: pickles go through ``torch.load(weights_only=True)`` unless the user trusts it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.engine.pickle_scan import refused_globals
+from wsfvit.errors import UserError
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+RAW_KEYS = ("state_dict", "model")
+EMA_KEYS = ("state_dict_ema", "model_ema")
+META_KEYS = ("arch", "model_kwargs", "data_config", "epoch", "metric")
+# create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
+RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+StateDict = dict[str, torch.Tensor]
+
+
+def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` that leaves the old file whole when writing fails."""
+    write_atomic(path, lambda file: torch.save(obj, file))
+
+
+def export_safetensors(
+    state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str], config: dict[str, Any]
+) -> None:
+    """Writes released weights: ``path`` (.safetensors) and beside it a .json with ``config`` and the weights' SHA-256.
+
+    Args:
+        state_dict: Tensors by name.
+        path: Ends in ``.safetensors``.
+        config: Primitives only: ``arch``, ``model_kwargs``, ``data_config`` and whatever else describes the weights.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"'{path}': released weights are named NAME.safetensors")
+    blob = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state_dict.items()})
+    write_atomic(path, lambda file: file.write(blob))
+    described = {**config, "sha256": hashlib.sha256(blob).hexdigest()}
+    write_text_atomic(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+
+
+def load_state_dict_file(
+    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+) -> tuple[StateDict, dict[str, Any]]:
+    """Reads model weights from a checkpoint file.
+
+    Args:
+        path: .pth, .pth.tar, .pt or any other ``torch.save`` file, or .safetensors (with its .json, if there is one).
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: Unpickle without restrictions. The file can then run any code.
+
+    Returns:
+        The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
+        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``epoch`` and ``metric``.
+
+    Raises:
+        UserError: the file is missing, damaged, refused as unsafe, or holds no weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint '{path}' is a directory: name the file in it")
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, trust)
+    state_dict, weights = _find_state_dict(content, path, use_ema)
+    return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+) -> dict[str, Any]:
+    """Loads a checkpoint file into ``model``, every key and shape matching; returns what the file says about itself.
+
+    Raises:
+        UserError: as ``load_state_dict_file``, or the weights do not fit the model.
+    """
+    state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
+    apply_state_dict(model, state_dict, path)
+    return meta
+
+
+def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.PathLike[str]) -> None:
+    """Loads ``state_dict`` strictly; a misfit becomes one ``UserError`` that sums it up. ``path`` names the source."""
+    try:
+        model.load_state_dict(state_dict, strict=True)
+    except RuntimeError as err:
+        # Only now: a model's own load hooks (resized bias tables) decide what fits, not a comparison made beforehand.
+        raise UserError(
+            f"checkpoint '{path}' does not fit {_model_name(model)}: {_misfit(model, state_dict, err)}"
+        ) from err
+
+
+def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Removes the prefixes that DDP, ``torch.compile`` and wrappers put before every key, in any order and number."""
+    stripped = dict(state_dict)
+    while stripped:
+        prefix = next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) for key in stripped)), None)
+        if prefix is None:
+            break
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors.torch
+
+    try:
+        blob = path.read_bytes()
+        content: dict[str, Any] = {"state_dict": safetensors.torch.load(blob)}
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as err:
+        raise UserError(f"checkpoint '{path}' is damaged or no safetensors file ({_first_line(err)})") from err
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return content
+    try:
+        described = json.loads(sidecar.read_text())
+    except (OSError, ValueError) as err:
+        raise UserError(f"'{sidecar}', which describes '{path.name}', cannot be read ({_first_line(err)})") from err
+    if not isinstance(described, dict):
+        raise UserError(f"'{sidecar}', which describes '{path.name}', is not a JSON object")
+    if "sha256" in described and described["sha256"] != hashlib.sha256(blob).hexdigest():
+        raise UserError(f"checkpoint '{path}' is damaged: its SHA-256 is not the one in '{sidecar.name}'")
+    return {**described, **content}
+
+
+def _read_torch(path: Path, trust: bool) -> Any:
+    try:
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        broken = _broken_record(path)
+        if broken:
+            raise UserError(f"checkpoint '{path}' is damaged: the checksum of '{broken}' in it is wrong")
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # The restricted reader warns about pickle protocols, then reads or refuses them; the refusal is enough.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    # A damaged or hostile pickle can end in almost any exception, and all of them mean the same to the user.
+    except Exception as err:
+        names = [] if trust else refused_globals(path)
+        if names:
+            raise UserError(
+                f"checkpoint '{path}' was refused: it wants to call {', '.join(names)}. Nothing in it was executed. "
+                "Only if you know where the file is from: --trust-checkpoint"
+            ) from err
+        # torch's text for this one advises to load without the restriction, which helps nobody with a damaged file.
+        reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else _first_line(err)
+        raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
+
+
+def _broken_record(path: Path) -> str | None:
+    """Name of the first record whose checksum is wrong in a zip-format checkpoint; torch itself does not look."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def _find_state_dict(content: Any, path: Path, use_ema: bool) -> tuple[StateDict, str]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
+    for key in (EMA_KEYS if use_ema else ()) + RAW_KEYS:
+        if content.get(key) is not None:
+            found, weights = content[key], "ema" if key in EMA_KEYS else "raw"
+            break
+    else:
+        found, weights = content, "raw"
+    tensors = isinstance(found, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    )
+    if not found or not tensors:
+        keys = ", ".join(sorted(map(str, content))[:6]) or "nothing"
+        raise UserError(f"checkpoint '{path}' holds no model weights (its top level: {keys})")
+    return dict(found), weights
+
+
+def _read_meta(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
+    meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
+    expected = {"arch": str, "model_kwargs": dict, "data_config": dict}
+    for key, kind in expected.items():
+        if key in meta and not isinstance(meta[key], kind):
+            raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
+    reserved = [key for key in RESERVED_KWARGS if key in meta.get("model_kwargs", {})]
+    if reserved:
+        raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")
+    return meta
+
+
+def _misfit(model: nn.Module, state_dict: StateDict, err: RuntimeError) -> str:
+    """One line on how ``state_dict`` differs from what ``model`` needs."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in own if key in state_dict}
+    mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
+    if not missing and not unexpected and mismatched and all(_in_classifier(model, key) for key in mismatched):
+        classes = {
+            (theirs[0], ours[0]) for theirs, ours in (shapes[key] for key in mismatched) if theirs[1:] == ours[1:]
+        }
+        if len(classes) == 1:
+            theirs, ours = classes.pop()
+            return f"the file has {theirs} classes, the model {ours}: pass --num-classes {theirs}"
+    parts = [
+        _some("missing from the file", missing),
+        _some("not in the model", unexpected),
+        _some("of another shape", [f"{key} {list(shapes[key][0])} for {list(shapes[key][1])}" for key in mismatched]),
+    ]
+    return "; ".join(filter(None, parts)) or _first_line(err)
+
+
+def _some(what: str, keys: list[str]) -> str:
+    return f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
+
+
+def _in_classifier(model: nn.Module, key: str) -> bool:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else names
+    return any(key.startswith(f"{name}.") for name in names)
+
+
+def _model_name(model: nn.Module) -> str:
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+
+
+def _first_line(err: Exception) -> str:
+    return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()

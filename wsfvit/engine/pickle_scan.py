@@ -1,0 +1,59 @@
+"""Which Python objects a pickle wants to import, read from its opcodes without running any of them."""
+
+import io
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+# What weights_only loading allows by itself, so that a message names only what it refused.
+_HARMLESS = re.compile(
+    r"collections\.OrderedDict|argparse\.Namespace|torch\.Size|torch\.device|torch\.\w*Storage"
+    r"|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\._tensor\.\w+|torch\.nn\.parameter\.Parameter"
+)
+
+
+def refused_globals(path: Path) -> list[str]:
+    """Names, such as ``posix.system``, that the pickle in ``path`` refers to and that safe loading does not allow.
+
+    A damaged file yields the names found before the damage; a file that is no pickle yields none.
+    """
+    found: dict[str, None] = {}
+    for stream in _pickle_streams(path):
+        for name in _globals(stream):
+            if not _HARMLESS.fullmatch(name):
+                found[name] = None
+    return list(found)
+
+
+def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
+    if not zipfile.is_zipfile(path):
+        yield io.BytesIO(path.read_bytes())
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                yield io.BytesIO(archive.read(name))
+
+
+def _globals(stream: IO[bytes]) -> Iterator[str]:
+    """Yields ``module.name`` for every import in the pickles that follow each other in ``stream``."""
+    strings: list[str] = []
+    memo: dict[int, str] = {}
+    while True:
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield ".".join(strings[-2:])
+                elif opcode.name.startswith("MEMOIZE"):
+                    memo[len(memo)] = strings[-1] if strings else ""
+                elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
+                    strings.append(memo.get(int(str(argument)), "?"))
+                elif "UNICODE" in opcode.name:
+                    strings.append(str(argument))
+        except (ValueError, IndexError, KeyError):
+            return  # the end of the last pickle, or damage: genops reports both this way
