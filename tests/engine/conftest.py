@@ -1,19 +1,13 @@
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine.tiny_run import TWO_STEPS
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the entry points lie in the repository root, outside the package
-
-from tiny_run import TWO_STEPS  # noqa: E402
-
-from wsfvit.engine.args import parse_train_args  # noqa: E402
-from wsfvit.engine.train import run_training  # noqa: E402
-from wsfvit.errors import run_main  # noqa: E402
+from wsfvit.engine.args import parse_train_args
+from wsfvit.engine.train import run_training
+from wsfvit.errors import run_main
 
 
 @pytest.fixture(autouse=True)

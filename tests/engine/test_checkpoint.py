@@ -201,16 +201,14 @@ def test_file_may_not_steer_create_model(tmp_path):
 def test_class_count_is_said_in_words(tmp_path, model):
     other = timm.create_model("test_resnet", num_classes=1000, in_chans=1)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="the file has 1000 classes, the model 10: pass --num-classes 1000"):
+    with pytest.raises(UserError, match=r"it has 1000 classes, the model test_resnet has 10: .*--num-classes 1000"):
         load_weights(model, tmp_path / "x.pth")
 
 
 def test_another_model_is_summed_up(tmp_path, model):
     other = timm.create_model("test_vit", num_classes=10)
     torch.save(other.state_dict(), tmp_path / "x.pth")
-    with pytest.raises(
-        UserError, match=r"does not fit test_resnet: \d+ missing from the file \(.*, \.\.\.\); \d+ not in"
-    ):
+    with pytest.raises(UserError, match=r"does not fit test_resnet .*: \d+ missing \(.*, \.\.\.\); \d+ unexpected"):
         load_weights(model, tmp_path / "x.pth")
 
 

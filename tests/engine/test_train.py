@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from tiny_run import TINY, TWO_STEPS
+from engine.tiny_run import TINY, TWO_STEPS
 
 import get_flops
 import train
@@ -63,7 +63,7 @@ def test_command_line_overrules_what_the_checkpoint_says(trained):
     last = trained["run_folder"] / "last.pth.tar"
     result = run_validation(validate_args(last, "--img-size", "48", "--mean", "0.5"))
     assert (result["input_size"], result["mean"], result["std"]) == ([1, 48, 48], [0.5], [0.31])
-    with pytest.raises(UserError, match="the file has 10 classes, the model 12: pass --num-classes 10"):
+    with pytest.raises(UserError, match="it has 10 classes, the model test_resnet has 12: pass num_classes=10"):
         run_validation(validate_args(last, "--num-classes", "12"))
 
 

@@ -124,7 +124,7 @@ def test_pretrained_features(published: Path) -> None:
 
 
 def test_wrong_class_count_says_so(published: Path) -> None:
-    with pytest.raises(RuntimeError, match="has 1000 classes, the model wsfvit_p0_224 has 10: .*num_classes=1000"):
+    with pytest.raises(RuntimeError, match="has 1000 classes, the model wsfvit_p0_224 has 10: pass num_classes"):
         load(published, "checkpoint_path", num_classes=10)
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from wsfvit.engine.files import write_atomic, write_text_atomic
 from wsfvit.engine.pickle_scan import refused_globals
 from wsfvit.errors import UserError
+from wsfvit.models import describe_misfit
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
@@ -102,10 +103,7 @@ def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.Pat
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as err:
-        # Only now: a model's own load hooks (resized bias tables) decide what fits, not a comparison made beforehand.
-        raise UserError(
-            f"checkpoint '{path}' does not fit {_model_name(model)}: {_misfit(model, state_dict, err)}"
-        ) from err
+        raise UserError(f"checkpoint '{path}': {describe_misfit(model, state_dict) or _first_line(err)}") from err
 
 
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -204,42 +202,6 @@ def _read_meta(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if reserved:
         raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")
     return meta
-
-
-def _misfit(model: nn.Module, state_dict: StateDict, err: RuntimeError) -> str:
-    """One line on how ``state_dict`` differs from what ``model`` needs."""
-    own = model.state_dict()
-    missing = [key for key in own if key not in state_dict]
-    unexpected = [key for key in state_dict if key not in own]
-    shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in own if key in state_dict}
-    mismatched = [key for key, (theirs, ours) in shapes.items() if theirs != ours]
-    if not missing and not unexpected and mismatched and all(_in_classifier(model, key) for key in mismatched):
-        classes = {
-            (theirs[0], ours[0]) for theirs, ours in (shapes[key] for key in mismatched) if theirs[1:] == ours[1:]
-        }
-        if len(classes) == 1:
-            theirs, ours = classes.pop()
-            return f"the file has {theirs} classes, the model {ours}: pass --num-classes {theirs}"
-    parts = [
-        _some("missing from the file", missing),
-        _some("not in the model", unexpected),
-        _some("of another shape", [f"{key} {list(shapes[key][0])} for {list(shapes[key][1])}" for key in mismatched]),
-    ]
-    return "; ".join(filter(None, parts)) or _first_line(err)
-
-
-def _some(what: str, keys: list[str]) -> str:
-    return f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
-
-
-def _in_classifier(model: nn.Module, key: str) -> bool:
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    names = (names,) if isinstance(names, str) else names
-    return any(key.startswith(f"{name}.") for name in names)
-
-
-def _model_name(model: nn.Module) -> str:
-    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
 def _first_line(err: Exception) -> str:

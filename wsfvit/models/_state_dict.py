@@ -82,39 +82,37 @@ def describe_misfit(model: nn.Module, state_dict: Mapping[str, Any]) -> str | No
     }
     missing = [key for key in own if key not in state_dict]
     unexpected = [key for key in state_dict if key not in own]
-    wrong = [
-        key
+    shapes = {
+        key: (_shape(state_dict[key]), _shape(value))
         for key, value in own.items()
-        if key in state_dict and key not in resizable and getattr(state_dict[key], "shape", None) != value.shape
-    ]
-    if not (missing or unexpected or wrong):
+        if key in state_dict and key not in resizable and _shape(state_dict[key]) != _shape(value)
+    }
+    if not (missing or unexpected or shapes):
         return None
-    name = getattr(model, "default_cfg", {}).get("architecture") or type(model).__name__
-    classifier = getattr(model, "default_cfg", {}).get("classifier") or "head.fc"
-    head = {f"{classifier}.weight", f"{classifier}.bias"}
-    if head.issuperset(missing + unexpected + wrong):
-        return _describe_classes(name, f"{classifier}.weight", state_dict, own)
-    parts = []
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)):
-        if keys:
-            shown = [_describe_key(key, state_dict, own) if keys is wrong else key for key in keys[:3]]
-            parts.append(f"{len(keys)} {what} ({', '.join(shown)}{', ...' if len(keys) > 3 else ''})")
-    return f"the checkpoint does not fit {name} with its {len(own)} entries: " + "; ".join(parts)
+    cfg = getattr(model, "default_cfg", {})
+    name = cfg.get("architecture") or type(model).__name__
+    classifier = cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else classifier
+    if shapes and not missing + unexpected and all(key.rsplit(".", 1)[0] in heads for key in shapes):
+        theirs, ours = ((shape or (0,))[0] for shape in next(iter(shapes.values())))
+        return (
+            f"it has {theirs} classes, the model {name} has {ours}: "
+            f"pass num_classes={theirs} (--num-classes {theirs}) to use its classifier"
+        )
+    parts = [
+        _some("missing", missing),
+        _some("unexpected", unexpected),
+        _some("of another shape", [f"{key}: {theirs} for {ours}" for key, (theirs, ours) in shapes.items()]),
+    ]
+    return f"it does not fit {name} ({len(own)} entries): {'; '.join(filter(None, parts))}"
 
 
-def _describe_classes(name: str, key: str, state_dict: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
-    there = state_dict[key].shape[0] if key in state_dict else 0
-    here = own[key].shape[0] if key in own else 0
-    return (
-        f"the checkpoint has {there} classes, the model {name} has {here}: create the model with num_classes={there}, "
-        f"or load the rest without the classifier (strict=False after removing {key.rsplit('.', 1)[0]})"
-    )
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _describe_key(key: str, state_dict: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
-    shape = getattr(state_dict[key], "shape", None)
-    there = tuple(shape) if shape is not None else type(state_dict[key]).__name__
-    return f"{key}: {there} in the file, {tuple(own[key].shape)} in the model"
+def _some(what: str, keys: list[str]) -> str:
+    return f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
 
 
 class StrictLoadMixin:
@@ -129,7 +127,7 @@ class StrictLoadMixin:
         assert isinstance(self, nn.Module)
         complaint = describe_misfit(self, state_dict) if strict else None
         if complaint:
-            raise RuntimeError(complaint)
+            raise RuntimeError(f"cannot load the state dict: {complaint}")
         return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
 
 
