@@ -123,8 +123,9 @@ def _read_filter_bank(name: str) -> FilterBank:
     return filter_bank(wavelet)
 
 
-# The compiler takes the taps as constants instead of tracing into PyWavelets.
-torch.compiler.assume_constant_result(_named_filter_bank)  # type: ignore[no-untyped-call]
+# What torch.compiler.assume_constant_result does: the compiler takes the taps as constants instead of tracing into
+# PyWavelets. Set by hand, because that function imports the compiler, and with it Triton.
+_named_filter_bank._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def arithmetic_dtype(x: torch.Tensor) -> torch.dtype:

@@ -72,7 +72,7 @@ class _Taps(nn.Module):
         self.register_buffer("taps", torch.tensor(self._values, dtype=torch.float32), persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.taps = self._build(filterbank.arithmetic_dtype(self.taps))
         return self
 
