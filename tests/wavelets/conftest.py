@@ -1,16 +1,20 @@
-"""Memory that nobody wrote to is NaN in these tests, so an output left unwritten cannot pass."""
+"""Memory that nobody wrote to is NaN in these tests, so an output left unwritten cannot pass; the list of operators."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from haar_oracles import OPS, Op
 
 
 def _nan_filled(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def allocate_nan(*args: Any, **kwargs: Any) -> torch.Tensor:
         result = allocate(*args, **kwargs)
-        return result.fill_(float("nan")) if result.is_floating_point() else result
+        if result.is_floating_point():
+            with torch.no_grad():
+                result.fill_(float("nan"))
+        return result
 
     return allocate_nan
 
@@ -26,3 +30,8 @@ def nan_filled_memory() -> Iterator[None]:
         ):
             patch.setattr(owner, name, _nan_filled(getattr(owner, name)))
         yield
+
+
+@pytest.fixture(params=OPS, ids=lambda op: op.name)
+def op(request: pytest.FixtureRequest) -> Op:
+    return request.param
