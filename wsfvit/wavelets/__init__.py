@@ -4,6 +4,8 @@
 - `reference`: the Haar operators in slicing and adds, the truth.
 - `functional`: the public Haar functions: argument checks, autograd rules, the choice of backend.
 - `backend`: that choice, by environment variable or context manager.
+- `filterbank`: `dwt2d` and `idwt2d` for every discrete wavelet of PyWavelets.
+- `modules`: `HaarDWT2d` and the others, which only call the functions.
 
 Fused CUDA kernels have their place in `triton_haar` (kernels and launchers) and `library` (their registration as
 operators); they are not part of this version, and every device runs the reference.
@@ -12,18 +14,28 @@ Importing this package touches neither CUDA nor Triton nor PyWavelets.
 """
 
 from wsfvit.wavelets.backend import resolve_backend, wavelet_backend
+from wsfvit.wavelets.filterbank import dwt2d, idwt2d
 from wsfvit.wavelets.functional import haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
+from wsfvit.wavelets.modules import DWT2d, HaarDWT2d, HaarIDWT2d, HaarISWT2d, HaarSWT2d, IDWT2d
 from wsfvit.wavelets.types import Backend, BoundaryMode, DetailCoeffs2d, SwtMode
 
 __all__ = [
     "Backend",
     "BoundaryMode",
+    "DWT2d",
     "DetailCoeffs2d",
+    "HaarDWT2d",
+    "HaarIDWT2d",
+    "HaarISWT2d",
+    "HaarSWT2d",
+    "IDWT2d",
     "SwtMode",
+    "dwt2d",
     "haar_dwt2d",
     "haar_idwt2d",
     "haar_iswt2d",
     "haar_swt2d",
+    "idwt2d",
     "resolve_backend",
     "wavelet_backend",
 ]

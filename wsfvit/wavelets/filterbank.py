@@ -1,0 +1,283 @@
+"""Wavelet transforms of any discrete PyWavelets wavelet, as convolutions of the extended signal.
+
+Along one axis the transform of a signal x of length n with a filter f of F taps is::
+
+    coefficient[k] = sum_j f[j] * x[2k + s - j]
+
+where x continues beyond its ends as ``mode`` says. In mode "periodization" k runs over ceil(n/2) values and s = F/2; in
+all others it runs over floor((n + F - 1) / 2) values and s = 1. The inverse is the transposed convolution with the
+reconstruction filters. In two dimensions the axes are treated one after the other (Mallat 1989).
+
+Everything is plain differentiable torch: arithmetic in float32 or wider whatever autocast says (float64 on CUDA, see
+`arithmetic_dtype`), one final cast to the dtype that came in, any strides.
+"""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+
+from wsfvit.wavelets.reference import compute_dtype
+from wsfvit.wavelets.types import BoundaryMode, DetailCoeffs2d
+
+if TYPE_CHECKING:
+    import pywt
+
+WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
+"""``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, coarsest level first."""
+
+
+class FilterBank(NamedTuple):
+    """The taps of a wavelet: low and high pass, for the transform (dec) and its inverse (rec), all of one length."""
+
+    dec_lo: tuple[float, ...]
+    dec_hi: tuple[float, ...]
+    rec_lo: tuple[float, ...]
+    rec_hi: tuple[float, ...]
+
+
+def dwt2d(
+    x: torch.Tensor, wavelet: "str | pywt.Wavelet" = "haar", level: int = 1, mode: BoundaryMode = "symmetric"
+) -> WaveletCoeffs2d:
+    """Multi-level wavelet transform, ``pywt.wavedec2(x, wavelet, mode, level)``.
+
+    ``cA, (cH, cV, cD) = dwt2d(x, "db2")`` is one level. More levels than `pywt.dwt_max_level` are computed all the
+    same; their coefficients are mostly border. Mode "reflect" repeats a signal of length 1, which PyWavelets refuses.
+
+    Args:
+        x: (B, C, H, W), floating, any strides, any H, W >= 1.
+        wavelet: name or object of a discrete wavelet, see ``pywt.wavelist(kind="discrete")``.
+        level: number of levels, at least 1.
+        mode: zero, constant, symmetric, reflect, periodic or periodization.
+
+    Returns:
+        ``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, each (B, C, h, w) in the dtype of ``x``.
+
+    Raises:
+        ValueError: ``x`` is not 4-D, not floating, or has an empty axis; unknown wavelet or mode; ``level`` below 1.
+    """
+    bank = filter_bank(wavelet)
+    taps = torch.tensor((bank.dec_lo, bank.dec_hi), dtype=arithmetic_dtype(x), device=x.device)
+    return analyse(x, taps, level, mode)
+
+
+def idwt2d(
+    coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]],
+    wavelet: "str | pywt.Wavelet" = "haar",
+    mode: BoundaryMode = "symmetric",
+    output_size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Inverse of `dwt2d`, ``pywt.waverec2(coeffs, wavelet, mode)``.
+
+    Args:
+        coeffs: ``[cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]``, each (B, C, h, w), floating, any strides, all
+            of one dtype.
+        wavelet: that of the transform.
+        mode: that of the transform.
+        output_size: (H, W) of the image. Where one of them is odd the inverse is one longer, and is cropped to it; not
+            given, the longer result comes back.
+
+    Returns:
+        (B, C, H, W) in the dtype of the coefficients.
+
+    Raises:
+        ValueError: coefficients that are no such list or do not fit each other, the wavelet or ``output_size``; unknown
+            wavelet or mode.
+    """
+    bank = filter_bank(wavelet)
+    first = first_coefficients(coeffs)
+    taps = torch.tensor((bank.rec_lo, bank.rec_hi), dtype=arithmetic_dtype(first), device=first.device)
+    return synthesise(coeffs, taps, mode, output_size)
+
+
+def filter_bank(wavelet: "str | pywt.Wavelet") -> FilterBank:
+    """Reads the taps of a discrete wavelet from PyWavelets.
+
+    Raises:
+        ValueError: PyWavelets knows no discrete wavelet of that name.
+    """
+    if isinstance(wavelet, str):
+        return _named_filter_bank(wavelet)
+    try:
+        dec_lo, dec_hi, rec_lo, rec_hi = (tuple(map(float, taps)) for taps in wavelet.filter_bank)
+    except AttributeError as error:
+        raise ValueError(f"wavelet is a name or a pywt.Wavelet, not {wavelet!r}") from error
+    return FilterBank(dec_lo, dec_hi, rec_lo, rec_hi)
+
+
+def _named_filter_bank(name: str) -> FilterBank:
+    return _read_filter_bank(name)
+
+
+@functools.cache
+def _read_filter_bank(name: str) -> FilterBank:
+    import pywt
+
+    try:
+        wavelet = pywt.Wavelet(name)
+    except ValueError as error:
+        raise ValueError(f"no discrete wavelet is called {name!r}, see pywt.wavelist(kind='discrete')") from error
+    return filter_bank(wavelet)
+
+
+# What torch.compiler.assume_constant_result does: the compiler takes the taps as constants instead of tracing into
+# PyWavelets. Set by hand, because that function imports the compiler, and with it Triton.
+_named_filter_bank._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def arithmetic_dtype(x: torch.Tensor) -> torch.dtype:
+    """float32 or wider; float64 on CUDA, where a float32 convolution is by default rounded to the 10 bits of TF32."""
+    return torch.float64 if x.is_cuda else compute_dtype(x.dtype)
+
+
+def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode) -> WaveletCoeffs2d:
+    """`dwt2d` with the taps (low and high pass, 2 x F) as a tensor, whose dtype is that of the arithmetic."""
+    if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
+        raise ValueError(
+            f"dwt2d: expected a floating tensor (B, C, H, W) without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
+        )
+    check_mode("dwt2d", mode)
+    check_level("dwt2d", level)
+    B, C, _, _ = x.shape
+    details: list[DetailCoeffs2d] = []
+    with _without_autocast(x.device):
+        cA = x.to(taps.dtype)
+        for _ in range(level):
+            _, _, H, W = cA.shape
+            # Every filter makes a pair (low, high): first along the width, then along the height of each of the two.
+            rows = _analyse_axis(cA.reshape(B * C, 1, H, W), taps, 3, mode)
+            both = _analyse_axis(rows.reshape(B * C * 2, 1, H, rows.shape[3]), taps, 2, mode)
+            cA, cH, cV, cD = both.reshape(B, C, 4, both.shape[2], both.shape[3]).unbind(2)
+            details.append(DetailCoeffs2d(cH.to(x.dtype), cV.to(x.dtype), cD.to(x.dtype)))
+    return [cA.to(x.dtype), *reversed(details)]
+
+
+def synthesise(
+    coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]],
+    taps: torch.Tensor,
+    mode: BoundaryMode,
+    output_size: tuple[int, int] | None,
+) -> torch.Tensor:
+    """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor, whose dtype is that of the arithmetic."""
+    first = first_coefficients(coeffs)
+    check_mode("idwt2d", mode)
+    B, C, _, _ = first.shape
+    with _without_autocast(first.device):
+        cA = first.to(taps.dtype)
+        for detail in coeffs[1:]:
+            _check_detail(detail, first)
+            # The level below an odd size gives one row or column too many.
+            _, _, h, w = detail[0].shape
+            cA = _crop(cA, (h, w), "the details of the next level")
+            both = torch.stack((cA, *(subband.to(cA.dtype) for subband in detail)), 2)
+            columns = _synthesise_axis(both.reshape(B * C * 2, 2, h, w), taps, 2, mode)
+            rows = _synthesise_axis(columns.reshape(B * C, 2, columns.shape[2], w), taps, 3, mode)
+            cA = rows.reshape(B, C, rows.shape[2], rows.shape[3])
+        if output_size is not None:
+            cA = _crop(cA, output_size, "output_size")
+    return cA.to(first.dtype)
+
+
+def _analyse_axis(x: torch.Tensor, taps: torch.Tensor, axis: int, mode: BoundaryMode) -> torch.Tensor:
+    """(N, 1, H, W) -> (N, 2, H, W) with ``axis`` (2 or 3) halved."""
+    n, length = x.shape[axis], taps.shape[1]
+    # x[2k + s - j] for the first k and the last j is the leftmost sample, for the last k and the first j the rightmost.
+    start = length // 2 if mode == "periodization" else 1
+    count = (n + 1) // 2 if mode == "periodization" else (n + length - 1) // 2
+    left, right = length - 1 - start, 2 * (count - 1) + start - (n - 1)
+    if mode == "zero":
+        x = F.pad(x, (left, right) if axis == 3 else (0, 0, left, right))
+    else:
+        x = x.index_select(axis, _extension(n, left, right, mode, x.device))
+    kernel = taps.flip(1).unsqueeze(1)
+    return F.conv2d(x, kernel.unsqueeze(5 - axis), stride=(1, 2) if axis == 3 else (2, 1))
+
+
+def _synthesise_axis(y: torch.Tensor, taps: torch.Tensor, axis: int, mode: BoundaryMode) -> torch.Tensor:
+    """(N, 2, h, w) -> (N, 1, h, w) with ``axis`` (2 or 3) doubled."""
+    n, length = y.shape[axis], taps.shape[1]
+    if mode == "periodization":
+        border = length // 4
+        y = y.index_select(axis, _extension(n, border, border, "periodic", y.device))
+        crop = 2 * border + length // 2 - 1
+    else:
+        crop = length - 2
+        if 2 * n <= crop:
+            raise ValueError(f"idwt2d: {n} coefficients are too few for a wavelet of {length} taps in mode {mode!r}")
+    return F.conv_transpose2d(
+        y,
+        taps.unsqueeze(1).unsqueeze(5 - axis),
+        stride=(1, 2) if axis == 3 else (2, 1),
+        padding=(0, crop) if axis == 3 else (crop, 0),
+    )
+
+
+def _extension(n: int, left: int, right: int, mode: BoundaryMode, device: torch.device) -> torch.Tensor:
+    """For each sample of the extended signal, the index of the sample of the signal that it repeats."""
+    index = torch.arange(-left, n + right, device=device)
+    if mode == "constant":
+        return index.clamp(0, n - 1)
+    if mode == "symmetric":
+        index = index % (2 * n)
+        return torch.minimum(index, 2 * n - 1 - index)
+    if mode == "reflect":
+        period = max(2 * n - 2, 1)
+        index = index % period
+        return torch.minimum(index, period - index).clamp(max=n - 1)
+    if mode == "periodization":
+        # An odd signal is first made even by repeating its last sample.
+        return (index % (n + n % 2)).clamp(max=n - 1)
+    return index % n
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    # Entered only where autocast is on: an exported graph then holds nothing but plain ops.
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _crop(x: torch.Tensor, size: tuple[int, int], what: str) -> torch.Tensor:
+    """Drops the one row or column that an odd size adds."""
+    _, _, H, W = x.shape
+    if size[0] not in (H - 1, H) or size[1] not in (W - 1, W) or 0 in size:
+        raise ValueError(
+            f"idwt2d: {what} of size {tuple(size)} do not fit {(H, W)}, from which at most one row or column is cut"
+        )
+    return x[:, :, : size[0], : size[1]]
+
+
+def check_mode(name: str, mode: str) -> None:
+    if mode not in get_args(BoundaryMode):
+        raise ValueError(f"{name}: mode is one of {', '.join(get_args(BoundaryMode))}, not {mode!r}")
+
+
+def check_level(name: str, level: int) -> None:
+    if level < 1:
+        raise ValueError(f"{name}: level is at least 1, not {level}")
+
+
+def first_coefficients(coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> torch.Tensor:
+    first = coeffs[0] if len(coeffs) > 1 else None
+    if not isinstance(first, torch.Tensor):
+        raise ValueError("idwt2d: expected [cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]")
+    if first.ndim != 4 or not first.is_floating_point() or 0 in first.shape:
+        raise ValueError(
+            "idwt2d: expected floating coefficients (B, C, h, w) without empty axes, "
+            f"got shape {tuple(first.shape)}, {first.dtype}"
+        )
+    return first
+
+
+def _check_detail(detail: torch.Tensor | Sequence[torch.Tensor], first: torch.Tensor) -> None:
+    if isinstance(detail, torch.Tensor) or len(detail) != 3:
+        raise ValueError("idwt2d: each level of details is (cH, cV, cD)")
+    for subband in detail:
+        if subband.dtype != first.dtype or subband.shape[:2] != first.shape[:2] or subband.shape != detail[0].shape:
+            raise ValueError(
+                f"idwt2d: coefficients do not fit each other: {tuple(subband.shape)}, {subband.dtype} beside "
+                f"{tuple(detail[0].shape)} and {tuple(first.shape)}, {first.dtype}"
+            )

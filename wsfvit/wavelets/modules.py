@@ -1,0 +1,140 @@
+"""The wavelet operators as modules. Each only calls its function; shapes, dtypes and errors are documented there."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import nn
+
+from wsfvit.wavelets import filterbank, functional
+from wsfvit.wavelets.filterbank import WaveletCoeffs2d
+from wsfvit.wavelets.types import BoundaryMode, SwtMode
+
+if TYPE_CHECKING:
+    import pywt
+
+
+class HaarDWT2d(nn.Module):
+    """`haar_dwt2d`: (B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2))."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.haar_dwt2d(x)
+
+
+class HaarIDWT2d(nn.Module):
+    """`haar_idwt2d`: (B, 4, C, h, w) -> (B, C, H, W)."""
+
+    def forward(self, y: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+        return functional.haar_idwt2d(y, output_size)
+
+
+class HaarSWT2d(nn.Module):
+    """`haar_swt2d`: (B, C, H, W) -> (B, 4, C, H, W)."""
+
+    def __init__(self, mode: SwtMode = "zero") -> None:
+        super().__init__()
+        self.mode: SwtMode = mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.haar_swt2d(x, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}"
+
+
+class HaarISWT2d(nn.Module):
+    """`haar_iswt2d`: (B, 4, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, mode: SwtMode = "zero") -> None:
+        super().__init__()
+        self.mode: SwtMode = mode
+
+    def forward(self, s: torch.Tensor) -> torch.Tensor:
+        return functional.haar_iswt2d(s, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}"
+
+
+class _Taps(nn.Module):
+    """Two filters of a wavelet, read once, as a buffer that is no part of the state dict.
+
+    ``.half()`` and ``.bfloat16()`` would round a buffer; here the taps keep the dtype of the arithmetic. An input that
+    needs a wider one (float64 in a float32 module) gets them anew.
+    """
+
+    taps: torch.Tensor
+
+    def __init__(self, lo: tuple[float, ...], hi: tuple[float, ...], wavelet: "str | pywt.Wavelet") -> None:
+        super().__init__()
+        self.wavelet_name = wavelet if isinstance(wavelet, str) else wavelet.name
+        self._values = (lo, hi)
+        self.register_buffer("taps", torch.tensor(self._values, dtype=torch.float32), persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.taps = self._build(filterbank.arithmetic_dtype(self.taps))
+        return self
+
+    def _build(self, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(self._values, dtype=dtype, device=self.taps.device)
+
+    def _taps_for(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = filterbank.arithmetic_dtype(x)
+        return self.taps if self.taps.dtype == dtype else self._build(dtype)
+
+
+class DWT2d(_Taps):
+    """`dwt2d` with fixed wavelet, level and mode.
+
+    Args:
+        wavelet: name or object of a discrete wavelet, see ``pywt.wavelist(kind="discrete")``.
+        level: number of levels, at least 1.
+        mode: zero, constant, symmetric, reflect, periodic or periodization.
+
+    Raises:
+        ValueError: unknown wavelet or mode, ``level`` below 1.
+    """
+
+    def __init__(
+        self, wavelet: "str | pywt.Wavelet" = "haar", level: int = 1, mode: BoundaryMode = "symmetric"
+    ) -> None:
+        bank = filterbank.filter_bank(wavelet)
+        filterbank.check_mode("DWT2d", mode)
+        filterbank.check_level("DWT2d", level)
+        super().__init__(bank.dec_lo, bank.dec_hi, wavelet)
+        self.level = level
+        self.mode: BoundaryMode = mode
+
+    def forward(self, x: torch.Tensor) -> WaveletCoeffs2d:
+        return filterbank.analyse(x, self._taps_for(x), self.level, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"wavelet={self.wavelet_name!r}, level={self.level}, mode={self.mode!r}"
+
+
+class IDWT2d(_Taps):
+    """`idwt2d` with fixed wavelet and mode.
+
+    Args:
+        wavelet: that of the transform.
+        mode: that of the transform.
+
+    Raises:
+        ValueError: unknown wavelet or mode.
+    """
+
+    def __init__(self, wavelet: "str | pywt.Wavelet" = "haar", mode: BoundaryMode = "symmetric") -> None:
+        bank = filterbank.filter_bank(wavelet)
+        filterbank.check_mode("IDWT2d", mode)
+        super().__init__(bank.rec_lo, bank.rec_hi, wavelet)
+        self.mode: BoundaryMode = mode
+
+    def forward(
+        self, coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]], output_size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        taps = self._taps_for(filterbank.first_coefficients(coeffs))
+        return filterbank.synthesise(coeffs, taps, self.mode, output_size)
+
+    def extra_repr(self) -> str:
+        return f"wavelet={self.wavelet_name!r}, mode={self.mode!r}"
