@@ -127,7 +127,7 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
 
 
 def _apply(rule: type[Function], *arguments: Any) -> torch.Tensor:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         # Compilers, export and tracers get the plain ops and differentiate those: a rule is traced as if its gradient
         # were contiguous, which costs a channels-last model its layout, torch 2.11 silently loses the gradient of a
         # rule whose forward holds a cast that does nothing, and what counts operators cannot see into a rule.
