@@ -32,6 +32,15 @@ def nan_filled_memory() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: on a busy machine a second thread costs more than all of the arithmetic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=OPS, ids=lambda op: op.name)
 def op(request: pytest.FixtureRequest) -> Op:
     return request.param
