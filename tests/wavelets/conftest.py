@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from haar_oracles import OPS, Op
+from wavelets.haar_oracles import OPS, Op
 
 
 def _nan_filled(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from haar_oracles import Op, normal, pywt_dwt2, pywt_swt2
 from hypothesis import given
 from hypothesis import strategies as st
+from wavelets.haar_oracles import Op, normal, pywt_dwt2, pywt_swt2
 
 from wsfvit.wavelets import haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
 

@@ -4,7 +4,7 @@ import operator
 
 import pytest
 import torch
-from haar_oracles import Op, normal
+from wavelets.haar_oracles import Op, normal
 
 from wsfvit.wavelets import haar_dwt2d, haar_idwt2d
 

@@ -55,8 +55,8 @@ def test_context_restores(device):
 def test_environment(name, outcome):
     """Also: the import brings in neither PyWavelets nor Triton, and starts no CUDA."""
     program = (
-        "import sys, torch; from wsfvit.wavelets import resolve_backend\n"
-        "assert not {'pywt', 'triton'} & sys.modules.keys() and not torch.cuda.is_initialized()\n"
+        "import sys, timm, torch; before = set(sys.modules); from wsfvit.wavelets import resolve_backend\n"
+        "assert not {'pywt', 'triton'} & (sys.modules.keys() - before) and not torch.cuda.is_initialized()\n"
         "try: print(resolve_backend(torch.device('cpu')))\n"
         "except Exception as error: print(type(error).__name__)\n"
     )

@@ -55,7 +55,7 @@ BASELINE_CFGS["wsfvit_t_384"] = BaselineCfg(*_SIZES["t"][:2], _MANY, *_SIZES["t"
 
 
 class FFTHaarSWT2d(nn.Module):
-    """One level of the undecimated Haar transform, as a product in the frequency domain.
+    """One level of the undecimated Haar transform by FFT: each filter along the width, then along the height.
 
     (B, C, H, W) -> (B, 4C, H, W), subband-major in the published order and signs: LL = cA, LH = -cH, HL = -cV, HH = cD
     of PyWavelets. The canvas is the smallest power-of-two square that holds the image. Its FFT is periodic, so a square
@@ -92,15 +92,15 @@ class FFTHaarSWT2d(nn.Module):
         if dtype in (torch.float16, torch.bfloat16):
             x = x.float()
         side = self.canvas_size(H, W)
-        low = self._response(self.w_l.to(x.dtype), side)
-        high = self._response(self.w_h.to(x.dtype), side)
-        half = side // 2 + 1
-        # "LH" is low along the width and high along the height
-        pairs = ((low, low), (low, high), (high, low), (high, high))
-        responses = torch.stack([torch.outer(rows, cols[:half]) for cols, rows in pairs])
-        spectrum = torch.fft.rfft2(F.pad(x, (0, side - W, 0, side - H)))
-        subbands = torch.fft.irfft2(spectrum[:, None] * responses[None, :, None], s=(side, side))
-        return subbands[..., :H, :W].reshape(B, 4 * C, H, W).to(dtype)
+        responses = [self._response(taps.to(x.dtype), side) for taps in (self.w_l, self.w_h)]
+        spectrum = torch.fft.fft(F.pad(x, (0, side - W, 0, side - H)), dim=3)
+        subbands = []
+        # "LH" is low along the width and high along the height.
+        for along_width in responses:
+            columns = torch.fft.fft(torch.fft.ifft(spectrum * along_width, dim=3), dim=2)
+            for along_height in responses:
+                subbands.append(torch.fft.ifft(columns * along_height[:, None], dim=2).real[:, :, :H, :W])
+        return torch.cat(subbands, 1).to(dtype)
 
 
 class Stem(nn.Module):

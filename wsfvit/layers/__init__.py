@@ -1,6 +1,7 @@
 """Parts that models are made of: attention, MBConv, stem, partitions, position bias. No model is named here."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
+from .conv import GELU, StridedConv2dSame
 from .mbconv import Downsample, MBConv
 from .norm import NUM_SUBBANDS, SubbandLayerNorm
 from .partition import (
@@ -16,6 +17,7 @@ from .stem import PublishedHaarSWT2d, WaveletStem
 from .subbands import from_subbands, to_subbands
 
 __all__ = [
+    "GELU",
     "NUM_SUBBANDS",
     "ChannelAttention",
     "ConvPosEnc",
@@ -26,6 +28,7 @@ __all__ = [
     "PartitionAttention",
     "PublishedHaarSWT2d",
     "RelPosBias",
+    "StridedConv2dSame",
     "SubbandLayerNorm",
     "WaveletStem",
     "from_subbands",

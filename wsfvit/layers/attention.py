@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from .conv import GELU, TanhGELU
 from .norm import NUM_SUBBANDS
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
-
-TanhGELU = partial(nn.GELU, approximate="tanh")
 
 
 class MultiHeadAttention(nn.Module):
@@ -97,7 +96,7 @@ class PartitionAttention(nn.Module):
         self.attn = MultiHeadAttention(dim, head_dim, window_size, permute_roles=partition == "grid")
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(act_layer, inplace=True))
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
@@ -151,8 +150,9 @@ class ChannelAttention(nn.Module):
         # (3, B, heads, N, K * d): the channels of a head, over all subbands, in the last axis.
         q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).flatten(4)
         attn = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)
-        out = (q @ attn.transpose(-2, -1)).unflatten(-1, (K, -1))
-        return self.proj(out.permute(0, 3, 2, 1, 4).reshape(-1, H, W, C))
+        # A Q^T, not Q A^T: a saturated softmax is full of denormals, and a CPU takes those far better on the left.
+        out = (attn @ q.transpose(-2, -1)).unflatten(2, (K, -1))
+        return self.proj(out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
 
 
 class ConvPosEnc(nn.Module):
@@ -190,7 +190,7 @@ class InterSubbandAttention(nn.Module):
         scale: float | None = None,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
+        act_layer: Callable[..., nn.Module] = GELU,
         norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class InterSubbandAttention(nn.Module):
         self.attn = ChannelAttention(dim, num_heads, num_subbands, scale)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(act_layer, inplace=True))
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Inverted-bottleneck convolution with squeeze-excitation, the local part of a block."""
 
+from collections.abc import Callable
 from functools import partial
 
-from timm.layers import BatchNormAct2d, DropPath, SEModule, create_conv2d
+from timm.layers import BatchNormAct2d, DropPath, SEModule
 from torch import Tensor, nn
+
+from .conv import StridedConv2dSame, TanhGELU
 
 
 class Downsample(nn.Module):
@@ -34,7 +37,7 @@ class MBConv(nn.Module):
         stride: 1 or 2.
         expand_ratio: Hidden width over D.
         se_ratio: Squeeze-excitation width over D.
-        act_layer: Activation after the inner BatchNorms, a timm name.
+        act_layer: Activation after the inner BatchNorms.
         norm_eps: Epsilon of the BatchNorms.
         drop_path: Stochastic depth rate.
 
@@ -48,22 +51,26 @@ class MBConv(nn.Module):
         stride: int = 1,
         expand_ratio: float = 4.0,
         se_ratio: float = 0.25,
-        act_layer: str = "gelu_tanh",
+        act_layer: Callable[..., nn.Module] = TanhGELU,
         norm_eps: float = 1e-3,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         mid_chs = int(out_chs * expand_ratio)
-        norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer)
+        norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer, inplace=True)
         keeps_shape = stride == 1 and in_chs == out_chs
         self.shortcut = nn.Identity() if keeps_shape else Downsample(in_chs, out_chs, stride)
         self.pre_norm = BatchNormAct2d(in_chs, eps=norm_eps, apply_act=False)
-        self.conv1_1x1 = create_conv2d(in_chs, mid_chs, 1)
+        self.conv1_1x1 = nn.Conv2d(in_chs, mid_chs, 1, bias=False)
         self.norm1 = norm_act(mid_chs)
-        self.conv2_kxk = create_conv2d(mid_chs, mid_chs, 3, stride=stride, padding="same", depthwise=True)
+        self.conv2_kxk = (
+            StridedConv2dSame(mid_chs, mid_chs, groups=mid_chs, bias=False)
+            if stride == 2
+            else nn.Conv2d(mid_chs, mid_chs, 3, padding=1, groups=mid_chs, bias=False)
+        )
         self.norm2 = norm_act(mid_chs)
         self.se = SEModule(mid_chs, rd_channels=int(out_chs * se_ratio), act_layer="silu")
-        self.conv3_1x1 = create_conv2d(mid_chs, out_chs, 1, bias=True)
+        self.conv3_1x1 = nn.Conv2d(mid_chs, out_chs, 1)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from wsfvit.layers import (
+    GELU,
     NUM_SUBBANDS,
     InterSubbandAttention,
     MBConv,
@@ -52,8 +53,8 @@ class WSFViTCfg:
         stage_strides: Stride of each stage's first block, 1 or 2.
         mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
         inter_mlp_ratio: The same for the inter-subband part.
-        act_layer: Activation of convolutions and of the MLPs of local and global attention; that of the inter-subband
-            MLP is the exact GELU.
+        gelu: "tanh" approximation or "none" for the exact GELU, in convolutions and in the MLPs of local and global
+            attention; the inter-subband MLP always has the exact one.
         conv_norm_eps: Epsilon of every BatchNorm.
         norm_eps: Epsilon of every LayerNorm.
         joint_subband_norm: Only with explicit_dwt: LayerNorm statistics over the four subbands of a location together.
@@ -72,7 +73,7 @@ class WSFViTCfg:
     stage_strides: tuple[int, ...] = (2, 2, 2, 2)
     mlp_ratio: float = 4.0
     inter_mlp_ratio: float = 4.0
-    act_layer: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    gelu: Literal["tanh", "none"] = "tanh"
     conv_norm_eps: float = 1e-3
     norm_eps: float = 1e-5
     joint_subband_norm: bool = False
@@ -111,6 +112,7 @@ class WSFBlock(nn.Module):
         self.explicit_dwt = explicit_dwt
         joint_norm = explicit_dwt and cfg.joint_subband_norm
         norm_layer = partial(SubbandLayerNorm if joint_norm else nn.LayerNorm, eps=cfg.norm_eps)
+        act_layer = partial(GELU, approximate=cfg.gelu)
         part = partial(
             PartitionAttention,
             out_chs,
@@ -118,11 +120,11 @@ class WSFBlock(nn.Module):
             window_size,
             mlp_ratio=cfg.mlp_ratio,
             drop_path=drop_path,
-            act_layer=partial(nn.GELU, approximate="tanh" if cfg.act_layer == "gelu_tanh" else "none"),
+            act_layer=act_layer,
             norm_layer=norm_layer,
         )
         self.conv = MBConv(
-            in_chs, out_chs, stride, act_layer=cfg.act_layer, norm_eps=cfg.conv_norm_eps, drop_path=drop_path
+            in_chs, out_chs, stride, act_layer=act_layer, norm_eps=cfg.conv_norm_eps, drop_path=drop_path
         )
         self.attn_local = part(partition="window")
         self.attn_inter = InterSubbandAttention(
@@ -216,7 +218,9 @@ class WSFViT(StrictLoadMixin, nn.Module):
         self._traits = {"first_conv": None}
         self.register_load_state_dict_pre_hook(resize_bias_tables)
 
-        self.stem = WaveletStem(in_chans, cfg.stem_width, cfg.stem_stride, cfg.act_layer, cfg.conv_norm_eps)
+        self.stem = WaveletStem(
+            in_chans, cfg.stem_width, cfg.stem_stride, partial(GELU, approximate=cfg.gelu), cfg.conv_norm_eps
+        )
         stride = cfg.stem_stride
         self.feature_info = [dict(num_chs=cfg.stem_width, reduction=stride, module="stem")]
         for i, dim in enumerate(cfg.embed_dims):

@@ -1,7 +1,8 @@
 """Wavelet transforms for images, and nothing else.
 
 - `types`: named detail coefficients, the words for modes and backends.
-- `reference`: the Haar operators in slicing and adds, the truth.
+- `reference`: the Haar operators in slicing and adds, the truth; what compilers and export see.
+- `eager`: the same written into one preallocated output, what runs otherwise.
 - `functional`: the public Haar functions: argument checks, autograd rules, the choice of backend.
 - `backend`: that choice, by environment variable or context manager.
 - `filterbank`: `dwt2d` and `idwt2d` for every discrete wavelet of PyWavelets.

@@ -20,7 +20,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.autograd import Function
 
-from wsfvit.wavelets import reference
+from wsfvit.wavelets import eager, reference
 from wsfvit.wavelets.backend import resolve_backend
 from wsfvit.wavelets.types import SwtMode
 
@@ -126,21 +126,34 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     return _apply(_HaarSWT2dAdjoint, s, mode, True)
 
 
-def _apply(rule: type[Function], *arguments: Any) -> torch.Tensor:
+class _Rule(Function):
+    """Autograd rule of one linear operator: `forward` computes eagerly, `plain` is the same in traceable ops."""
+
+    @staticmethod
+    def plain(*arguments: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         # Compilers, export and tracers get the plain ops and differentiate those: a rule is traced as if its gradient
         # were contiguous, which costs a channels-last model its layout, torch 2.11 silently loses the gradient of a
         # rule whose forward holds a cast that does nothing, and what counts operators cannot see into a rule.
-        return cast(torch.Tensor, rule.forward(*arguments))
+        return rule.plain(*arguments)
     return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
-class _HaarDWT2d(Function):
-    generate_vmap_rule = True
+def _vmap(rule: type[_Rule], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
+    """Folds the mapped axis into the batch: every operator treats the images of a batch alone."""
+    tensor, *rest = arguments
+    tensor = tensor.movedim(in_dims[0], 0)
+    result = _apply(rule, tensor.flatten(0, 1), *rest)
+    return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
 
-    @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return reference.haar_dwt2d(x)
+
+class _HaarDWT2d(_Rule):
+    forward = staticmethod(eager.haar_dwt2d)
+    plain = staticmethod(reference.haar_dwt2d)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -155,13 +168,14 @@ class _HaarDWT2d(Function):
     def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
         return _apply(_HaarDWT2d, tangent)
 
-
-class _HaarIDWT2d(Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
-        return reference.haar_idwt2d(y, output_size)
+    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
+        return _vmap(_HaarDWT2d, *arguments)
+
+
+class _HaarIDWT2d(_Rule):
+    forward = staticmethod(eager.haar_idwt2d)
+    plain = staticmethod(reference.haar_idwt2d)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, tuple[int, int]], output: torch.Tensor) -> None:
@@ -175,15 +189,16 @@ class _HaarIDWT2d(Function):
     def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
         return _apply(_HaarIDWT2d, tangent, ctx.output_size)
 
+    @staticmethod
+    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
+        return _vmap(_HaarIDWT2d, *arguments)
 
-class _HaarSWT2d(Function):
+
+class _HaarSWT2d(_Rule):
     """``average`` divides by the block counts first: the adjoint of the least-squares inverse, and so its backward."""
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: torch.Tensor, mode: SwtMode, average: bool) -> torch.Tensor:
-        return reference.haar_swt2d(x, mode, average)
+    forward = staticmethod(eager.haar_swt2d)
+    plain = staticmethod(reference.haar_swt2d)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
@@ -197,15 +212,16 @@ class _HaarSWT2d(Function):
     def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
         return _apply(_HaarSWT2d, tangent, ctx.mode, ctx.average)
 
+    @staticmethod
+    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
+        return _vmap(_HaarSWT2d, *arguments)
 
-class _HaarSWT2dAdjoint(Function):
+
+class _HaarSWT2dAdjoint(_Rule):
     """``average`` divides by the block counts last: the least-squares inverse."""
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s: torch.Tensor, mode: SwtMode, average: bool) -> torch.Tensor:
-        return reference.haar_swt2d_adjoint(s, mode, average)
+    forward = staticmethod(eager.haar_swt2d_adjoint)
+    plain = staticmethod(reference.haar_swt2d_adjoint)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
@@ -218,6 +234,10 @@ class _HaarSWT2dAdjoint(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
         return _apply(_HaarSWT2dAdjoint, tangent, ctx.mode, ctx.average)
+
+    @staticmethod
+    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
+        return _vmap(_HaarSWT2dAdjoint, *arguments)
 
 
 def _check_images(name: str, x: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
 
     A channels-last input gives a result stored as (B, 4, h, w, C).
     """
-    if _is_channels_last(x):
+    if is_channels_last(x):
         subbands = _dwt(x.permute(0, 2, 3, 1), NHWC_AXES)
         return torch.stack(subbands, 1).to(x.dtype).contiguous().permute(0, 1, 4, 2, 3)
     return torch.stack(_dwt(x, NCHW_AXES), 1).to(x.dtype).contiguous()
@@ -57,7 +57,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.T
     A channels-last input gives a result stored as (B, H, W, 4, C). With ``average`` each pixel is first divided by the
     number of blocks that hold it, which makes this the adjoint of the averaging inverse.
     """
-    if _is_channels_last(x):
+    if is_channels_last(x):
         subbands = _swt(x.permute(0, 2, 3, 1), mode, average, NHWC_AXES)
         return torch.stack(subbands, 3).to(x.dtype).contiguous().permute(0, 3, 4, 1, 2)
     return torch.stack(_swt(x, mode, average, NCHW_AXES), 1).to(x.dtype).contiguous()
@@ -76,8 +76,8 @@ def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) ->
     return _swt_adjoint(s, mode, average, NCHW_AXES).to(s.dtype).contiguous()
 
 
-def _is_channels_last(x: torch.Tensor) -> bool:
-    # Asked on the permuted view, because a query with a memory format is refused inside vmap.
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether an image (B, C, H, W) has its channels innermost, and is not plainly contiguous as well."""
     return x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
 
 
@@ -121,13 +121,13 @@ def _sum_and_difference(first: torch.Tensor, second: torch.Tensor) -> tuple[torc
     return first + second, first - second
 
 
-def _cut(x: torch.Tensor, axis: int, start: int | None, stop: int | None = None, step: int = 1) -> torch.Tensor:
+def cut(x: torch.Tensor, axis: int, start: int | None, stop: int | None = None, step: int = 1) -> torch.Tensor:
     """``x[start:stop:step]`` on one axis."""
     return x[(slice(None),) * axis + (slice(start, stop, step),)]
 
 
 def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    even, odd = _cut(x, axis, 0, step=2), _cut(x, axis, 1, step=2)
+    even, odd = cut(x, axis, 0, step=2), cut(x, axis, 1, step=2)
     if x.shape[axis] % 2:
         odd = F.pad(odd, (0, 0) * (x.ndim - 1 - axis) + (0, 1))
     return even, odd
@@ -135,15 +135,15 @@ def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tenso
 
 def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     both = torch.stack((even, odd), axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
-    return _cut(both, axis, 0, size)
+    return cut(both, axis, 0, size)
 
 
 def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
     """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic."""
-    beyond = _cut(x, axis, 0, 1) if forward else _cut(x, axis, -1)
+    beyond = cut(x, axis, 0, 1) if forward else cut(x, axis, -1)
     if mode == "zero":
         beyond = torch.zeros_like(beyond)
-    return torch.cat((_cut(x, axis, 1), beyond) if forward else (beyond, _cut(x, axis, None, -1)), axis)
+    return torch.cat((cut(x, axis, 1), beyond) if forward else (beyond, cut(x, axis, None, -1)), axis)
 
 
 def _gather(low: torch.Tensor, high: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:

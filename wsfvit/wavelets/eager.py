@@ -1,0 +1,150 @@
+"""The Haar operators of `wsfvit.wavelets.reference`, written for eager execution: same arguments, layouts and values.
+
+Sums and differences go straight into one preallocated output, the first axis through two buffers of half the work. On a
+CPU that is several times faster than building the result by stacking, which moves every coefficient three times. The
+arithmetic is the reference's: float32 or wider, cast once, on the way into the output.
+
+`torch.compile` and export do better with the reference (they cannot plan memory around ``out=``), and get it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from wsfvit.wavelets.reference import NCHW_AXES, NHWC_AXES, compute_dtype, cut, is_channels_last
+from wsfvit.wavelets.types import SwtMode
+
+
+def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
+    B, C, H, W = x.shape
+    h, w = (H + 1) // 2, (W + 1) // 2
+    if is_channels_last(x):
+        out = x.new_empty(B, 4, h, w, C)
+        _dwt(x.permute(0, 2, 3, 1), out.unbind(1), NHWC_AXES)
+        return out.permute(0, 1, 4, 2, 3)
+    out = x.new_empty(B, 4, C, h, w)
+    _dwt(x, out.unbind(1), NCHW_AXES)
+    return out
+
+
+def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+    """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
+    B, _, C, _, _ = y.shape
+    channels_inside = y.permute(0, 1, 3, 4, 2)
+    if channels_inside.is_contiguous() and not y.is_contiguous():
+        out = y.new_empty(B, *output_size, C)
+        _idwt(channels_inside, out, NHWC_AXES)
+        return out.permute(0, 3, 1, 2)
+    out = y.new_empty(B, C, *output_size)
+    _idwt(y, out, NCHW_AXES)
+    return out
+
+
+def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`."""
+    B, C, H, W = x.shape
+    if is_channels_last(x):
+        out = x.new_empty(B, H, W, 4, C)
+        _swt(x.permute(0, 2, 3, 1), out.unbind(3), mode, average, NHWC_AXES)
+        return out.permute(0, 3, 4, 1, 2)
+    out = x.new_empty(B, 4, C, H, W)
+    _swt(x, out.unbind(1), mode, average, NCHW_AXES)
+    return out
+
+
+def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+    """(B, 4, C, H, W) -> (B, C, H, W), see `reference.haar_swt2d_adjoint`."""
+    B, _, C, H, W = s.shape
+    channels_inside = s.permute(0, 3, 4, 1, 2)
+    if channels_inside.is_contiguous() and not s.is_contiguous():
+        out = s.new_empty(B, H, W, C)
+        _swt_adjoint(channels_inside.unbind(3), out, mode, average, NHWC_AXES)
+        return out.permute(0, 3, 1, 2)
+    out = s.new_empty(B, C, H, W)
+    _swt_adjoint(s.unbind(1), out, mode, average, NCHW_AXES)
+    return out
+
+
+def _dwt(x: torch.Tensor, out: tuple[torch.Tensor, ...], axes: tuple[int, int]) -> None:
+    height, width = axes
+    x = x.to(compute_dtype(x.dtype)) * 0.5
+    if x.shape[height] % 2 or x.shape[width] % 2:
+        # Padding counts from the last axis: in NHWC the channels come first.
+        channels = (0, 0) * (x.ndim - 1 - width)
+        x = F.pad(x, (*channels, 0, x.shape[width] % 2, 0, x.shape[height] % 2))
+    even, odd = cut(x, width, 0, step=2), cut(x, width, 1, step=2)
+    for along_width, (along_both, across) in ((even + odd, out[:2]), (even - odd, out[2:])):
+        even_rows, odd_rows = cut(along_width, height, 0, step=2), cut(along_width, height, 1, step=2)
+        torch.add(even_rows, odd_rows, out=along_both)
+        torch.sub(even_rows, odd_rows, out=across)
+
+
+def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
+    height, width = axes
+    cA, cH, cV, cD = (y.to(compute_dtype(y.dtype)) * 0.5).unbind(1)
+    for start, low, high in ((0, cA + cH, cV + cD), (1, cA - cH, cV - cD)):
+        rows = cut(out, height, start, step=2)
+        low, high = (cut(part, height, 0, rows.shape[height]) for part in (low, high))
+        for first, combine in ((0, torch.add), (1, torch.sub)):
+            pixels = cut(rows, width, first, step=2)
+            n = pixels.shape[width]
+            combine(cut(low, width, 0, n), cut(high, width, 0, n), out=pixels)
+
+
+def _swt(
+    x: torch.Tensor, out: tuple[torch.Tensor, ...], mode: SwtMode, average: bool, axes: tuple[int, int]
+) -> None:
+    height, width = axes
+    x = x.to(compute_dtype(x.dtype)) * 0.5
+    if average:
+        _divide_by_block_count(x, mode, axes)
+    low, high = torch.empty_like(x), torch.empty_like(x)
+    _sum_and_difference_with_next(x, low, high, width, mode)
+    _sum_and_difference_with_next(low, out[0], out[1], height, mode)
+    _sum_and_difference_with_next(high, out[2], out[3], height, mode)
+
+
+def _swt_adjoint(
+    subbands: tuple[torch.Tensor, ...], out: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]
+) -> None:
+    height, width = axes
+    cA, cH, cV, cD = (subband.to(compute_dtype(out.dtype)) for subband in subbands)
+    low, high = _gather(cA, cH, height, mode), _gather(cV, cD, height, mode)
+    x = _gather(low, high, width, mode).mul_(0.5)
+    if average:
+        _divide_by_block_count(x, mode, axes)
+    out.copy_(x)
+
+
+def _sum_and_difference_with_next(
+    x: torch.Tensor, total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode
+) -> None:
+    own, following = cut(x, axis, None, -1), cut(x, axis, 1)
+    torch.add(own, following, out=cut(total, axis, None, -1))
+    torch.sub(own, following, out=cut(difference, axis, None, -1))
+    last = cut(x, axis, -1)
+    if mode == "zero":
+        cut(total, axis, -1).copy_(last)
+        cut(difference, axis, -1).copy_(last)
+    else:
+        torch.add(last, cut(x, axis, 0, 1), out=cut(total, axis, -1))
+        torch.sub(last, cut(x, axis, 0, 1), out=cut(difference, axis, -1))
+
+
+def _gather(total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
+    """Adjoint of `_sum_and_difference_with_next`: what the own block says, plus what the previous one says."""
+    x = total + difference
+    previous = total - difference
+    cut(x, axis, 1).add_(cut(previous, axis, None, -1))
+    if mode == "periodic":
+        cut(x, axis, 0, 1).add_(cut(previous, axis, -1))
+    return x
+
+
+def _divide_by_block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
+    """In place: by the number of 2x2 blocks that hold a pixel, one axis at a time."""
+    for axis in axes:
+        if mode == "periodic":
+            x.mul_(0.5)
+        else:
+            cut(x, axis, 1).mul_(0.5)
