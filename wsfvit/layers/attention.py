@@ -12,7 +12,6 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .conv import GELU, TanhGELU
-from .norm import NUM_SUBBANDS
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
 
@@ -60,7 +59,40 @@ class MultiHeadAttention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
 
-class PartitionAttention(nn.Module):
+class AttentionPart(nn.Module):
+    """What the attention parts of a block hold: positional encodings, LayerNorm, attention, LayerNorm, MLP, drop path.
+
+    Args:
+        dim: Channels C.
+        attn: The attention.
+        mlp_ratio: Hidden width of the MLP over C.
+        drop_path: Stochastic depth rate of each residual.
+        act_layer: Activation of the MLP; called with inplace=True.
+        norm_layer: Called with C, normalises tokens.
+        num_cpe: Number of convolutional positional encodings.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp_ratio: float,
+        drop_path: float,
+        act_layer: Callable[..., nn.Module],
+        norm_layer: Callable[..., nn.Module],
+        num_cpe: int = 0,
+    ) -> None:
+        super().__init__()
+        self.cpe = nn.ModuleList(ConvPosEnc(dim) for _ in range(num_cpe))
+        self.norm1 = norm_layer(dim)
+        self.attn = attn
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(act_layer, inplace=True))
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+
+class PartitionAttention(AttentionPart):
     """LayerNorm -> attention inside a partition -> residual; LayerNorm -> MLP -> residual.
 
     Any map size: a window larger than the map shrinks to it, a map that the window does not divide is padded, the
@@ -72,11 +104,10 @@ class PartitionAttention(nn.Module):
         window_size: (P, Q), the window, or the number of grid tokens along each axis.
         partition: "window": neighbouring tokens, the local attention; "grid": tokens spread over the map with permuted
             roles, the global attention.
-        mlp_ratio: Hidden width of the MLP over C.
-        drop_path: Stochastic depth rate of each residual.
-        act_layer: Activation of the MLP.
-        norm_layer: Called with C, normalises tokens.
+        mlp_ratio, drop_path, act_layer, norm_layer: See `AttentionPart`.
     """
+
+    attn: MultiHeadAttention
 
     def __init__(
         self,
@@ -89,15 +120,10 @@ class PartitionAttention(nn.Module):
         act_layer: Callable[..., nn.Module] = TanhGELU,
         norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
-        super().__init__()
+        attn = MultiHeadAttention(dim, head_dim, window_size, permute_roles=partition == "grid")
+        super().__init__(dim, attn, mlp_ratio, drop_path, act_layer, norm_layer)
         self.partition = partition
         self.window_size = window_size
-        self.norm1 = norm_layer(dim)
-        self.attn = MultiHeadAttention(dim, head_dim, window_size, permute_roles=partition == "grid")
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(act_layer, inplace=True))
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """Changes the window and interpolates the bias table."""
@@ -166,7 +192,7 @@ class ConvPosEnc(nn.Module):
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class InterSubbandAttention(nn.Module):
+class InterSubbandAttention(AttentionPart):
     """Positional encoding, LayerNorm -> channel attention -> residual, encoding, LayerNorm -> MLP -> residual.
 
     Shape: x (B * num_subbands, H, W, C) -> the same, any H and W.
@@ -176,10 +202,7 @@ class InterSubbandAttention(nn.Module):
         num_heads: Heads of the channel attention.
         num_subbands: 1 where subbands live in the channels, 4 for explicit subbands folded into the batch.
         scale: Of the channel attention, see there.
-        mlp_ratio: Hidden width of the MLP over C.
-        drop_path: Stochastic depth rate of each residual.
-        act_layer: Activation of the MLP.
-        norm_layer: Called with C, normalises tokens.
+        mlp_ratio, drop_path, act_layer, norm_layer: See `AttentionPart`.
     """
 
     def __init__(
@@ -193,15 +216,8 @@ class InterSubbandAttention(nn.Module):
         act_layer: Callable[..., nn.Module] = GELU,
         norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
     ) -> None:
-        super().__init__()
-        assert num_subbands in (1, NUM_SUBBANDS)
-        self.cpe = nn.ModuleList([ConvPosEnc(dim), ConvPosEnc(dim)])
-        self.norm1 = norm_layer(dim)
-        self.attn = ChannelAttention(dim, num_heads, num_subbands, scale)
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(act_layer, inplace=True))
-        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+        attn = ChannelAttention(dim, num_heads, num_subbands, scale)
+        super().__init__(dim, attn, mlp_ratio, drop_path, act_layer, norm_layer, num_cpe=2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cpe[0](x)

@@ -15,6 +15,7 @@ SWT adjoint        SWT
 Each derivative, reverse and forward, goes through the autograd rule itself, so those of any order exist.
 """
 
+from collections.abc import Callable
 from typing import Any, cast, get_args
 
 import torch
@@ -49,7 +50,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     """
     _check_images("haar_dwt2d", x)
     resolve_backend(x.device)
-    return _apply(_HaarDWT2d, x)
+    return _apply(_DWT, x)
 
 
 def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -76,7 +77,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> 
                 f"expected {height - 1} or {height} rows and {width - 1} or {width} columns"
             )
         height, width = H, W
-    return _apply(_HaarIDWT2d, y, (height, width))
+    return _apply(_IDWT, y, (height, width))
 
 
 def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
@@ -101,7 +102,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     _check_images("haar_swt2d", x)
     _check_swt_mode("haar_swt2d", mode)
     resolve_backend(x.device)
-    return _apply(_HaarSWT2d, x, mode, False)
+    return _apply(_SWT, x, mode, False)
 
 
 def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
@@ -123,15 +124,14 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     _check_subbands("haar_iswt2d", s)
     _check_swt_mode("haar_iswt2d", mode)
     resolve_backend(s.device)
-    return _apply(_HaarSWT2dAdjoint, s, mode, True)
+    return _apply(_SWT_ADJOINT, s, mode, True)
 
 
 class _Rule(Function):
-    """Autograd rule of one linear operator: `forward` computes eagerly, `plain` is the same in traceable ops."""
+    """Autograd rule of one linear operator; made by `_linear_rule`."""
 
-    @staticmethod
-    def plain(*arguments: Any) -> torch.Tensor:
-        raise NotImplementedError
+    plain: Callable[..., torch.Tensor]  # the operator in ops that can be traced
+    adjoint: "type[_Rule]"
 
 
 def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
@@ -143,101 +143,60 @@ def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
     return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
-def _vmap(rule: type[_Rule], info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torch.Tensor, int]:
-    """Folds the mapped axis into the batch: every operator treats the images of a batch alone."""
-    tensor, *rest = arguments
-    tensor = tensor.movedim(in_dims[0], 0)
-    result = _apply(rule, tensor.flatten(0, 1), *rest)
-    return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
+def _linear_rule(
+    name: str,
+    compute: Callable[..., torch.Tensor],
+    plain: Callable[..., torch.Tensor],
+    adjoint_arguments: Callable[..., tuple[Any, ...]],
+) -> type[_Rule]:
+    """Makes the rule of a linear operator, called with a tensor and its other arguments; `adjoint` is set afterwards.
+
+    Args:
+        name: Shown by profilers and in autograd graphs.
+        compute: The operator, eagerly.
+        plain: The operator in ops that can be traced.
+        adjoint_arguments: From the tensor's shape and the other arguments, those of the adjoint.
+    """
+
+    class Rule(_Rule):
+        @staticmethod
+        def forward(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
+            return compute(tensor, *others)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            tensor, *ctx.others = inputs
+            ctx.adjoint_arguments = adjoint_arguments(tensor.shape, *ctx.others)
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            return _apply(Rule.adjoint, grad, *ctx.adjoint_arguments), *(None for _ in ctx.others)
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+            return _apply(Rule, tangent, *ctx.others)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], tensor: torch.Tensor, *others: Any) -> tuple[torch.Tensor, int]:
+            # Every operator treats the images of a batch alone, so the mapped axis can be folded into it.
+            result = _apply(Rule, tensor.movedim(in_dims[0], 0).flatten(0, 1), *others)
+            return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
+
+    Rule.__name__ = Rule.__qualname__ = name
+    Rule.plain = staticmethod(plain)
+    return Rule
 
 
-class _HaarDWT2d(_Rule):
-    forward = staticmethod(eager.haar_dwt2d)
-    plain = staticmethod(reference.haar_dwt2d)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        _, _, H, W = inputs[0].shape
-        ctx.output_size = (H, W)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return _apply(_HaarIDWT2d, grad, ctx.output_size)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
-        return _apply(_HaarDWT2d, tangent)
-
-    @staticmethod
-    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
-        return _vmap(_HaarDWT2d, *arguments)
-
-
-class _HaarIDWT2d(_Rule):
-    forward = staticmethod(eager.haar_idwt2d)
-    plain = staticmethod(reference.haar_idwt2d)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, tuple[int, int]], output: torch.Tensor) -> None:
-        _, ctx.output_size = inputs
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _apply(_HaarDWT2d, grad), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
-        return _apply(_HaarIDWT2d, tangent, ctx.output_size)
-
-    @staticmethod
-    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
-        return _vmap(_HaarIDWT2d, *arguments)
-
-
-class _HaarSWT2d(_Rule):
-    """``average`` divides by the block counts first: the adjoint of the least-squares inverse, and so its backward."""
-
-    forward = staticmethod(eager.haar_swt2d)
-    plain = staticmethod(reference.haar_swt2d)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
-        _, ctx.mode, ctx.average = inputs
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _apply(_HaarSWT2dAdjoint, grad, ctx.mode, ctx.average), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
-        return _apply(_HaarSWT2d, tangent, ctx.mode, ctx.average)
-
-    @staticmethod
-    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
-        return _vmap(_HaarSWT2d, *arguments)
-
-
-class _HaarSWT2dAdjoint(_Rule):
-    """``average`` divides by the block counts last: the least-squares inverse."""
-
-    forward = staticmethod(eager.haar_swt2d_adjoint)
-    plain = staticmethod(reference.haar_swt2d_adjoint)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, SwtMode, bool], output: torch.Tensor) -> None:
-        _, ctx.mode, ctx.average = inputs
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _apply(_HaarSWT2d, grad, ctx.mode, ctx.average), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
-        return _apply(_HaarSWT2dAdjoint, tangent, ctx.mode, ctx.average)
-
-    @staticmethod
-    def vmap(*arguments: Any) -> tuple[torch.Tensor, int]:
-        return _vmap(_HaarSWT2dAdjoint, *arguments)
+# The SWT's last argument, ``average``, divides by the block counts: first in the SWT, last in its adjoint, which that
+# makes the least-squares inverse.
+_DWT = _linear_rule("HaarDWT2d", eager.haar_dwt2d, reference.haar_dwt2d, lambda shape: (tuple(shape[2:]),))
+_IDWT = _linear_rule("HaarIDWT2d", eager.haar_idwt2d, reference.haar_idwt2d, lambda shape, output_size: ())
+_SWT = _linear_rule("HaarSWT2d", eager.haar_swt2d, reference.haar_swt2d, lambda shape, *others: others)
+_SWT_ADJOINT = _linear_rule(
+    "HaarSWT2dAdjoint", eager.haar_swt2d_adjoint, reference.haar_swt2d_adjoint, lambda shape, *others: others
+)
+_DWT.adjoint, _IDWT.adjoint = _IDWT, _DWT
+_SWT.adjoint, _SWT_ADJOINT.adjoint = _SWT_ADJOINT, _SWT
 
 
 def _check_images(name: str, x: torch.Tensor) -> None:
