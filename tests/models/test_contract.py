@@ -205,6 +205,13 @@ def test_half_precision_channels_last_and_gradient_to_the_image(name: str) -> No
     assert model(x.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", TINY_NAMES)
+def test_device_and_dtype(name: str) -> None:
+    model = create_tiny(name, device="meta", dtype=torch.bfloat16)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
+    assert model(torch.empty(2, 3, 97, 131, device="meta", dtype=torch.bfloat16)).shape == (2, 7)
+
+
 def test_configuration_errors_name_the_field() -> None:
     with pytest.raises(TypeError, match="unknown model argument embed_dim;"):
         timm.create_model("wsfvit_p0_224", embed_dim=3)

@@ -10,6 +10,7 @@ Read in this order: WSFViTCfg, WSFBlock, WSFViT, model_cfgs.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -463,16 +464,23 @@ default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
 
 
 def _register(name: str) -> None:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> WSFViT:
-        return build_model_with_cfg(
-            WSFViT,
-            name,
-            pretrained,
-            model_cfg=model_cfgs[name],
-            pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
-            **kwargs,
-        )
+    def entrypoint(
+        pretrained: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        with torch.device(device) if device is not None else nullcontext():
+            model: nn.Module = build_model_with_cfg(
+                WSFViT,
+                name,
+                pretrained,
+                model_cfg=model_cfgs[name],
+                pretrained_filter_fn=checkpoint_filter_fn,
+                feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
+                **kwargs,
+            )
+        return model.to(dtype)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"{name}: {model_cfgs[name]}"
