@@ -37,6 +37,7 @@ COPY = "copy (same bytes)"
 FFT = "fft (baseline)"
 # Norm of the difference over the norm. Peers keep float32 filters and some compute in half precision.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+PUBLISHED_SIGNS = (1, -1, -1, 1)
 
 
 class NotApplicable(Exception):
@@ -63,21 +64,42 @@ def _wsfvit(op: str, x: torch.Tensor) -> Candidate:
     return Candidate(haar_swt2d if op == "swt" else haar_dwt2d, lambda y: y)
 
 
+def _stem(op: str, x: torch.Tensor) -> Candidate:
+    """The stem's transform: our SWT with the published signs and border."""
+    from wsfvit.layers import PublishedHaarSWT2d
+
+    if op == "dwt":
+        raise NotApplicable("the stem's transform is undecimated")
+    border = "periodic" if _wraps(x) else "zero"
+    return Candidate(PublishedHaarSWT2d().to(x.device), _unpack_stem, border, PUBLISHED_SIGNS)
+
+
+def _wraps(x: torch.Tensor) -> bool:
+    """The published border: a square image that fills its power-of-two canvas wraps around."""
+    from wsfvit.benchmarks.baseline import FFTHaarSWT2d
+
+    H, W = x.shape[-2:]
+    return H == W == FFTHaarSWT2d.canvas_size(H, W)
+
+
+def _unpack_stem(y: torch.Tensor) -> torch.Tensor:
+    return torch.stack(y.chunk(4, dim=1), dim=1)
+
+
 def _fft(op: str, x: torch.Tensor) -> Candidate:
     """The baseline's stem transform; for the DWT, every second coefficient of it."""
     from wsfvit.benchmarks.baseline import FFTHaarSWT2d
 
-    H, W = x.shape[-2:]
+    H = x.shape[-2]
     swt: Callable[[torch.Tensor], torch.Tensor] = FFTHaarSWT2d().to(x.device)
-    # The published border: a square image that fills its power-of-two canvas wraps around.
-    wraps = H == W == FFTHaarSWT2d.canvas_size(H, W)
+    wraps = _wraps(x)
     run, border = swt, "periodic" if wraps else "zero"
     if op == "dwt":
         if wraps and H == 1:
             raise NotApplicable("a 1x1 image wraps around")
         # Blocks that start at even places reach beyond the border in odd sizes only, and those see zeros.
         run, border = lambda x: swt(x)[..., ::2, ::2].contiguous(), "zero"
-    return Candidate(run, lambda y: y.unflatten(1, (4, -1)), border, signs=(1, -1, -1, 1))
+    return Candidate(run, _unpack_stem, border, PUBLISHED_SIGNS)
 
 
 def _grouped_conv(op: str, x: torch.Tensor) -> Candidate:
@@ -143,6 +165,7 @@ def _import(module: str) -> Any:
 
 CANDIDATES: dict[str, Callable[[str, torch.Tensor], Candidate]] = {
     "wsfvit": _wsfvit,
+    "wsfvit, the stem's": _stem,
     FFT: _fft,
     "grouped convolution": _grouped_conv,
     "pytorch_wavelets": _pytorch_wavelets,

@@ -21,7 +21,7 @@ class PublishedHaarSWT2d(nn.Module):
     around; released weights depend on both. The two filter buffers only keep the release's state-dict keys: the
     transform itself is sums and differences.
 
-    Shape: (B, C, H, W) -> (B, 4 * C, H, W) in channels-last memory, which the rest of the model then keeps.
+    Shape: (B, C, H, W) -> (B, 4 * C, H, W), contiguous.
     """
 
     signs: Tensor
@@ -46,7 +46,7 @@ class PublishedHaarSWT2d(nn.Module):
             subbands = subbands * self.signs.to(x.dtype)
         else:
             subbands[:, 1:3].neg_()  # a fifth of the time of the product
-        return subbands.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        return subbands.flatten(1, 2)
 
 
 class WaveletStem(nn.Module):
@@ -85,6 +85,7 @@ class WaveletStem(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.dwt_l2(x))
+        # Channels-last from here to the head: depthwise convolutions and attention both want it.
+        x = self.norm1(self.dwt_l2(x)).contiguous(memory_format=torch.channels_last)
         x = self.norm2(self.conv1(x))
         return self.norm3(self.conv2(x))

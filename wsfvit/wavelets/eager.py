@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from wsfvit.wavelets.reference import NCHW_AXES, NHWC_AXES, compute_dtype, cut, is_channels_last
 from wsfvit.wavelets.types import SwtMode
 
+GROUP_ELEMENTS = 1 << 20
+
 
 def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
@@ -95,13 +97,20 @@ def _swt(
     x: torch.Tensor, out: tuple[torch.Tensor, ...], mode: SwtMode, average: bool, axes: tuple[int, int]
 ) -> None:
     height, width = axes
-    x = x.to(compute_dtype(x.dtype)) * 0.5
-    if average:
-        _divide_by_block_count(x, mode, axes)
-    low, high = torch.empty_like(x), torch.empty_like(x)
-    _sum_and_difference_with_next(x, low, high, width, mode)
-    _sum_and_difference_with_next(low, out[0], out[1], height, mode)
-    _sum_and_difference_with_next(high, out[2], out[3], height, mode)
+    B = x.shape[0]
+    # Large batches on a CPU go in groups of images, in buffers that are used again and stay in the cache.
+    group = max(B * GROUP_ELEMENTS // x.numel(), 1) if x.device.type == "cpu" else B
+    buffers = x.new_empty(3, min(group, B), *x.shape[1:], dtype=compute_dtype(x.dtype))
+    for start in range(0, B, group):
+        images = x[start : start + group]
+        half, low, high = buffers[:, : images.shape[0]]
+        torch.mul(images.to(half.dtype), 0.5, out=half)
+        if average:
+            _divide_by_block_count(half, mode, axes)
+        cA, cH, cV, cD = (subband[start : start + group] for subband in out)
+        _sum_and_difference_with_next(half, low, high, width, mode)
+        _sum_and_difference_with_next(low, cA, cH, height, mode)
+        _sum_and_difference_with_next(high, cV, cD, height, mode)
 
 
 def _swt_adjoint(
