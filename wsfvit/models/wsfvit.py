@@ -480,7 +480,7 @@ def _register(name: str) -> None:
                 feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
                 **kwargs,
             )
-        return model.to(dtype)
+        return model if dtype is None else model.to(dtype)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__doc__ = f"{name}: {model_cfgs[name]}"
