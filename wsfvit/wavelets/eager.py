@@ -7,6 +7,8 @@ arithmetic is the reference's: float32 or wider, cast once, on the way into the 
 `torch.compile` and export do better with the reference (they cannot plan memory around ``out=``), and get it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -98,19 +100,22 @@ def _swt(
 ) -> None:
     height, width = axes
     B = x.shape[0]
-    # Large batches on a CPU go in groups of images, in buffers that are used again and stay in the cache.
+    dtype = compute_dtype(x.dtype)
+    # Large batches on a CPU go in groups of images, in a buffer that is used again and stays in the cache.
     group = max(B * GROUP_ELEMENTS // x.numel(), 1) if x.device.type == "cpu" else B
-    buffers = x.new_empty(3, min(group, B), *x.shape[1:], dtype=compute_dtype(x.dtype))
+    buffer = x.new_empty(min(group, B), *x.shape[1:], dtype=dtype)
     for start in range(0, B, group):
         images = x[start : start + group]
-        half, low, high = buffers[:, : images.shape[0]]
-        torch.mul(images.to(half.dtype), 0.5, out=half)
+        rows = buffer[: images.shape[0]]
+        cA, cH, cV, cD = (subband[start : start + group] for subband in out)
+        # Fresh memory costs as much as arithmetic: half of the image waits in the place of cD, which comes last.
+        half = torch.mul(images, 0.5, out=cD) if x.dtype == dtype else images.to(dtype) * 0.5
         if average:
             _divide_by_block_count(half, mode, axes)
-        cA, cH, cV, cD = (subband[start : start + group] for subband in out)
-        _sum_and_difference_with_next(half, low, high, width, mode)
-        _sum_and_difference_with_next(low, cA, cH, height, mode)
-        _sum_and_difference_with_next(high, cV, cD, height, mode)
+        for combine, along_both, across in ((torch.add, cA, cH), (torch.sub, cV, cD)):
+            _combine_with_next(combine, half, rows, width, mode)
+            _combine_with_next(torch.add, rows, along_both, height, mode)
+            _combine_with_next(torch.sub, rows, across, height, mode)
 
 
 def _swt_adjoint(
@@ -125,23 +130,19 @@ def _swt_adjoint(
     out.copy_(x)
 
 
-def _sum_and_difference_with_next(
-    x: torch.Tensor, total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode
+def _combine_with_next(
+    combine: Callable[..., torch.Tensor], x: torch.Tensor, out: torch.Tensor, axis: int, mode: SwtMode
 ) -> None:
-    own, following = cut(x, axis, None, -1), cut(x, axis, 1)
-    torch.add(own, following, out=cut(total, axis, None, -1))
-    torch.sub(own, following, out=cut(difference, axis, None, -1))
-    last = cut(x, axis, -1)
+    """Adds to, or subtracts from, each element the next one on an axis; beyond the end 0, or the first if periodic."""
+    combine(cut(x, axis, None, -1), cut(x, axis, 1), out=cut(out, axis, None, -1))
     if mode == "zero":
-        cut(total, axis, -1).copy_(last)
-        cut(difference, axis, -1).copy_(last)
+        cut(out, axis, -1).copy_(cut(x, axis, -1))
     else:
-        torch.add(last, cut(x, axis, 0, 1), out=cut(total, axis, -1))
-        torch.sub(last, cut(x, axis, 0, 1), out=cut(difference, axis, -1))
+        combine(cut(x, axis, -1), cut(x, axis, 0, 1), out=cut(out, axis, -1))
 
 
 def _gather(total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
-    """Adjoint of `_sum_and_difference_with_next`: what the own block says, plus what the previous one says."""
+    """Adjoint of sum and difference with the next element: what the own block says plus what the previous one says."""
     x = total + difference
     previous = total - difference
     cut(x, axis, 1).add_(cut(previous, axis, None, -1))
