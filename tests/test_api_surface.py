@@ -1,6 +1,6 @@
 """Public names and signatures change on purpose only: then update api_surface.json and the CHANGELOG.
 
-    python tests/test_api_surface.py > tests/api_surface.json
+python tests/test_api_surface.py > tests/api_surface.json
 """
 
 import importlib

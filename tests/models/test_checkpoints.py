@@ -37,9 +37,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(path: Path, way: str, **kwargs: Any) -> nn.Module:
     if way == "checkpoint_path":
         return timm.create_model("wsfvit_p0_224", checkpoint_path=str(path), **kwargs)
-    return timm.create_model(
-        "wsfvit_p0_224", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **kwargs
-    )
+    return timm.create_model("wsfvit_p0_224", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), **kwargs)
 
 
 WAYS = ["checkpoint_path", "pretrained_cfg_overlay"]

@@ -7,7 +7,7 @@ import numpy as np
 import pywt
 import torch
 
-from wsfvit.wavelets import haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
+from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
 
 
 def pywt_dwt2(x: np.ndarray) -> np.ndarray:
@@ -58,13 +58,30 @@ class Op:
         return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
 
 
+FLIP = np.array([1.0, -1.0, -1.0, 1.0])[:, None, None, None]
+
+
+def _swt_ops(mode: SwtMode, flip: bool) -> list[Op]:
+    signs = FLIP if flip else np.ones_like(FLIP)
+    name = f"swt_{mode}{'_flipped' if flip else ''}"
+    return [
+        Op(name, lambda x: haar_swt2d(x, mode, flip_details=flip), lambda x: pywt_swt2(x, mode) * signs),
+        Op(
+            f"i{name}",
+            lambda s: haar_iswt2d(s, mode, flip_details=flip),
+            lambda s: pinv_iswt2(s * signs, mode),
+            inverse=True,
+        ),
+    ]
+
+
 OPS = [
     Op("dwt", haar_dwt2d, pywt_dwt2, decimated=True),
     Op("idwt", haar_idwt2d, pywt_idwt2, decimated=True, inverse=True),
-    Op("swt_zero", lambda x: haar_swt2d(x, "zero"), lambda x: pywt_swt2(x, "zero")),
-    Op("swt_periodic", lambda x: haar_swt2d(x, "periodic"), lambda x: pywt_swt2(x, "periodic")),
-    Op("iswt_zero", lambda s: haar_iswt2d(s, "zero"), lambda s: pinv_iswt2(s, "zero"), inverse=True),
-    Op("iswt_periodic", lambda s: haar_iswt2d(s, "periodic"), lambda s: pinv_iswt2(s, "periodic"), inverse=True),
+    *_swt_ops("zero", flip=False),
+    *_swt_ops("zero", flip=True),
+    *_swt_ops("periodic", flip=False),
+    *_swt_ops("periodic", flip=True),
 ]
 
 

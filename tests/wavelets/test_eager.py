@@ -28,12 +28,14 @@ def test_eager_vs_reference_dwt(size, layout, dtype, device):
         assert_same(eager.haar_idwt2d(y, output_size), reference.haar_idwt2d(y, output_size))
 
 
+@pytest.mark.parametrize("flip_details", [False, True])
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("mode", ["zero", "periodic"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES)
-def test_eager_vs_reference_swt(size, layout, mode: SwtMode, average, dtype, device):
+def test_eager_vs_reference_swt(size, layout, mode: SwtMode, average, flip_details, dtype, device):
     x = torch.randn(2, 3, *size, device=device).to(dtype=dtype, memory_format=layout)
-    s = reference.haar_swt2d(x, mode, average)
-    assert_same(eager.haar_swt2d(x, mode, average), s)
-    assert_same(eager.haar_swt2d_adjoint(s, mode, average), reference.haar_swt2d_adjoint(s, mode, average))
+    arguments = mode, average, flip_details
+    s = reference.haar_swt2d(x, *arguments)
+    assert_same(eager.haar_swt2d(x, *arguments), s)
+    assert_same(eager.haar_swt2d_adjoint(s, *arguments), reference.haar_swt2d_adjoint(s, *arguments))

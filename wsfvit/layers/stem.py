@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from wsfvit.wavelets import haar_swt2d
+from wsfvit.wavelets import SwtMode, haar_swt2d
 
 from .conv import StridedConv2dSame, TanhGELU
 
@@ -24,29 +24,17 @@ class PublishedHaarSWT2d(nn.Module):
     Shape: (B, C, H, W) -> (B, 4 * C, H, W), contiguous.
     """
 
-    signs: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         a = 0.5**0.5
         self.register_buffer("w_l", torch.tensor([[a, a]]))
         self.register_buffer("w_h", torch.tensor([[a, -a]]))
-        self.register_buffer("signs", torch.empty(4, 1, 1, 1), persistent=False)
-        self.init_non_persistent_buffers()
-
-    def init_non_persistent_buffers(self) -> None:
-        """Fills the signs (timm calls this again after a model was built on the meta device)."""
-        self.signs.copy_(torch.tensor([1.0, -1.0, -1.0, 1.0]).view(4, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         _, _, H, W = x.shape
         wraps = H == W and H & (H - 1) == 0
-        subbands = haar_swt2d(x.contiguous(), mode="periodic" if wraps else "zero")
-        if subbands.requires_grad or torch.compiler.is_compiling():
-            subbands = subbands * self.signs.to(x.dtype)
-        else:
-            subbands[:, 1:3].neg_()  # a fifth of the time of the product
-        return subbands.flatten(1, 2)
+        mode: SwtMode = "periodic" if wraps else "zero"
+        return haar_swt2d(x.contiguous(), mode, flip_details=True).flatten(1, 2)
 
 
 class WaveletStem(nn.Module):

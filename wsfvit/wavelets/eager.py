@@ -44,28 +44,34 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return out
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`."""
     B, C, H, W = x.shape
     if is_channels_last(x):
         out = x.new_empty(B, H, W, 4, C)
-        _swt(x.permute(0, 2, 3, 1), out.unbind(3), mode, average, NHWC_AXES)
+        _swt(x.permute(0, 2, 3, 1), out.unbind(3), None, mode, average, flip_details, NHWC_AXES)
         return out.permute(0, 3, 4, 1, 2)
     out = x.new_empty(B, 4, C, H, W)
-    _swt(x, out.unbind(1), mode, average, NCHW_AXES)
+    # Fresh memory costs as much as arithmetic: what is not needed any more when cV is written can wait in its place.
+    size = C * (H + 1) * (W + 1)
+    fits = out.dtype == compute_dtype(x.dtype) and size <= 2 * C * H * W
+    place = out[:, 2:].flatten(1)[:, :size].unflatten(1, (C, H + 1, W + 1)) if fits else None
+    _swt(x, out.unbind(1), place, mode, average, flip_details, NCHW_AXES)
     return out
 
 
-def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+def haar_swt2d_adjoint(
+    s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
+) -> torch.Tensor:
     """(B, 4, C, H, W) -> (B, C, H, W), see `reference.haar_swt2d_adjoint`."""
     B, _, C, H, W = s.shape
     channels_inside = s.permute(0, 3, 4, 1, 2)
     if channels_inside.is_contiguous() and not s.is_contiguous():
         out = s.new_empty(B, H, W, C)
-        _swt_adjoint(channels_inside.unbind(3), out, mode, average, NHWC_AXES)
+        _swt_adjoint(channels_inside.unbind(3), out, mode, average, flip_details, NHWC_AXES)
         return out.permute(0, 3, 1, 2)
     out = s.new_empty(B, C, H, W)
-    _swt_adjoint(s.unbind(1), out, mode, average, NCHW_AXES)
+    _swt_adjoint(s.unbind(1), out, mode, average, flip_details, NCHW_AXES)
     return out
 
 
@@ -96,55 +102,84 @@ def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
 
 
 def _swt(
-    x: torch.Tensor, out: tuple[torch.Tensor, ...], mode: SwtMode, average: bool, axes: tuple[int, int]
+    x: torch.Tensor,
+    out: tuple[torch.Tensor, ...],
+    place: torch.Tensor | None,
+    mode: SwtMode,
+    average: bool,
+    flip_details: bool,
+    axes: tuple[int, int],
 ) -> None:
+    """Fills ``out``; ``place``, one row and column larger than ``x``, may share memory with its last two subbands."""
     height, width = axes
-    B = x.shape[0]
-    dtype = compute_dtype(x.dtype)
-    # Large batches on a CPU go in groups of images, in a buffer that is used again and stays in the cache.
-    group = max(B * GROUP_ELEMENTS // x.numel(), 1) if x.device.type == "cpu" else B
-    buffer = x.new_empty(min(group, B), *x.shape[1:], dtype=dtype)
+    B, dtype = x.shape[0], compute_dtype(x.dtype)
+    # Large batches on a CPU go in groups of images, in buffers that are used again and stay in the cache.
+    group = min(max(B * GROUP_ELEMENTS // x.numel(), 1), B) if x.device.type == "cpu" else B
+    row_buffer = x.new_empty(_enlarged(x[:group].shape, (height,)), dtype=dtype)
+    half_buffer = place if place is not None else x.new_empty(_enlarged(x[:group].shape, axes), dtype=dtype)
+    difference = _next_minus_own if flip_details else torch.sub
     for start in range(0, B, group):
-        images = x[start : start + group]
-        rows = buffer[: images.shape[0]]
-        cA, cH, cV, cD = (subband[start : start + group] for subband in out)
-        # Fresh memory costs as much as arithmetic: half of the image waits in the place of cD, which comes last.
-        half = torch.mul(images, 0.5, out=cD) if x.dtype == dtype else images.to(dtype) * 0.5
+        images, cA, cH, cV, cD = (tensor[start : start + group] for tensor in (x, *out))
+        rows = row_buffer[: images.shape[0]]
+        half = half_buffer[: images.shape[0]] if place is None else place[start : start + group]
+        inside = cut(cut(half, height, None, -1), width, None, -1)
+        torch.mul(images.to(dtype), 0.5, out=inside)
         if average:
-            _divide_by_block_count(half, mode, axes)
-        for combine, along_both, across in ((torch.add, cA, cH), (torch.sub, cV, cD)):
-            _combine_with_next(combine, half, rows, width, mode)
-            _combine_with_next(torch.add, rows, along_both, height, mode)
-            _combine_with_next(torch.sub, rows, across, height, mode)
+            _divide_by_block_count(inside, mode, axes)
+        _fill_margin(half, mode, axes)
+        for combine, along_both, across in ((torch.add, cA, cH), (difference, cV, cD)):
+            _combine_with_next(combine, half, width, rows)
+            _combine_with_next(torch.add, rows, height, along_both)
+            _combine_with_next(difference, rows, height, across)
 
 
 def _swt_adjoint(
-    subbands: tuple[torch.Tensor, ...], out: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]
+    subbands: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
+    mode: SwtMode,
+    average: bool,
+    flip_details: bool,
+    axes: tuple[int, int],
 ) -> None:
     height, width = axes
     cA, cH, cV, cD = (subband.to(compute_dtype(out.dtype)) for subband in subbands)
-    low, high = _gather(cA, cH, height, mode), _gather(cV, cD, height, mode)
-    x = _gather(low, high, width, mode).mul_(0.5)
+    low, high = _gather(cA, cH, height, mode, flip_details), _gather(cV, cD, height, mode, flip_details)
+    x = _gather(low, high, width, mode, flip_details).mul_(0.5)
     if average:
         _divide_by_block_count(x, mode, axes)
     out.copy_(x)
 
 
-def _combine_with_next(
-    combine: Callable[..., torch.Tensor], x: torch.Tensor, out: torch.Tensor, axis: int, mode: SwtMode
-) -> None:
-    """Adds to, or subtracts from, each element the next one on an axis; beyond the end 0, or the first if periodic."""
-    combine(cut(x, axis, None, -1), cut(x, axis, 1), out=cut(out, axis, None, -1))
-    if mode == "zero":
-        cut(out, axis, -1).copy_(cut(x, axis, -1))
-    else:
-        combine(cut(x, axis, -1), cut(x, axis, 0, 1), out=cut(out, axis, -1))
+def _combine_with_next(combine: Callable[..., torch.Tensor], x: torch.Tensor, axis: int, out: torch.Tensor) -> None:
+    """Sum or difference of each element and the next one on an axis, which therefore gets one shorter."""
+    combine(cut(x, axis, None, -1), cut(x, axis, 1), out=out)
 
 
-def _gather(total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
+def _next_minus_own(own: torch.Tensor, following: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    return torch.sub(following, own, out=out)
+
+
+def _enlarged(shape: torch.Size, axes: tuple[int, ...]) -> list[int]:
+    return [n + (axis in axes) for axis, n in enumerate(shape)]
+
+
+def _fill_margin(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
+    """In place: the last row and column become what follows the image, zeros, or its first ones if periodic."""
+    for axis in axes:
+        last = cut(x, axis, -1)
+        if mode == "zero":
+            last.zero_()
+        else:
+            last.copy_(cut(x, axis, 0, 1))
+
+
+def _gather(
+    total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode, flip_details: bool
+) -> torch.Tensor:
     """Adjoint of sum and difference with the next element: what the own block says plus what the previous one says."""
-    x = total + difference
-    previous = total - difference
+    x, previous = total + difference, total - difference
+    if flip_details:
+        x, previous = previous, x
     cut(x, axis, 1).add_(cut(previous, axis, None, -1))
     if mode == "periodic":
         cut(x, axis, 0, 1).add_(cut(previous, axis, -1))

@@ -80,7 +80,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> 
     return _apply(_IDWT, y, (height, width))
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
+def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> torch.Tensor:
     """Undecimated (stationary) Haar transform of one level: the formulas of `haar_dwt2d` on the block of every pixel.
 
     With a = x[i, j], b = x[i, j+1], c = x[i+1, j], d = x[i+1, j+1]. In mode "periodic" it equals
@@ -90,6 +90,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     Args:
         x: (B, C, H, W), floating, any strides.
         mode: what follows the last row and column: zeros, or the first one again ("periodic").
+        flip_details: negate cH and cV, at no cost: a filter bank that convolves with [a, a] and [a, -a] gives those.
 
     Returns:
         (B, 4, C, H, W) in the order cA, cH, cV, cD, dtype of ``x``. Contiguous, so that ``.flatten(0, 1)`` and
@@ -102,10 +103,10 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     _check_images("haar_swt2d", x)
     _check_swt_mode("haar_swt2d", mode)
     resolve_backend(x.device)
-    return _apply(_SWT, x, mode, False)
+    return _apply(_SWT, x, mode, False, flip_details)
 
 
-def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
+def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> torch.Tensor:
     """Least-squares (Moore-Penrose) inverse of `haar_swt2d`, exact for coefficients that an image can have.
 
     Every 2x2 block is inverted, and each pixel is the mean over the blocks that hold it: the adjoint divided by their
@@ -114,6 +115,7 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     Args:
         s: (B, 4, C, H, W) in the order cA, cH, cV, cD, floating, any strides.
         mode: that of the forward transform.
+        flip_details: that of the forward transform.
 
     Returns:
         (B, C, H, W), dtype of ``s``; contiguous, or channels-last where ``s`` is stored as (B, H, W, 4, C).
@@ -124,7 +126,7 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero") -> torch.Tensor:
     _check_subbands("haar_iswt2d", s)
     _check_swt_mode("haar_iswt2d", mode)
     resolve_backend(s.device)
-    return _apply(_SWT_ADJOINT, s, mode, True)
+    return _apply(_SWT_ADJOINT, s, mode, True, flip_details)
 
 
 class _Rule(Function):
@@ -187,7 +189,7 @@ def _linear_rule(
     return Rule
 
 
-# The SWT's last argument, ``average``, divides by the block counts: first in the SWT, last in its adjoint, which that
+# The SWT's argument ``average`` divides by the block counts: first in the SWT, last in its adjoint, which that
 # makes the least-squares inverse.
 _DWT = _linear_rule("HaarDWT2d", eager.haar_dwt2d, reference.haar_dwt2d, lambda shape: (tuple(shape[2:]),))
 _IDWT = _linear_rule("HaarIDWT2d", eager.haar_idwt2d, reference.haar_idwt2d, lambda shape, output_size: ())

@@ -51,19 +51,22 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return _idwt(y, output_size, NCHW_AXES).to(y.dtype).contiguous()
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W): the four formulas on every 2x2 block, one per pixel.
 
     A channels-last input gives a result stored as (B, H, W, 4, C). With ``average`` each pixel is first divided by the
-    number of blocks that hold it, which makes this the adjoint of the averaging inverse.
+    number of blocks that hold it, which makes this the adjoint of the averaging inverse. ``flip_details`` takes
+    differences the other way round on both axes, next minus own, which negates cH and cV.
     """
     if is_channels_last(x):
-        subbands = _swt(x.permute(0, 2, 3, 1), mode, average, NHWC_AXES)
+        subbands = _swt(x.permute(0, 2, 3, 1), mode, average, flip_details, NHWC_AXES)
         return torch.stack(subbands, 3).to(x.dtype).contiguous().permute(0, 3, 4, 1, 2)
-    return torch.stack(_swt(x, mode, average, NCHW_AXES), 1).to(x.dtype).contiguous()
+    return torch.stack(_swt(x, mode, average, flip_details, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
-def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) -> torch.Tensor:
+def haar_swt2d_adjoint(
+    s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
+) -> torch.Tensor:
     """(B, 4, C, H, W) -> (B, C, H, W): every pixel sums what the blocks that hold it say about it.
 
     With ``average`` the sum is divided by the number of those blocks, which makes this the least-squares inverse.
@@ -72,8 +75,9 @@ def haar_swt2d_adjoint(s: torch.Tensor, mode: SwtMode, average: bool = False) ->
     channels_inside = s.permute(0, 3, 4, 1, 2)
     if channels_inside.is_contiguous() and not s.is_contiguous():
         subbands = channels_inside.movedim(3, 1)
-        return _swt_adjoint(subbands, mode, average, NHWC_AXES).to(s.dtype).contiguous().permute(0, 3, 1, 2)
-    return _swt_adjoint(s, mode, average, NCHW_AXES).to(s.dtype).contiguous()
+        x = _swt_adjoint(subbands, mode, average, flip_details, NHWC_AXES)
+        return x.to(s.dtype).contiguous().permute(0, 3, 1, 2)
+    return _swt_adjoint(s, mode, average, flip_details, NCHW_AXES).to(s.dtype).contiguous()
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -97,7 +101,9 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) 
     return _interleave(*_sum_and_difference(low, high), width, output_size[1]) * 0.5
 
 
-def _swt(x: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def _swt(
+    x: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
     height, width = axes
     x = x.to(compute_dtype(x.dtype))
     if average:
@@ -105,12 +111,17 @@ def _swt(x: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -
     low, high = _sum_and_difference(x, _shift(x, width, mode, forward=True))
     cA, cH = _sum_and_difference(low, _shift(low, height, mode, forward=True))
     cV, cD = _sum_and_difference(high, _shift(high, height, mode, forward=True))
-    return cA * 0.5, cH * 0.5, cV * 0.5, cD * 0.5
+    flip = -0.5 if flip_details else 0.5
+    return cA * 0.5, cH * flip, cV * flip, cD * 0.5
 
 
-def _swt_adjoint(s: torch.Tensor, mode: SwtMode, average: bool, axes: tuple[int, int]) -> torch.Tensor:
+def _swt_adjoint(
+    s: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
+) -> torch.Tensor:
     height, width = axes
     cA, cH, cV, cD = s.to(compute_dtype(s.dtype)).unbind(1)
+    if flip_details:
+        cH, cV = -cH, -cV
     low = _gather(cA, cH, height, mode)
     high = _gather(cV, cD, height, mode)
     x = _gather(low, high, width, mode) * 0.5
