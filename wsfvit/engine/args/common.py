@@ -1,0 +1,93 @@
+"""What the command lines share: readers of values, and the groups of flags that several commands take."""
+
+import argparse
+
+from timm.utils import ParseKwargs
+
+DEFAULT_MODEL = "wsfvit_p0_224"
+
+# Both argparse's parser and its groups take arguments; it has no public name for that.
+Group = argparse._ActionsContainer
+
+
+def positive_int(text: str) -> int:
+    """Reads an integer of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Reads a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {value}")
+    return value
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def add_switch(group: Group, flag: str, text: str) -> None:
+    """Adds an on-switch, off by default, with a ``--no-`` form so that the command line can overrule a YAML file."""
+    group.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=text)
+
+
+def add_data_source(group: Group) -> None:
+    group.add_argument("--data-dir", metavar="DIR", help="data folder; the cache folder of hfds/ datasets")
+    group.add_argument(
+        "--dataset", default="", metavar="NAME", help="digits (built in), or timm's: '' folder, hfds/PATH, ..."
+    )
+    add_switch(group, "--dataset-download", "let torch/ and tfds/ datasets download")
+    group.add_argument("--class-map", default="", metavar="FILE", help="class to index mapping file")
+    group.add_argument(
+        "--input-img-mode", metavar="MODE", help="PIL mode images are converted to (default: by channel count)"
+    )
+    group.add_argument("--input-key", metavar="KEY", help="field of the image (hfds/)")
+    group.add_argument("--target-key", metavar="KEY", help="field of the label (hfds/)")
+
+
+def add_model_input(group: Group, data_config: bool = True) -> None:
+    group.add_argument("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the model's)")
+    group.add_argument("--img-size", type=positive_int, metavar="N", help="image size (default: the model's)")
+    group.add_argument("--in-chans", type=positive_int, metavar="N", help="image channels (default: the model's)")
+    group.add_argument("--input-size", type=positive_int, nargs=3, metavar=("C", "H", "W"), help="all input dimensions")
+    group.add_argument(
+        "--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="model arguments"
+    )
+    if not data_config:
+        return
+    group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop, share of the resized image")
+    group.add_argument("--mean", type=float, nargs="+", metavar="F", help="pixel mean, one value or one per channel")
+    group.add_argument("--std", type=float, nargs="+", metavar="F", help="pixel standard deviation, likewise")
+    group.add_argument(
+        "--interpolation", default="", metavar="NAME", help="resize interpolation (default: the model's)"
+    )
+
+
+def add_trust(group: Group) -> None:
+    group.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="unpickle checkpoints without restrictions: they can run any code",
+    )
+
+
+def add_device(group: Group) -> None:
+    group.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"
+    )
+    add_switch(group, "--amp", "mixed precision (autocast)")
+    group.add_argument(
+        "--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="lower precision of --amp"
+    )
+
+
+def add_loader(group: Group) -> None:
+    group.add_argument("-j", "--workers", type=int, default=4, metavar="N", help="data loading processes")
+    add_switch(group, "--pin-mem", "page-locked host memory for faster transfers to a GPU")
+    group.add_argument("--no-prefetcher", action="store_true", help="normalise on the CPU, not on the device")

@@ -1,0 +1,89 @@
+"""The processes of one run: `torchrun` starts them, `join_world` makes them know each other."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wsfvit.engine.build import resolve_device
+from wsfvit.errors import UserError
+
+# A rank that waits longer than this for another one gives up, so that a dead rank ends the job.
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run.
+
+    Attributes:
+        device: Where this process computes.
+        rank: Its number among all processes; 0 writes files and speaks.
+        size: Number of processes.
+        local_rank: Its number on this machine, and the index of its GPU.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place; ``tensor`` must have the same shape and dtype in each."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value from each process, in the order of ranks, on every process."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_world(device: str | None = None) -> World:
+    """Joins the processes that ``torchrun`` started, or stands alone where none did.
+
+    Args:
+        device: Name as for ``--device``. Among several processes each takes the CUDA device of its local rank.
+
+    Raises:
+        UserError: no such device, or more processes on this machine than CUDA devices.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        return World(resolve_device(device))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    found = resolve_device(device)
+    if found.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                "start one process per GPU (torchrun --nproc-per-node)"
+            )
+        found = torch.device("cuda", local_rank)
+        torch.cuda.set_device(found)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(found, rank, size, local_rank)
+
+
+def leave_world() -> None:
+    """Ends the group of processes; without one it does nothing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
