@@ -55,7 +55,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     # Fresh memory costs as much as arithmetic: what is not needed any more when cV is written can wait in its place.
     size = C * (H + 1) * (W + 1)
     fits = out.dtype == compute_dtype(x.dtype) and size <= 2 * C * H * W
-    place = out[:, 2:].flatten(1)[:, :size].unflatten(1, (C, H + 1, W + 1)) if fits else None
+    place = out[:, 2:].flatten(1)[:, :size].view(B, C, H + 1, W + 1) if fits else None
     _swt(x, out.unbind(1), place, mode, average, flip_details, NCHW_AXES)
     return out
 
