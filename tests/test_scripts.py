@@ -1,0 +1,155 @@
+"""The launchers: what they start, and a dry run of each (model built, one update on generated images)."""
+
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS = sorted((ROOT / "scripts").glob("wsfvit_*_1k.sh"))
+NAMES = [path.name.removesuffix("_1k.sh") for path in LAUNCHERS]
+
+
+def run_bash(arguments: Sequence[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    inherited = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LANG") if key in os.environ}
+    return subprocess.run(
+        ["bash", *arguments], cwd="/", env=inherited | variables, capture_output=True, text=True, timeout=300
+    )
+
+
+def write_program(path: Path, text: str) -> str:
+    path.write_text("#!/usr/bin/env bash\n" + text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> str:
+    """A stand-in for Python that prints its place among the processes and its arguments, one line each."""
+    return write_program(
+        tmp_path / "echo",
+        'echo "${RANK:-}/${LOCAL_RANK:-}/${WORLD_SIZE:-} $MASTER_ADDR:$MASTER_PORT" "$@"\n',
+    )
+
+
+def test_there_is_a_launcher_and_a_recipe_for_every_published_row() -> None:
+    published = [f"wsfvit_{name}_224" for name in ("p0", "p1", "p2", "n", "t", "s", "m", "b")]
+    published += ["wsfvit_b_256", *(f"wsfvit_{name}_384" for name in "tsmb")]
+    assert sorted(NAMES) == sorted(published)
+    assert sorted(path.stem for path in (ROOT / "configs" / "imagenet").glob("*.yaml")) == sorted(published)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=NAMES)
+def test_one_gpu_is_one_plain_process_with_the_recipe_of_that_name(launcher: Path, echo: str) -> None:
+    name = launcher.name.removesuffix("_1k.sh")
+    initial = ["--initial-checkpoint", "weights.pth.tar"] if name.endswith("384") else []
+    done = run_bash([str(launcher), "/data", "1", *initial], {"PYTHON": echo})
+    assert done.returncode == 0, done.stderr
+    expected = ["train.py", "/data", "-c", f"configs/imagenet/{name}.yaml", "--output", "output/imagenet"]
+    expected += ["--experiment", name, "--resume", "auto", *initial]
+    assert done.stdout.split()[2:] == expected
+
+
+def test_several_gpus_and_machines_start_through_torchrun(echo: str) -> None:
+    variables = {"PYTHON": echo, "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
+    done = run_bash([str(LAUNCHERS[0]), "/data", "8", "--epochs", "5"], variables)
+    line = done.stdout
+    assert "-m torch.distributed.run --nproc-per-node 8 --nnodes 2 --node-rank 1" in line
+    assert "--master-addr first --master-port 1234 --max-restarts 0 train.py /data" in line
+    assert line.rstrip().endswith("--resume auto --epochs 5")
+
+
+def test_flags_may_follow_the_data_at_once_and_spaces_survive(tmp_path: Path) -> None:
+    python = write_program(tmp_path / "python", 'printf "<%s>" "$@"\n')
+    done = run_bash([str(LAUNCHERS[0]), "/my data", "--opt-kwargs", "a b"], {"PYTHON": python})
+    assert "<train.py></my data>" in done.stdout and done.stdout.endswith("<--opt-kwargs><a b>")
+
+
+@pytest.mark.parametrize("arguments", [[], ["/data", "0"], ["/data", "many"]])
+def test_missing_or_wrong_arguments_say_what_is_wanted(arguments: list[str], echo: str) -> None:
+    done = run_bash([str(LAUNCHERS[0]), *arguments], {"PYTHON": echo})
+    assert done.returncode == 2
+    assert "GPUs" in done.stdout + done.stderr
+
+
+def test_help_is_help(echo: str) -> None:
+    for launcher in LAUNCHERS:
+        done = run_bash([str(launcher), "--help"], {"PYTHON": echo})
+        assert done.returncode == 0 and f"scripts/{launcher.name} DATA" in done.stdout
+
+
+def test_fine_tuning_without_weights_is_refused(echo: str) -> None:
+    done = run_bash([str(ROOT / "scripts" / "wsfvit_t_384_1k.sh"), "/data", "1"], {"PYTHON": echo})
+    assert done.returncode == 2
+    assert "output/imagenet/wsfvit_t_224/model_best.pth.tar" in done.stderr and "--initial-checkpoint" in done.stderr
+
+
+def test_several_machines_get_their_ranks_and_one_failure_is_told(tmp_path: Path, echo: str) -> None:
+    remote = write_program(tmp_path / "remote", '[ "$1" != broken ] || exit 7\nexec bash -c "$2"\n')
+    multinode = str(ROOT / "scripts" / "multinode.sh")
+    launcher = "scripts/wsfvit_t_224_1k.sh"
+    done = run_bash([multinode, "one two", launcher, "/my data", "2"], {"REMOTE": remote, "PYTHON": echo})
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert len(lines) == 2 and all("one:29500" in line and "/my data -c" in line for line in lines)
+    assert "--nnodes 2 --node-rank 0" in lines[0] and "--nnodes 2 --node-rank 1" in lines[1]
+    done = run_bash([multinode, "one broken", launcher, "/data", "2"], {"REMOTE": remote, "PYTHON": echo})
+    assert done.returncode == 7 and "broken ended with exit code 7" in done.stderr
+
+
+def test_a_slurm_task_is_one_process_and_a_saved_run_is_queued_again(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    write_program(
+        programs / "srun",
+        'shift\nfor task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" || status=$?; done\n'
+        "exit ${status:-0}\n",
+    )
+    log = tmp_path / "scontrol.log"
+    write_program(
+        programs / "scontrol", f'echo "$@" >> {shlex.quote(str(log))}\n[ "$1" != show ] || printf "one\\ntwo\\n"\n'
+    )
+    python = write_program(
+        tmp_path / "python", 'echo "$RANK/$LOCAL_RANK/$WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $@"\nexit ${STATUS:-0}\n'
+    )
+    variables = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHON": python,
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NODELIST": "one,two",
+        "SLURM_JOB_ID": "41",
+    }
+    job = [str(ROOT / "scripts" / "slurm" / "train.sbatch"), "scripts/wsfvit_t_224_1k.sh", "/data", "--epochs", "5"]
+    done = run_bash(job, variables)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("0/0/2 one:20041 train.py /data -c") and second.startswith("1/1/2 one:20041 train.py")
+    assert first.endswith("--epochs 5") and "requeue" not in log.read_text()
+    assert run_bash(job, variables | {"STATUS": "75"}).returncode == 75
+    assert "requeue 41" in log.read_text()
+    assert run_bash(job, variables | {"STATUS": "2"}).returncode == 2
+    assert log.read_text().count("requeue") == 1
+
+
+DRY_RUN = "--dry-run --dataset synthetic --device cpu --no-amp --img-size 64 --batch-size 2 --global-batch-size 4 -j 0".split()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=NAMES)
+def test_dry_run(launcher: Path) -> None:
+    done = run_bash([str(launcher), "/nowhere", "1", *DRY_RUN], {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "dry run" in done.stdout and launcher.name.removesuffix("_1k.sh") in done.stdout
+
+
+def test_dry_run_on_two_machines(tmp_path: Path) -> None:
+    remote = write_program(tmp_path / "remote", 'exec bash -c "$2"\n')
+    variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "REMOTE": remote, "MASTER_ADDR": "localhost"}
+    arguments = [str(ROOT / "scripts" / "multinode.sh"), "one two", "scripts/wsfvit_p0_224_1k.sh", "/nowhere", "1"]
+    done = run_bash([*arguments, *DRY_RUN], variables | {"MASTER_PORT": "29611"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dry run") == 1
