@@ -7,6 +7,7 @@ import timm.data
 import torch.utils.data
 
 from wsfvit.data.digits import Digits
+from wsfvit.data.images import ImageDataset, describe
 from wsfvit.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
@@ -74,7 +75,9 @@ def create_dataset(
     # timm and the readers behind it report a wrong name, split, key or folder through any of these.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
         shown = name or root
-        raise UserError(f"dataset '{shown}', split '{split}': {type(err).__name__}: {_first_line(err)}") from err
+        raise UserError(f"dataset '{shown}', split '{split}': {describe(err)}") from err
+    if isinstance(dataset, timm.data.ImageDataset):
+        return ImageDataset(dataset.reader, dataset.input_img_mode)
     return dataset
 
 
@@ -85,7 +88,3 @@ def dataset_num_classes(dataset: Dataset) -> int | None:
         if classes:
             return len(classes)
     return None
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or ["no reason given"])[0]
