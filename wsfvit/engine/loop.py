@@ -110,23 +110,20 @@ def train_one_epoch(
             group_size = min(cfg.grad_accum_steps, total - group_start)
             last = index + 1 == group_start + group_size
             backward(state, cfg, images, labels, group_size, update_follows=last)
-            if progress.due or cfg.world.device.type == "cpu":
-                check_finite(state, index)
+            if cfg.world.device.type == "cpu":
+                check_finite(state.loss_sum.item(), state)
             state.batch = index + 1
             if last:
                 grad_norm = update(state, cfg)
-            figures = _figures(state, grad_norm) if progress.due else {}
+            figures = _figures(state, cfg, grad_norm) if progress.due else {}
             progress.step(len(images) * cfg.world.size, **figures)
             if figures:
                 events.on_log(state, images, figures | {"images_per_s": progress.images_per_s})
             if last and events.on_update(state):
                 finished = False
                 break
-    check_finite(state, state.batch - 1)
-    sums = torch.stack([state.loss_sum, torch.full_like(state.loss_sum, state.images)])
-    loss_sum, count = cfg.world.sum(sums).tolist()
     return {
-        "loss": loss_sum / max(count, 1),
+        "loss": mean_loss(state, cfg.world),
         "lr": state.lr,
         "images_per_s": progress.images_per_s,
         "finished": finished,
@@ -143,7 +140,9 @@ def prepare_batch(
     if cfg.erasing is not None:
         images = cfg.erasing(images)
     if cfg.mixup is not None:
-        images, labels = cfg.mixup(images, labels)
+        # Images are mixed in pairs; a batch can be odd where an unreadable image was left out.
+        even = len(images) - len(images) % 2
+        images, labels = cfg.mixup(images[:even], labels[:even])
     return images.to(cfg.model_dtype, memory_format=cfg.layout), labels
 
 
@@ -166,15 +165,26 @@ def backward(
     state.images += len(images)
 
 
-def check_finite(state: TrainState, index: int) -> None:
-    """Ends the run where a loss up to batch ``index`` was not finite: on a CPU before the update, else before a save.
+def mean_loss(state: TrainState, world: World) -> float:
+    """Mean loss over the epoch's images of all processes so far; every process must call it.
 
-    On other devices the sum is read at log points alone, because every reading makes the device wait.
+    Raises:
+        UserError: it is not finite.
     """
-    value = state.loss_sum.item()
-    if not math.isfinite(value):
+    sums = torch.stack([state.loss_sum, torch.full_like(state.loss_sum, state.images)])
+    loss_sum, images = world.sum(sums).tolist()
+    check_finite(loss_sum, state)
+    return float(loss_sum / max(images, 1))
+
+
+def check_finite(loss_sum: float, state: TrainState) -> None:
+    """Ends the run on a loss that is not finite: on a CPU before it is learnt from, elsewhere before it is saved.
+
+    Other devices are asked at log points and saves alone, because they must wait for every answer.
+    """
+    if not math.isfinite(loss_sum):
         raise UserError(
-            f"the training loss became {value} in epoch {state.epoch}, by batch {index}; stopped unsaved. "
+            f"the training loss became {loss_sum} in epoch {state.epoch}, by batch {state.batch}; stopped unsaved. "
             "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16"
         )
 
@@ -208,10 +218,10 @@ def update(state: TrainState, cfg: StepConfig) -> torch.Tensor | None:
     return norm
 
 
-def _figures(state: TrainState, grad_norm: torch.Tensor | None) -> dict[str, float]:
-    figures = {"loss": state.loss_sum.item() / state.images, "lr": state.lr or state.optimizer.param_groups[0]["lr"]}
+def _figures(state: TrainState, cfg: StepConfig, grad_norm: torch.Tensor | None) -> dict[str, float]:
+    figures = {"loss": mean_loss(state, cfg.world), "lr": state.lr or state.optimizer.param_groups[0]["lr"]}
     if grad_norm is not None:
         figures["grad_norm"] = grad_norm.item()
-    if state.loss_sum.is_cuda:
-        figures["peak_gib"] = torch.cuda.max_memory_allocated(state.loss_sum.device) / 2**30
+    if cfg.world.device.type == "cuda":
+        figures["peak_gib"] = torch.cuda.max_memory_allocated(cfg.world.device) / 2**30
     return figures

@@ -1,6 +1,7 @@
 """The recipe from arguments: learning rate, optimizer, schedule, erasing, mixing and loss, all timm's parts."""
 
 import argparse
+import warnings
 
 import torch
 from timm.data import Mixup
@@ -46,9 +47,12 @@ def build_scheduler(
         UserError: the schedule's options contradict each other.
     """
     try:
-        scheduler, epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
-        )
+        with warnings.catch_warnings():
+            # timm warns that a plateau's state is lost on a resume; TrainState keeps it.
+            warnings.simplefilter("ignore", FutureWarning)
+            scheduler, epochs = create_scheduler_v2(
+                optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
+            )
     except (AssertionError, ValueError, ZeroDivisionError) as err:
         raise UserError(f"schedule '{args.sched}': {err}") from err
     return scheduler, epochs

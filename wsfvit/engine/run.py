@@ -11,7 +11,7 @@ from torch import nn
 from wsfvit.engine.build import Loader
 from wsfvit.engine.evaluate import evaluate
 from wsfvit.engine.logs import RunLog
-from wsfvit.engine.loop import LoopEvents, StepConfig, check_finite, train_one_epoch
+from wsfvit.engine.loop import LoopEvents, StepConfig, mean_loss, train_one_epoch
 from wsfvit.engine.progress import duration
 from wsfvit.engine.signals import StopRequests
 from wsfvit.engine.state import TrainState
@@ -157,7 +157,7 @@ class Run(LoopEvents):
         stopped = self.cfg.world.any(self.stop.requested)
         due = 0 < self.recovery_interval <= state.batch - self.saved_at and state.batch < len(self.train_loader)
         if stopped or due:
-            check_finite(state, state.batch - 1)
+            mean_loss(state, self.cfg.world)  # refuses a loss that is not finite
             self.save(state.epoch)
             self.saved_at = state.batch
         return stopped

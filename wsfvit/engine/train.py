@@ -212,11 +212,15 @@ def continue_from(
     Raises:
         UserError: the state does not fit, or stopped in the middle of an epoch of other data or batches.
     """
+    before = saved.get("args", {})
+    # torch loads the state of any optimizer into any other, and fails or goes wrong later.
+    if not args.no_resume_opt and before.get("opt", args.opt) != args.opt:
+        raise UserError(f"--resume {args.resume}: it was trained with --opt {before['opt']}; or pass --no-resume-opt")
     try:
         state.load_state_dict(saved, world, optimizer=not args.no_resume_opt)
     except UserError as err:
         raise UserError(f"--resume {args.resume}: {err}") from err
-    changed = changed_arguments(saved.get("args", {}), described["args"])
+    changed = changed_arguments(before, described["args"])
     if changed:
         world.say(f"note: not as in the run that is resumed: {', '.join(changed)}")
     geometry = ("images_per_batch", "batches_per_epoch")

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
 
@@ -52,6 +52,16 @@ def fraction(text: str) -> float:
     return value
 
 
+class KeyValues(ParseKwargs):
+    """timm's ``key=value`` arguments, which complains about others as argparse does."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for value in values:
+            if "=" not in value:
+                raise argparse.ArgumentError(self, f"{value!r} is not written as key=value")
+        super().__call__(parser, namespace, values, option_string)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, without the list of all flags."""
 
@@ -91,9 +101,7 @@ def add_model_input(group: Group, data_config: bool = True) -> None:
     group.add_argument("--img-size", type=positive_int, metavar="N", help="image size (default: the model's)")
     group.add_argument("--in-chans", type=positive_int, metavar="N", help="image channels (default: the model's)")
     group.add_argument("--input-size", type=positive_int, nargs=3, metavar=("C", "H", "W"), help="all input dimensions")
-    group.add_argument(
-        "--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="model arguments"
-    )
+    group.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="model arguments")
     if not data_config:
         return
     group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop, share of the resized image")

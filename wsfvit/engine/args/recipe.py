@@ -2,10 +2,9 @@
 
 import argparse
 
-from timm.utils import ParseKwargs
-
 from wsfvit.engine.args.common import (
     Group,
+    KeyValues,
     add_switch,
     fraction,
     natural_float,
@@ -42,7 +41,7 @@ def add_optimizer(group: Group) -> None:
         "--layer-decay", type=positive_float, metavar="F", help="learning rate decay from layer to layer"
     )
     group.add_argument(
-        "--opt-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="optimizer arguments"
+        "--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="optimizer arguments"
     )
 
 
@@ -104,7 +103,7 @@ def add_schedule(group: Group) -> None:
 
 def add_augmentation(group: Group) -> None:
     """Augmentation, mixing, erasing, label smoothing and drop rates."""
-    add_switch(group, "--no-aug", "train without augmentation")
+    group.add_argument("--no-aug", action="store_true", help="train without augmentation")
     group.add_argument("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop (default: rrc)")
     group.add_argument(
         "--scale", type=float, nargs="+", default=[0.08, 1.0], metavar="F", help="random crop area, from to"
