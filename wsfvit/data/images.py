@@ -34,7 +34,8 @@ def convert_image(image: Image.Image, mode: str | None) -> Image.Image:
     if not mode or image.mode == mode:
         image.load()
         return image
-    if image.mode.startswith("I"):  # I;16 and its byte orders; older versions of PIL open 16-bit PNG as 32-bit I
+    # I;16 and its byte orders; older versions of PIL open 16-bit PNG as 32-bit I.
+    if image.mode.startswith("I") and not mode.startswith(("I", "F")):
         pixels = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return image.convert(mode)
@@ -66,11 +67,14 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
         Raises:
             BadImageError: it cannot be read.
+            IndexError: there is no such image.
         """
+        if index >= len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
         try:
             file, label, *_ = self.reader[index]
-            with contextlib.closing(file), Image.open(file) as image:
-                picture = convert_image(image, self.input_img_mode)
+            with contextlib.closing(file):
+                picture = convert_image(Image.open(file), self.input_img_mode)
         # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
         except Exception as err:
             raise BadImageError(self.filename(index), index, describe(err)) from err
