@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import torch
 
+from wsfvit.engine.pickle_scan import is_zip_format
+
 _COMMENT = re.compile(rb"wsfvit-sha256:([0-9a-f]{64})")
 _CHUNK = 1 << 20
 
@@ -45,7 +47,7 @@ def find_damage(path: Path) -> str | None:
     Raises:
         Exception: the archive's own structure is broken; ``zipfile`` reports that in several ways.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip_format(path):
         return None
     with zipfile.ZipFile(path) as archive:
         sealed = _COMMENT.fullmatch(archive.comment)

@@ -154,11 +154,13 @@ class CheckpointStore:
         others = [entry for entry in self._top if entry[1] != epoch]
         ranked = sorted([*others, (score, epoch)], key=lambda entry: entry[0], reverse=not self.lower_is_better)
         self._top = ranked[: self.keep]
-        added = [self._epoch_file(epoch)] if (score, epoch) in self._top else []
+        added = []
         best = self.best_metric
         if best is None or (score < best if self.lower_is_better else score > best):
             self.best_metric, self.best_epoch = score, epoch
             added.append(self.folder / BEST)
+        if (score, epoch) in self._top:
+            added.append(self._epoch_file(epoch))
         return added, [self._epoch_file(dropped) for _, dropped in ranked[self.keep :]]
 
     def _ranking(self) -> dict[str, Any]:
