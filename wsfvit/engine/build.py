@@ -14,7 +14,7 @@ from torch import nn
 import wsfvit  # noqa: F401  importing the package registers its models with timm
 from wsfvit import data
 from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
-from wsfvit.data.factory import STREAMING_PREFIXES
+from wsfvit.data.factory import STREAMING
 from wsfvit.errors import UserError
 
 if TYPE_CHECKING:  # it needs resolve_device
@@ -154,8 +154,8 @@ def build_loaders(
         UserError: the data is missing, has too many classes, or is smaller than one batch of all processes.
     """
     in_chans = data_config["input_size"][0]
-    mode = {"batch_size": args.batch_size, "seed": args.seed}
-    if args.epoch_repeats and not args.dataset.lower().startswith(STREAMING_PREFIXES):
+    mode = {"batch_size": args.batch_size, "seed": args.seed, "num_classes": num_classes}
+    if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
     train_set = build_dataset(
         args,
