@@ -137,7 +137,7 @@ def test_a_slurm_task_is_one_process_and_a_saved_run_is_queued_again(tmp_path: P
 
 
 DRY_RUN = "--dry-run --dataset synthetic --device cpu --no-amp -j 0 --img-size 64".split()
-DRY_RUN += "--batch-size 2 --global-batch-size 4".split()
+DRY_RUN += "--batch-size 2 --global-batch-size 2".split()
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=NAMES)

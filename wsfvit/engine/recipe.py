@@ -15,6 +15,28 @@ from torch import nn
 from wsfvit.errors import UserError
 
 
+def resolve_grad_accum_steps(args: argparse.Namespace, world_size: int = 1) -> int:
+    """Batches per update: ``--grad-accum-steps``, or what makes ``--global-batch-size`` of the processes' batches.
+
+    Raises:
+        UserError: both are given and contradict each other, or no number of batches makes the global batch.
+    """
+    if args.global_batch_size is None:
+        return int(args.grad_accum_steps)
+    steps, rest = divmod(args.global_batch_size, args.batch_size * world_size)
+    if rest or not steps:
+        raise UserError(
+            f"--global-batch-size {args.global_batch_size} is no multiple of --batch-size {args.batch_size} x "
+            f"{world_size} processes: change one of them"
+        )
+    if args.grad_accum_steps not in (1, steps):
+        raise UserError(
+            f"--global-batch-size {args.global_batch_size} takes --grad-accum-steps {steps} here, not "
+            f"{args.grad_accum_steps}: leave one of them out"
+        )
+    return int(steps)
+
+
 def resolve_lr(args: argparse.Namespace, world_size: int = 1) -> float:
     """The learning rate: ``--lr``, or ``--lr-base`` scaled from ``--lr-base-size`` to the images of one update."""
     if args.lr is not None:

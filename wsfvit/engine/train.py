@@ -25,7 +25,15 @@ from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.logs import RunLog
 from wsfvit.engine.loop import StepConfig
 from wsfvit.engine.model import build_train_model
-from wsfvit.engine.recipe import build_erasing, build_loss, build_mixup, build_optimizer, build_scheduler, resolve_lr
+from wsfvit.engine.recipe import (
+    build_erasing,
+    build_loss,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+    resolve_grad_accum_steps,
+    resolve_lr,
+)
 from wsfvit.engine.run import Run
 from wsfvit.engine.run_folder import changed_arguments, create_folder, describe_run, read_resumed, run_folder
 from wsfvit.engine.signals import StopRequests
@@ -59,6 +67,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace, world: World, stop: StopRequests) -> dict[str, Any]:
+    args.grad_accum_steps = resolve_grad_accum_steps(args, world.size)
     args.lr = resolve_lr(args, world.size)
     set_up_torch(args, world)
     folder = run_folder(args, world)

@@ -107,6 +107,12 @@ def _add_train_model(group: Group) -> None:
     group.add_argument(
         "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches per optimizer update"
     )
+    group.add_argument(
+        "--global-batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images per optimizer update over all processes; sets --grad-accum-steps to what that takes",
+    )
     add_switch(group, "--grad-checkpointing", "compute activations again in the backward pass: less memory, slower")
     add_switch(group, "--channels-last", "use the channels-last memory layout")
     add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
