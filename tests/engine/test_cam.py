@@ -83,8 +83,8 @@ def test_layouts_of_odd_images_and_things_that_are_no_maps():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_maps_light_up_where_the_evidence_is(layout, method):
     model = Detector(layout).eval()
-    layer = find_target_layer(model, lights()[:1], "map")
-    assert layer.grid == (4, 6)
+    layer = find_target_layer(model, lights()[:1])
+    assert (layer.name, layer.grid) == ("map", (4, 6))
     red = compute_cams(model, layer, lights(), [0, 0], method)
     mixed = compute_cams(model, layer, lights(), [1, 0], method)
     assert red.shape == (2, 32, 48)
@@ -227,7 +227,7 @@ def test_no_crop_keeps_the_aspect_ratio():
         (["broken"], "broken/a.png': no picture that can be read"),
         (["cut"], "cut/a.png': "),
         (["good", "--checkpoint", "a", "b", "--models", "test_vit"], "one weights file per model"),
-        (["good", "--models", "test_resnet", "--subbands"], "no wavelet stem"),
+        (["good", "--models", "test_resnet", "--subbands"], "has a wavelet stem"),
         (["good", "--models", "test_resnet", "--target", "tenche"], "did you mean tench"),
         (["good", "--models", "test_resnet", "--target", "1000"], "pass 0 to 999"),
         (["good", "--models", "test_resnet", "--layer", "layer9"], "no layer 'layer9'"),

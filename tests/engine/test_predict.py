@@ -14,6 +14,7 @@ from wsfvit.data.images import read_image
 from wsfvit.engine.args import parse_validate_args
 from wsfvit.engine.build import build_eval_loader
 from wsfvit.engine.predict import load_classifier, resolve_class_names
+from wsfvit.errors import run_main
 
 SHOWN = (5, 250, 999)
 
@@ -69,16 +70,18 @@ def test_text_names_classes_and_draws(last, folder, tmp_path, monkeypatch, capsy
     assert np.asarray(Image.open(out)).std() > 10
 
 
-def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch, capsys, error_of):
+def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch, capsys):
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    monkeypatch.setattr(sys, "argv", f"x predict {folder} --checkpoint {last} --device cpu --json".split())
-    with pytest.MonkeyPatch.context() as patch:
-        seen: list[str] = []
-        patch.setattr("builtins.print", lambda *text, **options: seen.append(text[0]))
-        with pytest.raises(SystemExit):
-            command.run_main(command.main)
-    assert len(seen) == 3 and json.loads(seen[1])["image"].endswith("c.PNG")
-    assert "1 of 3 images could not be read" in seen[2] and "b.png" in seen[2] and "a.png" not in seen[2]
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: run(monkeypatch, folder, "--checkpoint", last, "--json", "-b", "1"))
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [
+        str(folder / "a.png"),
+        str(folder / "more/c.PNG"),
+    ]
+    assert err.startswith("error: 1 of 3 images could not be read: ") and err.count("\n") == 1
+    assert "b.png" in err and "a.png" not in err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from wsfvit.engine.build import build_dataset
 from wsfvit.engine.layouts import TargetLayer, find_target_layer, model_layout, to_maps
 from wsfvit.engine.pictures import draw_subbands, new_panels, picture_path, save_figure, show_image
 from wsfvit.engine.predict import Classifier, load_classifier
+from wsfvit.engine.progress import Progress
 from wsfvit.errors import UserError
 
 SAMPLE_FOLDER = "images"
@@ -100,12 +101,11 @@ def run_cam(args: argparse.Namespace) -> Path:
     out = picture_path(args.out)
     pairs = _pair_models(args)
     pictures, names = load_pictures(args)
-    columns: list[Column] = []
-    classifiers = []
-    for model_name, checkpoint in pairs:
-        classifier = load_classifier(args, model_name, checkpoint, names)
-        classifiers.append(classifier)
-        columns += explain(args, classifier, pictures)
+    classifiers = [load_classifier(args, model_name, checkpoint, names) for model_name, checkpoint in pairs]
+    stems = [classifier for classifier in classifiers if _stem_transform(classifier) is not None]
+    if args.subbands and not stems:
+        raise UserError("--subbands: no model here has a wavelet stem, the wsfvit models have")
+    columns = [column for classifier in classifiers for column in explain(args, classifier, pictures)]
     title = "Evidence for the class named below each picture"
     if untrained := [classifier.name for classifier in classifiers if not classifier.trained]:
         print(f"note: {', '.join(untrained)} untrained, random weights: pass --checkpoint FILE or --pretrained")
@@ -114,7 +114,7 @@ def run_cam(args: argparse.Namespace) -> Path:
     print(f"picture: {out}")
     if args.subbands:
         path = out.with_name(f"{out.stem}-subbands{out.suffix}")
-        save_figure(_stem_figure(args, classifiers[0], pictures), path)
+        save_figure(draw_stem(args, stems[0], pictures), path)
         print(f"subbands: {path}")
     return out
 
@@ -132,11 +132,14 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | 
     holder = next((x for x in (dataset, getattr(dataset, "reader", None)) if getattr(x, "class_to_idx", None)), None)
     to_index = {} if holder is None else holder.class_to_idx
     names = [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
-    pictures = []
     if not hasattr(dataset, "__getitem__"):
         raise UserError(f"dataset '{args.dataset}' is a stream, from which no images can be picked: pass a folder")
+    pictures = []
     for index in _spread(len(dataset), args.num_images):
-        image, label = dataset[index]
+        try:
+            image, label = dataset[index]
+        except (OSError, ValueError) as err:
+            raise UserError(f"image {index} of dataset '{args.dataset}' cannot be read: {err}") from err
         shown = names[label] if names else label
         pictures.append(Picture(f"{args.split} {index}\nclass {shown}", image, int(label)))
     return pictures, names or None
@@ -144,8 +147,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | 
 
 def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Column]:
     """One column of the gallery per method for one model."""
-    transform = _whole_image(classifier) if args.no_crop else classifier.transform()
-    inputs = [transform(picture.image) for picture in pictures]
+    inputs = _transform(args, classifier, pictures)
     # Whole images differ in size, and a batch has one.
     step = 1 if args.no_crop else args.batch_size
     batches = [torch.stack(inputs[i : i + step]).to(classifier.device) for i in range(0, len(inputs), step)]
@@ -169,12 +171,12 @@ def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence
     ]
     columns = []
     for method in args.method:
-        starts = range(0, len(inputs), step)
-        cams = [
-            cam
-            for start, batch in zip(starts, batches, strict=True)
-            for cam in compute_cams(classifier.model, layer, batch, classes[start : start + step], method)
-        ]
+        cams: list[np.ndarray] = []
+        with Progress(f"{classifier.name} {method}", len(batches), interval=10) as progress:
+            for batch in batches:
+                here = classes[len(cams) : len(cams) + len(batch)]
+                cams += list(compute_cams(classifier.model, layer, batch, here, method))
+                progress.step(len(batch))
         title = f"{classifier.name}\n{METHODS[method]}" + ("" if classifier.trained else ", untrained")
         columns.append(Column(title, pixels, cams, captions, correct))
     return columns
@@ -224,20 +226,21 @@ def show_cam(axis: Any, pixels: np.ndarray, cam: np.ndarray) -> Any:
     return axis.imshow(cam, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(cam), interpolation="bilinear")
 
 
-def _stem_figure(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> Any:
-    transform_layer = getattr(getattr(classifier.model, "stem", None), "dwt_l2", None)
-    if transform_layer is None:
-        raise UserError(f"--subbands: {classifier.name} has no wavelet stem, the wsfvit models have")
-    transform = _whole_image(classifier) if args.no_crop else classifier.transform()
+def draw_stem(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> Any:
+    """A figure of the subbands that the model's wavelet stem makes of each picture."""
+    transform = _stem_transform(classifier)
     rows = []
-    for picture in pictures:
-        image = transform(picture.image)[None]
+    for picture, image in zip(pictures, _transform(args, classifier, pictures), strict=True):
         with torch.no_grad():
-            subbands = transform_layer(image.to(classifier.device)).cpu().unflatten(1, (4, -1)).mean(2)[0]
-        rows.append((picture.name, classifier.to_pixels(image)[0], subbands.numpy()))
+            subbands = transform(image[None].to(classifier.device)).cpu().unflatten(1, (4, -1)).mean(2)[0]
+        rows.append((picture.name, classifier.to_pixels(image[None])[0], subbands.numpy()))
     # The release's names and signs; the mean over the image channels, which is the subband of the grey image.
     names = ("LL = cA", "LH = -cH", "HL = -cV", "HH = cD")
     return draw_subbands(rows, names, f"Haar subbands that the stem of {classifier.name} sees")
+
+
+def _stem_transform(classifier: Classifier) -> Any:
+    return getattr(getattr(classifier.model, "stem", None), "dwt_l2", None)
 
 
 def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
@@ -253,9 +256,7 @@ def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]
 def _load_folder(folder: str, count: int, workers: int) -> list[Picture]:
     if Path(folder) == Path(SAMPLE_FOLDER) and not Path(folder).exists():
         write_sample_images(folder)
-        print(
-            f"made {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn: put your own there, or name a folder"
-        )
+        print(f"made {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn; your own may go there")
     paths = find_images([folder])
     if count < len(paths):
         print(f"{count} of {len(paths)} images: --num-images shows more")
@@ -281,14 +282,16 @@ def _find_class(target: str, names: Sequence[str]) -> int:
     raise UserError(f"--target {target}: {hint}")
 
 
-def _whole_image(classifier: Classifier) -> Callable[[Image.Image], Tensor]:
-    """The evaluation transform without its crop: the shorter side becomes the input's, the aspect ratio stays."""
-    config = classifier.data_config
-    pipeline = transforms.Compose(
-        [
-            transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"])),
-            transforms.ToTensor(),
-            transforms.Normalize(config["mean"], config["std"]),
-        ]
-    )
-    return lambda image: pipeline(image.convert(classifier.mode))
+def _transform(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Tensor]:
+    """What the model sees of each picture, (C, H, W): its evaluation transform, under ``--no-crop`` without the crop.
+
+    Without the crop the shorter side becomes the input's, and the aspect ratio stays.
+    """
+    if args.no_crop:
+        config = classifier.data_config
+        resize = transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"]))
+        normalize = transforms.Normalize(config["mean"], config["std"])
+        whole = transforms.Compose([resize, transforms.ToTensor(), normalize])
+        return [whole(picture.image.convert(classifier.mode)) for picture in pictures]
+    transform = classifier.transform()
+    return [transform(picture.image) for picture in pictures]

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,7 @@ def _probe(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
 
 def _stage_names(model: Any) -> list[str]:
     info = getattr(model, "feature_info", None) or []
-    entries: Iterator[Any] = iter(getattr(info, "info", info))
+    entries = getattr(info, "info", info)  # a list, or timm's FeatureInfo around one
     return [entry["module"] for entry in entries if isinstance(entry, dict) and "module" in entry]
 
 
