@@ -1,4 +1,4 @@
-"""``python -m wsfvit.plot RUN... --out curves.png``: the curves of training runs over each other."""
+"""``python -m wsfvit.plot RUN...``: the curves of training runs over each other."""
 
 from wsfvit.engine.plot import parse_plot_args, run_plot
 from wsfvit.errors import run_main

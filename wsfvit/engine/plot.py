@@ -42,7 +42,7 @@ def parse_plot_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder with summary.csv, folder of run folders, or csv file"
     )
-    parser.add_argument("--out", default="curves.png", metavar="FILE.png", help="picture to write")
+    parser.add_argument("--out", default="output/curves.png", metavar="FILE.png", help="picture to write")
     return parser.parse_args(argv)
 
 
