@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment, trains a small WSF-ViT on built-in images, validates it and prints the complexity table.
+# Makes the environment, trains a small WSF-ViT on built-in images, validates it, prints the complexity table
+# and leaves pictures in the run folder: curves, class activation maps, the subbands that the stem sees.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
@@ -9,5 +10,8 @@ ensure_venv demo
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 run="quickstart-$(date +%Y%m%d-%H%M%S)"
 .venv/bin/python train.py -c configs/digits/wsfvit_p0.yaml --output output --experiment "$run" "$@"
-.venv/bin/python validate.py --dataset digits -j 1 --checkpoint "output/$run/model_best.pth.tar"
+best="output/$run/model_best.pth.tar"
+.venv/bin/python validate.py --dataset digits -j 1 --checkpoint "$best"
 .venv/bin/python get_flops.py --all
+.venv/bin/python -m wsfvit.plot "output/$run" --out "output/$run/curves.png"
+.venv/bin/python cam_image.py --dataset digits --num-images 10 --checkpoint "$best" --subbands --out "output/$run/cam.png"

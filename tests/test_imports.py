@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "video": {"data", "engine", "errors", "layers", "models", "wavelets"},
     "benchmarks": {"data", "engine", "errors", "layers", "models", "wavelets"},
     "__main__": {"engine", "errors", "wavelets"},
+    "plot": {"engine", "errors"},
     "__init__": {"models"},
 }
 

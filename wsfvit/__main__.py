@@ -1,4 +1,7 @@
-"""``python -m wsfvit info``: what this installation is and what it will compute with."""
+"""``python -m wsfvit info``: what this installation is and what it will compute with.
+
+``python -m wsfvit predict IMAGE... --checkpoint FILE``: the most probable classes of pictures.
+"""
 
 import argparse
 import importlib.metadata
@@ -9,6 +12,8 @@ import timm
 import torch
 
 import wsfvit
+from wsfvit.engine.args.predict import add_predict_args
+from wsfvit.engine.predict import run_predict
 from wsfvit.errors import run_main
 from wsfvit.wavelets import resolve_backend
 
@@ -27,8 +32,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wsfvit")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices, models, wavelet backend, environment variables")
-    parser.parse_args()
-    print_info()
+    predict = commands.add_parser(
+        "predict",
+        help="print, and draw on request, the most probable classes of images",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_predict_args(predict)
+    args = parser.parse_args()
+    if args.command == "predict":
+        run_predict(args)
+    else:
+        print_info()
 
 
 def print_info() -> None:

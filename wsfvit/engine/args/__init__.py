@@ -1,11 +1,14 @@
 """Command lines of the four scripts."""
 
+from wsfvit.engine.args.cam import cam_parser, parse_cam_args
 from wsfvit.engine.args.flops import flops_parser, parse_flops_args
 from wsfvit.engine.args.train import parse_train_args, train_parser
 from wsfvit.engine.args.validate import parse_validate_args, validate_parser
 
 __all__ = [
+    "cam_parser",
     "flops_parser",
+    "parse_cam_args",
     "parse_flops_args",
     "parse_train_args",
     "parse_validate_args",

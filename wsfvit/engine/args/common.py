@@ -120,10 +120,14 @@ def add_trust(group: Group) -> None:
     )
 
 
-def add_device(group: Group) -> None:
+def add_device_name(group: Group) -> None:
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"
     )
+
+
+def add_device(group: Group) -> None:
+    add_device_name(group)
     add_switch(group, "--amp", "mixed precision (autocast)")
     group.add_argument(
         "--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="lower precision of --amp"

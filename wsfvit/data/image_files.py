@@ -1,0 +1,69 @@
+"""Pictures from files: finding them, reading them, and two sample photographs for a first try."""
+
+import importlib.resources
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from wsfvit.data.images import convert_image
+from wsfvit.errors import UserError
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files among ``paths`` as they are, and for each folder every image file below it, sorted by path.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not inside:
+                raise UserError(f"the folder '{path}' holds no images ({', '.join(sorted(EXTENSIONS))})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"'{path}' does not exist")
+    return found
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads a picture as RGB, turned upright as its EXIF tag says.
+
+    Raises:
+        UserError: the file cannot be read or is no picture; the text names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return convert_image(ImageOps.exif_transpose(image), "RGB")
+    # A damaged picture can end in any of these, depending on its format and on where the damage is.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
+        reason = (getattr(err, "strerror", None) or str(err) or type(err).__name__).splitlines()[0]
+        # Pillow repeats the path in its own words.
+        reason = "no picture that can be read" if "cannot identify" in reason else reason
+        raise UserError(f"'{path}': {reason}") from err
+
+
+def write_sample_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Makes ``folder`` with the two photographs that ship with scikit-learn (Creative Commons), and their credits.
+
+    Raises:
+        UserError: scikit-learn is not installed, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        source = importlib.resources.files("sklearn.datasets.images")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("china.jpg", "flower.jpg", "README.txt"):
+            (folder / name).write_bytes((source / name).read_bytes())
+    except ModuleNotFoundError as err:
+        raise UserError("the sample photographs ship with scikit-learn: pip install scikit-learn") from err
+    except OSError as err:
+        raise UserError(f"the sample photographs cannot be written to '{folder}': {err.strerror or err}") from err
+    return find_images([folder])
