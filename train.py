@@ -4,15 +4,22 @@
 python train.py --dataset digits -c configs/digits/wsfvit_p0.yaml
 python train.py /data/imagenet -c configs/imagenet/wsfvit_t_224.yaml --amp-dtype bfloat16
 python train.py --dataset hfds/PATH_TO_CIFAR10 --val-split test --model wsfvit_p1_224 --img-size 64 --num-classes 10
+torchrun --nproc-per-node 8 train.py /data/imagenet -c configs/imagenet/wsfvit_t_224.yaml --grad-accum-steps 2
+
+SIGTERM, SIGUSR1 or Ctrl-C: saves after the current update and ends with exit code 75; --resume auto continues.
 """
 
+import sys
+
 from wsfvit.engine.args import parse_train_args
+from wsfvit.engine.signals import STOPPED_EXIT_CODE
 from wsfvit.engine.train import run_training
 from wsfvit.errors import run_main
 
 
 def main() -> None:
-    run_training(parse_train_args())
+    if not run_training(parse_train_args())["finished"]:
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 if __name__ == "__main__":

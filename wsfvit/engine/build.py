@@ -1,23 +1,24 @@
-"""From arguments to objects: device, model, data configuration, loaders, optimizer, schedule, mixing and loss."""
+"""From arguments to objects: device, model, data configuration, datasets and loaders."""
 
 import argparse
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.data import Mixup, create_loader, resolve_data_config
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.data import resolve_data_config
 from timm.models import resolve_model_input_args
-from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 import wsfvit  # noqa: F401  importing the package registers its models with timm
-from wsfvit.data import create_dataset, dataset_num_classes
+from wsfvit import data
+from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
+from wsfvit.data.factory import STREAMING_PREFIXES
 from wsfvit.errors import UserError
+
+if TYPE_CHECKING:  # it needs resolve_device
+    from wsfvit.engine.distributed import World
 
 # Anything iterable over (images, labels) batches, with a length: a DataLoader or timm's prefetching wrapper of one.
 Loader = Any
@@ -57,7 +58,10 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
         kwargs = resolve_model_input_args(args.model, request, num_classes=args.num_classes, **args.model_kwargs)
     except (TypeError, ValueError) as err:
         raise UserError(f"model {args.model}: {err}") from err
-    return {key: value for key, value in kwargs.items() if key not in ("model_name", "pretrained_cfg")}
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("model_name", "pretrained_cfg")}
+    if getattr(args, "gp", None):  # not every command has it
+        kwargs["global_pool"] = args.gp
+    return kwargs
 
 
 def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
@@ -131,143 +135,77 @@ def check_classes(dataset: Any, num_classes: int) -> None:
 
 
 def build_eval_loader(
-    args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, device: torch.device
+    args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, world: "World"
 ) -> Loader:
-    """Loader of every image of ``dataset``, once, in order: batches of images (B, C, H, W) float32 and labels (B,).
+    """Loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
 
     Raises:
         UserError: the evaluation setting holds a value that no transform takes.
     """
-    try:
-        return create_loader(
-            dataset,
-            batch_size=batch_size,
-            is_training=False,
-            num_workers=args.workers,
-            device=device,
-            pin_memory=args.pin_mem,
-            use_prefetcher=not args.no_prefetcher,
-            **data_config,
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as err:
-        raise UserError(f"evaluation setting {data_config}: {type(err).__name__}: {err}") from err
+    return data.build_eval_loader(dataset, data_config, _loader_options(args, batch_size, world))
 
 
 def build_loaders(
-    args: argparse.Namespace, data_config: DataConfig, num_classes: int, device: torch.device
+    args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: "World"
 ) -> tuple[Loader, Loader]:
-    """Training and validation loaders of batches: images (B, C, H, W) float32, labels (B,) int64.
+    """Training and validation loaders of this process: images (B, C, H, W) float32, labels (B,) int64.
 
     Raises:
-        UserError: the data is missing, has too many classes, or is smaller than one batch.
+        UserError: the data is missing, has too many classes, or is smaller than one batch of all processes.
     """
     in_chans = data_config["input_size"][0]
     mode = {"batch_size": args.batch_size, "seed": args.seed}
-    train_set = build_dataset(args, args.train_split, args.train_num_samples, in_chans, is_training=True, **mode)
+    if args.epoch_repeats and not args.dataset.lower().startswith(STREAMING_PREFIXES):
+        raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
+    train_set = build_dataset(
+        args,
+        args.train_split,
+        args.train_num_samples,
+        in_chans,
+        is_training=True,
+        repeats=args.epoch_repeats,
+        **mode,
+    )
     val_set = build_dataset(args, args.val_split, args.val_num_samples, in_chans, **mode)
     check_classes(train_set, num_classes)
     check_classes(val_set, num_classes)
-    if len(train_set) < args.batch_size:
-        raise UserError(f"--batch-size {args.batch_size} is more than the {len(train_set)} training images")
-    try:
-        train_loader = create_loader(
-            train_set,
-            input_size=data_config["input_size"],
-            batch_size=args.batch_size,
-            is_training=True,
-            no_aug=args.no_aug,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-            train_crop_mode=args.train_crop_mode,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            vflip=args.vflip,
-            color_jitter=args.color_jitter,
-            auto_augment=args.aa,
-            interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
-            mean=data_config["mean"],
-            std=data_config["std"],
-            num_workers=args.workers,
-            pin_memory=args.pin_mem,
-            device=device,
-            use_prefetcher=not args.no_prefetcher,
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as err:
-        raise UserError(f"the augmentation options do not fit together: {type(err).__name__}: {err}") from err
+    train_loader = data.build_train_loader(
+        train_set,
+        data_config,
+        _loader_options(args, args.batch_size, world),
+        _augmentation(args, data_config),
+        seed=args.seed,
+        repeats=max(args.aug_repeats, 1),
+    )
     val_batch_size = args.validation_batch_size or args.batch_size
-    return train_loader, build_eval_loader(args, val_set, data_config, val_batch_size, device)
+    return train_loader, build_eval_loader(args, val_set, data_config, val_batch_size, world)
 
 
-def resolve_lr(args: argparse.Namespace) -> float:
-    """The learning rate: ``--lr``, or ``--lr-base`` scaled from ``--lr-base-size`` to the batch of one update."""
-    if args.lr is not None:
-        return float(args.lr)
-    ratio = args.batch_size * args.grad_accum_steps / args.lr_base_size
-    adaptive = any(name in args.opt.lower() for name in ("ada", "lamb"))
-    scale = args.lr_base_scale or ("sqrt" if adaptive else "linear")
-    return float(args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio))
-
-
-def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """Optimizer by timm's factory, no weight decay on biases and norms.
-
-    Raises:
-        UserError: unknown optimizer, or a value it does not take.
-    """
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **optimizer_kwargs(args), **args.opt_kwargs)
-    except (AssertionError, TypeError, ValueError) as err:
-        raise UserError(f"optimizer '{args.opt}': {err}") from err
-    return optimizer
-
-
-def build_scheduler(
-    args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
-) -> tuple[Scheduler | None, int]:
-    """Learning rate schedule by timm's factory, and the number of epochs it lasts (None for ``--sched none``).
-
-    Raises:
-        UserError: the schedule's options contradict each other.
-    """
-    try:
-        scheduler, epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
-        )
-    except (AssertionError, ValueError, ZeroDivisionError) as err:
-        raise UserError(f"schedule '{args.sched}': {err}") from err
-    return scheduler, epochs
-
-
-def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """Mixup and CutMix on whole batches, or None where neither is on.
-
-    Raises:
-        UserError: an odd batch size, which cannot be mixed in pairs.
-    """
-    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
-        return None
-    if args.batch_size % 2:
-        raise UserError(f"mixup and cutmix pair the images of a batch: --batch-size {args.batch_size} must be even")
-    return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=num_classes,
+def _loader_options(args: argparse.Namespace, batch_size: int, world: "World") -> LoaderOptions:
+    return LoaderOptions(
+        batch_size=batch_size,
+        num_workers=args.workers,
+        device=world.device,
+        use_prefetcher=not args.no_prefetcher,
+        pin_memory=args.pin_mem,
+        world_size=world.size,
+        rank=world.rank,
+        on_bad_image=getattr(args, "on_bad_image", "raise"),  # not every command has it
     )
 
 
-def build_loss(args: argparse.Namespace, mixed: bool) -> nn.Module:
-    """Training loss: against soft labels where batches are mixed, else cross-entropy with ``--smoothing``."""
-    if mixed:
-        loss: nn.Module = SoftTargetCrossEntropy()
-    elif args.smoothing:
-        loss = LabelSmoothingCrossEntropy(args.smoothing)
-    else:
-        loss = nn.CrossEntropyLoss()
-    return loss
+def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmentation:
+    return Augmentation(
+        no_aug=args.no_aug,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob or 0.0,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
+        auto_augment=args.aa,
+        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
+    )

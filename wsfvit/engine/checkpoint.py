@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.engine.integrity import find_damage, write_sealed
 from wsfvit.engine.pickle_scan import refused_globals
 from wsfvit.errors import UserError
 from wsfvit.models import describe_misfit
@@ -33,8 +33,8 @@ StateDict = dict[str, torch.Tensor]
 
 
 def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` that leaves the old file whole when writing fails."""
-    write_atomic(path, lambda file: torch.save(obj, file))
+    """``torch.save`` that puts a SHA-256 into the file and leaves the old file whole when writing fails."""
+    write_atomic(path, lambda file: write_sealed(obj, file))
 
 
 def export_safetensors(
@@ -58,22 +58,18 @@ def export_safetensors(
     write_text_atomic(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
 
 
-def load_state_dict_file(
-    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
-) -> tuple[StateDict, dict[str, Any]]:
-    """Reads model weights from a checkpoint file.
+def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Any]:
+    """Reads everything in a checkpoint file: a training state to resume, or weights with what describes them.
 
     Args:
         path: .pth, .pth.tar, .pt or any other ``torch.save`` file, or .safetensors (with its .json, if there is one).
-        use_ema: Prefer the moving average of the weights where the file has it.
         trust: Unpickle without restrictions. The file can then run any code.
 
     Returns:
-        The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
-        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``epoch`` and ``metric``.
+        The dictionary that was saved, tensors on the CPU.
 
     Raises:
-        UserError: the file is missing, damaged, refused as unsafe, or holds no weights.
+        UserError: the file is missing, damaged, refused as unsafe, or holds no dictionary.
     """
     path = Path(path)
     if path.is_dir():
@@ -81,19 +77,57 @@ def load_state_dict_file(
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, trust)
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
+    return dict(content)
+
+
+def load_state_dict_file(
+    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+) -> tuple[StateDict, dict[str, Any]]:
+    """Reads model weights from a checkpoint file.
+
+    Args:
+        path: As for ``read_checkpoint``.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: As for ``read_checkpoint``.
+
+    Returns:
+        The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
+        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``epoch`` and ``metric``.
+
+    Raises:
+        UserError: as ``read_checkpoint``, or the file holds no weights.
+    """
+    content = read_checkpoint(path, trust)
     state_dict, weights = _find_state_dict(content, path, use_ema)
     return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
 
 
 def load_weights(
-    model: nn.Module, path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    use_ema: bool = False,
+    trust: bool = False,
+    replace_classifier: bool = False,
 ) -> dict[str, Any]:
     """Loads a checkpoint file into ``model``, every key and shape matching; returns what the file says about itself.
+
+    Args:
+        model: Gets the weights.
+        path: As for ``read_checkpoint``.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: As for ``read_checkpoint``.
+        replace_classifier: For fine-tuning: a classifier for another number of classes is left out, the model keeps
+            its own, and the returned dictionary says so: ``replaced_classes``, the number in the file (0 for none).
 
     Raises:
         UserError: as ``load_state_dict_file``, or the weights do not fit the model.
     """
     state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
+    if replace_classifier:
+        replaced = _keep_own_classifier(model, state_dict)
+        meta |= {} if replaced is None else {"replaced_classes": replaced}
     apply_state_dict(model, state_dict, path)
     return meta
 
@@ -141,11 +175,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path, trust: bool) -> Any:
     try:
+        damage = find_damage(path)
+        if damage:
+            raise UserError(f"checkpoint '{path}' is damaged: {damage}")
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
-        broken = _broken_record(path)
-        if broken:
-            raise UserError(f"checkpoint '{path}' is damaged: the checksum of '{broken}' in it is wrong")
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # The restricted reader warns about pickle protocols, then reads or refuses them; the refusal is enough.
             warnings.simplefilter("ignore", UserWarning)
@@ -165,17 +199,7 @@ def _read_torch(path: Path, trust: bool) -> Any:
         raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
 
 
-def _broken_record(path: Path) -> str | None:
-    """Name of the first record whose checksum is wrong in a zip-format checkpoint; torch itself does not look."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
-
-
-def _find_state_dict(content: Any, path: Path, use_ema: bool) -> tuple[StateDict, str]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
+def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], use_ema: bool) -> tuple[StateDict, str]:
     for key in (EMA_KEYS if use_ema else ()) + RAW_KEYS:
         if content.get(key) is not None:
             found, weights = content[key], "ema" if key in EMA_KEYS else "raw"
@@ -191,7 +215,7 @@ def _find_state_dict(content: Any, path: Path, use_ema: bool) -> tuple[StateDict
     return dict(found), weights
 
 
-def _read_meta(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
     meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
     expected = {"arch": str, "model_kwargs": dict, "data_config": dict}
@@ -202,6 +226,28 @@ def _read_meta(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if reserved:
         raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")
     return meta
+
+
+def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
+    """Puts the model's own classifier into ``state_dict`` where the one in it differs in the number of classes alone.
+
+    Returns:
+        The number of classes of the classifier that was there, 0 for none, or None where nothing was replaced.
+    """
+    names = getattr(model, "default_cfg", {}).get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    ours = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    theirs = {key: value for key, value in state_dict.items() if key.startswith(prefixes)}
+    shared = ours.keys() & theirs.keys()
+    # Where one side has no classifier at all there is nothing to compare; otherwise the features must agree.
+    if any(ours[key].shape[1:] != theirs[key].shape[1:] for key in shared) or (ours and theirs and not shared):
+        return None
+    if ours.keys() == theirs.keys() and all(ours[key].shape == theirs[key].shape for key in ours):
+        return None
+    for key in theirs:
+        del state_dict[key]
+    state_dict.update(ours)
+    return max((len(value) for value in theirs.values() if value.ndim), default=0)
 
 
 def _first_line(err: Exception) -> str:

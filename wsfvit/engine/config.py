@@ -27,10 +27,15 @@ def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
     if not isinstance(config, dict):
         raise UserError(f"config '{path}' must be a list of 'key: value' lines")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    for key, value in config.items():
+    for key, value in list(config.items()):
         if key not in actions:
             near = difflib.get_close_matches(str(key), actions, n=1)
             raise UserError(f"config '{path}': unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        if actions[key].default is argparse.SUPPRESS:
+            # A refused flag. The files that timm writes hold every flag; switched off it is no reason to stop.
+            if config.pop(key):
+                actions[key](parser, argparse.Namespace(), value)
+            continue
         try:
             config[key] = _config_value(actions[key], value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as err:

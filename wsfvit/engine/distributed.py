@@ -24,17 +24,32 @@ class World:
         rank: Its number among all processes; 0 writes files and speaks.
         size: Number of processes.
         local_rank: Its number on this machine, and the index of its GPU.
+        host_group: The same processes joined through host memory, or None for one process.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    host_group: Any = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files and the progress."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Prints once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; waits for the processes, but for no GPU."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, group=self.host_group)
+        return bool(votes.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place; ``tensor`` must have the same shape and dtype in each."""
@@ -80,7 +95,7 @@ def join_world(device: str | None = None) -> World:
         torch.cuda.set_device(found)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return World(found, rank, size, local_rank)
+    return World(found, rank, size, local_rank, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
 
 def leave_world() -> None:

@@ -24,6 +24,7 @@ from wsfvit.engine.build import (
     resolve_device,
 )
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.distributed import World
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.progress import Progress
 from wsfvit.errors import UserError
@@ -56,6 +57,7 @@ def evaluate(
     layout: torch.memory_format = torch.contiguous_format,
     title: str = "validate",
     interval: int = 50,
+    world: World | None = None,
 ) -> dict[str, float]:
     """Measures a classifier over every image of ``loader``.
 
@@ -67,6 +69,7 @@ def evaluate(
         layout: Memory format of the images.
         title: Shown with the progress.
         interval: Batches between two progress lines.
+        world: The processes that share the images, each with a loader of its own; None for this one alone.
 
     Returns:
         ``loss`` (mean cross-entropy), ``top1`` and ``top5`` in percent (with fewer than five classes, top5 is 100),
@@ -76,27 +79,30 @@ def evaluate(
         UserError: there are no images.
     """
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
-    with Progress(title, len(loader), interval) as progress:
+    world = world or World(device)
+    precision = next(model.parameters()).dtype
+    sums = torch.zeros(4, dtype=torch.float64)
+    with Progress(title, len(loader), interval, shown=world.is_main) as progress:
         for images, labels in loader:
-            images = images.to(device, memory_format=layout)
+            images = images.to(device, precision, memory_format=layout)
             labels = labels.to(device)
             with autocast(device, dtype):
                 logits = model(images)
             logits = logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()]).cpu()
-            progress.step(len(labels))
-        images_per_s, count = progress.images_per_s, progress.images
+            sums[:3] += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()]).cpu()
+            sums[3] += len(labels)
+            progress.step(len(labels) * world.size)
+        images_per_s = progress.images_per_s
+    loss_sum, top1, top5, count = world.sum(sums.to(device)).tolist()
     if not count:
         raise UserError("the validation split has no images")
-    loss_sum, top1, top5 = sums.tolist()
     return {
         "loss": loss_sum / count,
         "top1": 100 * top1 / count,
         "top5": 100 * top5 / count,
-        "images": count,
+        "images": int(count),
         "images_per_s": images_per_s,
     }
 
@@ -120,7 +126,7 @@ def run_validation(args: argparse.Namespace) -> dict[str, Any]:
         args, args.split, args.num_samples, data_config["input_size"][0], batch_size=args.batch_size
     )
     check_classes(dataset, model.num_classes)
-    loader = build_eval_loader(args, dataset, data_config, args.batch_size, device)
+    loader = build_eval_loader(args, dataset, data_config, args.batch_size, World(device))
     figures = evaluate(model, loader, device, amp_dtype(args), layout, interval=args.log_freq)
     result = _describe(args, meta, data_config, figures)
     print_result(result, args, device)

@@ -8,12 +8,18 @@ from typing import IO
 from wsfvit.errors import UserError
 
 
-def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(
+    path: str | os.PathLike[str],
+    write: Callable[[IO[bytes]], object],
+    publish: Callable[[Path], object] | None = None,
+) -> None:
     """Writes a file through a temporary one beside it; if anything fails, the old file stays as it was.
 
     Args:
         path: The file to write.
         write: Receives the open binary file and writes the content.
+        publish: Receives the path of the complete temporary file and moves it to ``path``, linking what else is to be
+            linked; by default it is just moved.
 
     Raises:
         UserError: the operating system refused (no space, no permission, no such folder).
@@ -25,7 +31,10 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if publish is None:
+            os.replace(temporary, path)
+        else:
+            publish(temporary)
     except OSError as err:
         raise UserError(f"cannot write '{path}': {err.strerror or err}") from err
     finally:

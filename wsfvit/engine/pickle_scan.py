@@ -28,14 +28,24 @@ def refused_globals(path: Path) -> list[str]:
     return list(found)
 
 
+def is_zip_format(path: Path) -> bool:
+    """Whether ``torch.load`` reads the file as a zip archive; ``zipfile`` would also take a pickle with one inside."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
 def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
-    if not zipfile.is_zipfile(path):
+    if not is_zip_format(path):
         yield io.BytesIO(path.read_bytes())
         return
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".pkl"):
-                yield io.BytesIO(archive.read(name))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    yield io.BytesIO(archive.read(name))
+    # zipfile reports a broken archive in many ways; the loader has its own word for that.
+    except Exception:
+        return
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:

@@ -2,26 +2,48 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
+Item = TypeVar("Item")
+
 
 class Progress:
-    """Shows images per second, time left and the caller's figures.
+    """Shows images per second, the share of time spent waiting for data, time left, and the caller's figures.
 
     Args:
         title: What is running, e.g. ``epoch 3/10``.
         total: Number of batches.
         interval: Batches between two plain lines; a bar is drawn at every batch.
+        first: Batches that an earlier run has done.
+        shown: Whether to show anything, or to count alone.
+        epochs_left: Epochs that follow; above 0 the time left of the whole run is shown too.
+        epoch_seconds: Seconds of a whole epoch, for that; 0 takes this loop's own pace.
     """
 
-    def __init__(self, title: str, total: int, interval: int) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        interval: int,
+        *,
+        first: int = 0,
+        shown: bool = True,
+        epochs_left: int = 0,
+        epoch_seconds: float = 0.0,
+    ) -> None:
         self.title, self.total, self.interval = title, total, interval
+        self.first, self.shown = first, shown
+        self.epochs_left, self.epoch_seconds = epochs_left, epoch_seconds
         self.batches = self.images = 0
+        self.waited = 0.0
         self.started = time.perf_counter()
         # Asked of stderr, because that is where the bar goes; stdout may be a file either way.
-        self.bar = tqdm(total=total, desc=title, unit="batch", leave=False) if sys.stderr.isatty() else None
+        drawn = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=first, desc=title, unit="batch", leave=False) if drawn else None
 
     def __enter__(self) -> "Progress":
         return self
@@ -31,6 +53,18 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yields from ``items`` and adds up how long each of them took to come."""
+        iterator = iter(items)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - asked
+            yield item
 
     @property
     def seconds(self) -> float:
@@ -42,15 +76,45 @@ class Progress:
         """Images per second since the start."""
         return self.images / self.seconds
 
+    @property
+    def due(self) -> bool:
+        """Whether the next ``step`` shows the caller's figures."""
+        done = self.first + self.batches + 1
+        return done % self.interval == 0 or done == self.total
+
     def step(self, images: int, **figures: float) -> None:
-        """Counts one batch of ``images`` and shows ``figures`` with it."""
+        """Counts one batch of ``images`` and, where that is due, shows ``figures`` with it."""
+        due = self.due
         self.batches += 1
         self.images += images
-        shown = {"images/s": f"{self.images_per_s:.0f}"} | {key: f"{value:.4g}" for key, value in figures.items()}
         if self.bar is not None:
-            self.bar.set_postfix(shown, refresh=False)
+            if due:
+                self.bar.set_postfix_str(self._text(figures), refresh=False)
             self.bar.update()
-        elif self.batches % self.interval == 0 or self.batches == self.total:
-            left = self.seconds / self.batches * max(self.total - self.batches, 0)
-            text = "  ".join(f"{key} {value}" for key, value in shown.items())
-            print(f"{self.title}  [{self.batches}/{self.total}]  {text}  {left:.0f} s left", flush=True)
+        elif due and self.shown:
+            place = f"[{self.first + self.batches}/{self.total}]"
+            print(f"{self.title}  {place}  {self._text(figures)}  {self._time_left()}", flush=True)
+
+    def _text(self, figures: dict[str, float]) -> str:
+        shown = {"images/s": f"{self.images_per_s:.0f}"} | {key: f"{value:.4g}" for key, value in figures.items()}
+        if self.waited:
+            shown["data"] = f"{self.waited / self.seconds:.0%}"
+        return "  ".join(f"{key} {value}" for key, value in shown.items())
+
+    def _time_left(self) -> str:
+        per_batch = self.seconds / self.batches
+        left = per_batch * max(self.total - self.first - self.batches, 0)
+        text = f"{duration(left)} left"
+        if self.epochs_left:
+            run = left + self.epochs_left * (self.epoch_seconds or per_batch * self.total)
+            text += f", {duration(run)} of the run"
+        return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``12 s``, ``3:05 min`` or ``7:03:20 h``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

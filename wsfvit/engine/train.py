@@ -1,305 +1,313 @@
-"""The training loop of one process, and the train command."""
+"""The train command: builds everything from the arguments, continues what is to be continued, and runs."""
 
 import argparse
 import copy
-import csv
-import io
+import importlib
+import itertools
 import math
-import time
-from dataclasses import dataclass
-from datetime import datetime
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad, random_seed
+from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.engine.build import (
-    DataConfig,
-    Loader,
-    build_loaders,
-    build_loss,
-    build_mixup,
-    build_model,
-    build_optimizer,
-    build_scheduler,
-    resolve_data,
-    resolve_device,
-    resolve_lr,
-    resolve_model_kwargs,
-)
-from wsfvit.engine.checkpoint import load_weights, save_atomic
-from wsfvit.engine.evaluate import amp_dtype, autocast, evaluate, memory_format
+from wsfvit.engine.build import Loader, build_loaders, resolve_data
+from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.files import write_text_atomic
-from wsfvit.engine.progress import Progress
+from wsfvit.engine.logs import RunLog
+from wsfvit.engine.loop import StepConfig
+from wsfvit.engine.model import build_train_model
+from wsfvit.engine.recipe import build_erasing, build_loss, build_mixup, build_optimizer, build_scheduler, resolve_lr
+from wsfvit.engine.run import Run
+from wsfvit.engine.run_folder import changed_arguments, create_folder, describe_run, read_resumed, run_folder
+from wsfvit.engine.signals import StopRequests
+from wsfvit.engine.state import TrainState
+from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
 
-@dataclass
-class TrainState:
-    """Everything that changes while training."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler | None
-    scaler: GradScaler
-    ema: ModelEmaV3 | None
-    epoch: int = 0
-    num_updates: int = 0
-    best_metric: float = -math.inf
-    best_epoch: int = -1
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """What an optimizer update needs to know and that does not change.
-
-    Attributes:
-        epochs: Number of epochs in all.
-        grad_accum_steps: Batches whose gradients make one update; the last update of an epoch may have fewer.
-        dtype: Mixed precision, or None.
-        mixup_off_epoch: Epoch from which batches are no longer mixed; 0 for never.
-    """
-
-    device: torch.device
-    layout: torch.memory_format
-    dtype: torch.dtype | None
-    loss: nn.Module
-    mixup: Mixup | None
-    mixup_off_epoch: int
-    epochs: int
-    grad_accum_steps: int
-    clip_grad: float | None
-    clip_mode: str
-    log_interval: int
-
-
 def run_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs train.py: builds everything from ``args``, trains, writes the run folder.
+    """Runs train.py, in this process or as one of those that ``torchrun`` started.
 
     Returns:
-        ``best_top1``, ``best_epoch``, ``run_folder`` (Path) and ``rows`` (the lines of summary.csv).
+        ``rows`` (the lines of summary.csv), ``best`` (the best of them, or None), ``run_folder`` (Path) and
+        ``finished`` (False after a request to stop; the state is saved then).
 
     Raises:
         UserError: a name, value or file that does not fit, or a loss that is not finite.
     """
     args = copy.copy(args)
-    args.lr = resolve_lr(args)
-    device = resolve_device(args.device)
-    random_seed(args.seed, 0)
-    drop = {"drop_rate": args.drop} | ({} if args.drop_path is None else {"drop_path_rate": args.drop_path})
-    model: Any = build_model(args, **drop)
-    if args.initial_checkpoint:
-        meta = load_weights(model, args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint)
-        print(f"starting from the {meta['weights']} weights of {args.initial_checkpoint}")
+    for name in args.device_modules or ():
+        try:
+            importlib.import_module(name)
+        except ImportError as err:
+            raise UserError(f"--device-modules {name}: {err}") from err
+    world = join_world(args.device)
+    try:
+        with StopRequests() as stop, _place(args, world):
+            return _train(args, world, stop)
+    finally:
+        leave_world()
+
+
+def _train(args: argparse.Namespace, world: World, stop: StopRequests) -> dict[str, Any]:
+    args.lr = resolve_lr(args, world.size)
+    set_up_torch(args, world)
+    folder = run_folder(args, world)
+    store = CheckpointStore(folder, keep=args.checkpoint_hist, lower_is_better=args.eval_metric == "loss")
+    resumed = read_resumed(args, store, world)
+    model = build_train_model(args, start=resumed is None, say=world.say)
     data_config = resolve_data(args, model)
-    train_loader, val_loader = build_loaders(args, data_config, model.num_classes, device)
-    state, epochs = build_state(args, model, device, math.ceil(len(train_loader) / args.grad_accum_steps))
-    cfg = build_step_config(args, device, model.num_classes, epochs)
-    folder = create_run_folder(args, data_config)
+    train_loader, val_loader = build_loaders(args, data_config, model.num_classes, world)
+    if args.dry_run:
+        train_loader, val_loader = FirstBatches(train_loader, args.grad_accum_steps), FirstBatches(val_loader, 1)
+    check_agreement(args, world, {"training batches": len(train_loader), "classes": model.num_classes})
+    updates_per_epoch = math.ceil(len(train_loader) / args.grad_accum_steps)
+    state, epochs = build_state(args, model, world, updates_per_epoch)
     described = describe_run(args, model, data_config)
-    write_text_atomic(folder / "args.yaml", yaml.safe_dump(described["args"], sort_keys=False))
-    print(
-        f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {device}, "
-        f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images, "
+    described |= {"images_per_batch": args.batch_size * world.size, "batches_per_epoch": len(train_loader)}
+    if resumed is not None:
+        continue_from(resumed, state, args, described, world)
+    move_schedule(state, args, updates_per_epoch)
+    if world.is_main:
+        create_folder(folder, continued=resumed is not None)
+        write_text_atomic(folder / "args.yaml", yaml.safe_dump(described["args"], sort_keys=False))
+    world.say(
+        f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+        f"{world.size} x {world.device.type}, {args.batch_size * world.size * args.grad_accum_steps} images an update, "
+        f"{len(train_loader)} training and {len(val_loader)} validation batches, "
         f"{'x'.join(map(str, data_config['input_size']))}, lr {args.lr:.3g}, {epochs} epochs\nrun folder: {folder}"
     )
-    rows = []
-    for state.epoch in range(epochs):
-        rows.append(run_epoch(state, train_loader, val_loader, cfg))
-        write_text_atomic(folder / "summary.csv", _csv(rows))
-        save_epoch(state, folder, described, rows[-1])
-    print(
-        f"best top-1 {state.best_metric:.2f} % (epoch {state.best_epoch})\n"
-        f"best: {folder / 'model_best.pth.tar'}\nlast: {folder / 'last.pth.tar'}\ntable: {folder / 'summary.csv'}"
+    cfg = build_step_config(args, world, model.num_classes, 1 if args.dry_run else epochs)
+    run = Run(
+        state,
+        cfg,
+        train_loader,
+        val_loader,
+        described,
+        store=store if world.is_main else None,
+        log=RunLog(folder, args, described["args"], state.num_updates) if world.is_main else None,
+        stop=stop,
+        metric="val_loss" if args.eval_metric == "loss" else args.eval_metric,
+        recovery_interval=args.recovery_interval,
+        dist_bn=args.dist_bn,
+        mirrored=args.tta == 2,
     )
-    return {"best_top1": state.best_metric, "best_epoch": state.best_epoch, "run_folder": folder, "rows": rows}
+    try:
+        finished = run.train()
+    finally:
+        run.close()
+    world.say(_last_words(run, folder, finished, args.dry_run))
+    return {"best": run.best, "run_folder": folder, "rows": state.rows, "finished": finished}
 
 
-def build_step_config(args: argparse.Namespace, device: torch.device, num_classes: int, epochs: int) -> StepConfig:
+def set_up_torch(args: argparse.Namespace, world: World) -> None:
+    """Seeds the start and chooses between fast and repeatable kernels, for the whole process."""
+    random_seed(args.seed, 0)  # the same weights in all processes
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if world.device.type == "cuda":
+        torch.backends.cudnn.deterministic = args.deterministic
+        torch.backends.cudnn.benchmark = not args.deterministic
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, int]) -> None:
+    """Ends a run whose processes were started with different arguments or see different data.
+
+    Args:
+        args: This process's arguments.
+        world: The processes.
+        counts: What must be equal besides the arguments, by name.
+
+    Raises:
+        UserError: in every process, naming the first that differs from rank 0.
+    """
+    # Machines may keep the data, the YAML file and the output in different places.
+    places = ("config", "data", "data_dir", "output")
+    mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in places} | counts
+    every = world.gather(mine)
+    for rank, theirs in enumerate(every):
+        for name, value in theirs.items():
+            if value != every[0][name]:
+                raise UserError(
+                    f"the processes do not agree: rank 0 has {name} {every[0][name]}, rank {rank} {value}; start all "
+                    "of them with the same arguments and the same data"
+                )
+
+
+def build_state(args: argparse.Namespace, model: Any, world: World, updates_per_epoch: int) -> tuple[TrainState, int]:
+    """Moves the model to its device and builds what trains it; also returns the number of epochs to train.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
+    device = world.device
+    lower = amp_dtype(args)
+    if lower is not None and args.model_dtype not in (None, "float32"):
+        raise UserError(f"--amp keeps the weights in float32: leave out --model-dtype {args.model_dtype}, or --amp")
+    if args.sync_bn and world.size > 1:
+        if device.type != "cuda":
+            raise UserError(f"--sync-bn works on CUDA devices alone, not on {device.type}: leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
+    optimizer = build_optimizer(args, model)
+    scheduler, epochs = build_scheduler(args, optimizer, updates_per_epoch)
+    # Only float16 can underflow in the backward pass; bfloat16 has float32's range.
+    scaler = GradScaler(device.type, enabled=lower == torch.float16)
+    ema = None
+    if args.model_ema:
+        ema = ModelEmaV3(
+            model,
+            decay=args.model_ema_decay,
+            use_warmup=args.model_ema_warmup,
+            device="cpu" if args.model_ema_force_cpu else None,
+            # Steps of (1 - decay) are lost in a lower precision's rounding.
+            dtype=torch.float32,
+        )
+    wrapped = wrap_model(args, model, world)
+    return TrainState(model, optimizer, scheduler, scaler, ema, wrapped), epochs
+
+
+def wrap_model(args: argparse.Namespace, model: nn.Module, world: World) -> nn.Module | None:
+    """The model as the loop calls it: distributed where there are several processes, compiled if asked for.
+
+    Raises:
+        UserError: a compiler backend or mode that torch does not know.
+    """
+    wrapped: Any = None
+    if world.size > 1:
+        ids = [world.device] if world.device.type == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
+    if args.torchcompile:
+        try:
+            wrapped = torch.compile(wrapped or model, backend=args.torchcompile, mode=args.torchcompile_mode)
+        except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
+            raise UserError(f"--torchcompile {args.torchcompile}: {str(err).splitlines()[0]}") from err
+    elif args.torchcompile_mode:
+        raise UserError("--torchcompile-mode is an option of --torchcompile, which is off")
+    return wrapped
+
+
+def model_dtype(args: argparse.Namespace) -> torch.dtype:
+    """The data type that ``--model-dtype`` asks for."""
+    dtype: torch.dtype = getattr(torch, args.model_dtype or "float32")
+    return dtype
+
+
+def continue_from(
+    saved: dict[str, Any], state: TrainState, args: argparse.Namespace, described: dict[str, Any], world: World
+) -> None:
+    """Takes over the state of an earlier run, and says what is not as it was.
+
+    Raises:
+        UserError: the state does not fit, or stopped in the middle of an epoch of other data or batches.
+    """
+    before = saved.get("args", {})
+    # torch loads the state of any optimizer into any other, and fails or goes wrong later.
+    if not args.no_resume_opt and before.get("opt", args.opt) != args.opt:
+        raise UserError(f"--resume {args.resume}: it was trained with --opt {before['opt']}; or pass --no-resume-opt")
+    try:
+        state.load_state_dict(saved, world, optimizer=not args.no_resume_opt)
+    except UserError as err:
+        raise UserError(f"--resume {args.resume}: {err}") from err
+    changed = changed_arguments(before, described["args"])
+    if changed:
+        world.say(f"note: not as in the run that is resumed: {', '.join(changed)}")
+    geometry = ("images_per_batch", "batches_per_epoch")
+    if state.batch and any(saved.get(key) != described[key] for key in geometry):
+        was, now = ([str(source.get(key)) for key in geometry] for source in (saved, described))
+        raise UserError(
+            f"--resume {args.resume}: it stopped in the middle of an epoch of {was[1]} batches of {was[0]} images; "
+            f"here there are {now[1]} of {now[0]}. Use the same data and the same --batch-size times processes"
+        )
+    world.say(f"continuing at epoch {state.epoch}, batch {state.batch}, after {state.num_updates} updates")
+
+
+def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch: int) -> None:
+    """Brings the schedule to where the run starts: the resumed position, or ``--start-epoch``."""
+    if args.start_epoch is not None:
+        state.begin_epoch(args.start_epoch)
+        state.num_updates = args.start_epoch * updates_per_epoch
+    if state.scheduler is None or not (state.epoch or state.num_updates):
+        return
+    if args.sched_on_updates:
+        state.scheduler.step_update(state.num_updates)
+    elif args.sched != "plateau":  # its rate follows the metrics so far and came with the optimizer's state
+        state.scheduler.step(state.epoch)
+
+
+def build_step_config(args: argparse.Namespace, world: World, num_classes: int, epochs: int) -> StepConfig:
     """Gathers what does not change while training."""
     mixup = build_mixup(args, num_classes)
     return StepConfig(
-        device=device,
+        world=world,
         layout=memory_format(args),
-        dtype=amp_dtype(args),
-        loss=build_loss(args, mixed=mixup is not None).to(device),
+        amp_dtype=amp_dtype(args),
+        model_dtype=model_dtype(args),
+        loss=build_loss(args, mixed=mixup is not None).to(world.device),
+        erasing=build_erasing(args, world.device),
         mixup=mixup,
         mixup_off_epoch=args.mixup_off_epoch,
         epochs=epochs,
+        seed=args.seed,
         grad_accum_steps=args.grad_accum_steps,
         clip_grad=args.clip_grad,
         clip_mode=args.clip_mode,
+        synchronize=args.synchronize_step,
         log_interval=args.log_interval,
     )
 
 
-def build_state(
-    args: argparse.Namespace, model: Any, device: torch.device, updates_per_epoch: int
-) -> tuple[TrainState, int]:
-    """Moves the model to ``device`` and builds what trains it; also returns the number of epochs to train."""
-    model.to(device, memory_format=memory_format(args))
-    optimizer = build_optimizer(args, model)
-    scheduler, epochs = build_scheduler(args, optimizer, updates_per_epoch)
-    # Only float16 can underflow in the backward pass; bfloat16 has float32's range.
-    scaler = GradScaler(device.type, enabled=amp_dtype(args) == torch.float16)
-    ema = ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
-    return TrainState(model, optimizer, scheduler, scaler, ema), epochs
+class FirstBatches:
+    """The first batches of a loader, as a loader."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        self.loader, self.count = loader, min(count, len(loader))
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """As the loader's."""
+        self.loader.set_position(epoch, first_batch)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.count)
 
 
-def run_epoch(state: TrainState, train_loader: Loader, val_loader: Loader, cfg: StepConfig) -> dict[str, Any]:
-    """Trains one epoch, validates, steps the schedule, and returns the epoch's line of summary.csv.
+@contextmanager
+def _place(args: argparse.Namespace, world: World) -> Iterator[None]:
+    """For ``--dry-run`` a temporary folder instead of ``--output``, gone in the end."""
+    if not args.dry_run:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        args.output, args.experiment, args.resume = world.gather(folder)[0], "", ""
+        yield
 
-    ``val_loss``, ``top1`` and ``top5`` are those of the moving average where there is one, as in timm.
-    """
-    started = time.perf_counter()
-    trained = train_one_epoch(state, train_loader, cfg)
-    judged = state.model if state.ema is None else state.ema.module
-    title = f"validate {state.epoch}"
-    figures = evaluate(judged, val_loader, cfg.device, cfg.dtype, cfg.layout, title, cfg.log_interval)
-    if state.scheduler is not None:
-        state.scheduler.step(state.epoch + 1, figures["top1"])
-    row = {
-        "epoch": state.epoch,
-        "train_loss": trained["loss"],
-        "val_loss": figures["loss"],
-        "top1": figures["top1"],
-        "top5": figures["top5"],
-        "lr": trained["lr"],
-        "seconds": time.perf_counter() - started,
-        "images_per_s": trained["images_per_s"],
-    }
-    print(
-        f"epoch {state.epoch}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}, "
-        f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, {row['seconds']:.1f} s, "
-        f"{row['images_per_s']:.0f} images/s",
-        flush=True,
+
+def _last_words(run: Run, folder: Path, finished: bool, dry: bool) -> str:
+    state = run.state
+    if dry:
+        row = state.rows[-1]
+        return (
+            f"dry run: one update (loss {row['train_loss']:.4f}) and one validation batch in {row['seconds']:.1f} s, ok"
+        )
+    if not finished:
+        return f"stopped as asked, saved at epoch {state.epoch}, batch {state.batch}: start again with --resume auto"
+    if run.best is None:
+        return f"nothing to train: --epochs {run.cfg.epochs} are done already"
+    return (
+        f"best {run.metric} {run.best[run.metric]:.2f} (epoch {run.best['epoch']})\n"
+        f"best: {folder / 'model_best.pth.tar'}\nlast: {folder / 'last.pth.tar'}\ntable: {folder / 'summary.csv'}"
     )
-    return row
-
-
-def train_one_epoch(state: TrainState, loader: Loader, cfg: StepConfig) -> dict[str, float]:
-    """Trains on every batch of ``loader`` once.
-
-    Returns:
-        ``loss`` (mean over the images), ``lr`` (of the last update) and ``images_per_s``.
-
-    Raises:
-        UserError: the loss is not finite; the model is then not updated with it.
-    """
-    state.model.train()
-    mixing = cfg.mixup is not None and not 0 < cfg.mixup_off_epoch <= state.epoch
-    if cfg.mixup is not None:
-        cfg.mixup.mixup_enabled = mixing  # off, it still makes the soft labels that the loss expects
-    batches, loss_sum, lr = len(loader), 0.0, state.optimizer.param_groups[0]["lr"]
-    with Progress(f"epoch {state.epoch + 1}/{cfg.epochs}", batches, cfg.log_interval) as progress:
-        for index, (images, labels) in enumerate(loader):
-            images = images.to(cfg.device, memory_format=cfg.layout)
-            labels = labels.to(cfg.device)
-            if cfg.mixup is not None:
-                images, labels = cfg.mixup(images, labels)
-            # The last group of an epoch can be short; its gradient is the mean over the batches it has.
-            group_start = index - index % cfg.grad_accum_steps
-            group_size = min(cfg.grad_accum_steps, batches - group_start)
-            with autocast(cfg.device, cfg.dtype):
-                loss = cfg.loss(state.model(images), labels)
-            state.scaler.scale(loss / group_size).backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise UserError(
-                    f"the training loss became {value} in epoch {state.epoch}, batch {index}; stopped unsaved. "
-                    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16"
-                )
-            if index + 1 == group_start + group_size:
-                lr = state.optimizer.param_groups[0]["lr"]
-                update(state, cfg)
-            loss_sum += value * len(images)
-            progress.step(len(images), loss=loss_sum / (progress.images + len(images)), lr=lr)
-    return {"loss": loss_sum / progress.images, "lr": lr, "images_per_s": progress.images_per_s}
-
-
-def update(state: TrainState, cfg: StepConfig) -> None:
-    """One optimizer update from the gathered gradients: clip, step, average the weights, step the schedule."""
-    if cfg.clip_grad is not None:
-        state.scaler.unscale_(state.optimizer)
-        dispatch_clip_grad(state.model.parameters(), cfg.clip_grad, mode=cfg.clip_mode)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.num_updates += 1
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.num_updates)
-    if state.scheduler is not None:
-        state.scheduler.step_update(state.num_updates)
-
-
-def create_run_folder(args: argparse.Namespace, data_config: DataConfig) -> Path:
-    """Creates OUTPUT/EXPERIMENT.
-
-    Raises:
-        UserError: it already holds a run, or cannot be created.
-    """
-    height, width = data_config["input_size"][1:]
-    size = str(height) if height == width else f"{height}x{width}"
-    folder = Path(args.output or "output/train") / (
-        args.experiment or "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), args.model.replace("/", "_"), size])
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError(f"run folder '{folder}' cannot be created: {err.strerror}") from err
-    if (folder / "last.pth.tar").exists():
-        raise UserError(f"'{folder}' already holds a run: choose another --experiment, or remove the folder")
-    return folder
-
-
-def describe_run(args: argparse.Namespace, model: nn.Module, data_config: DataConfig) -> dict[str, Any]:
-    """What a checkpoint says about itself, primitives only: arch, model_kwargs, data_config and the arguments."""
-    kwargs = resolve_model_kwargs(args) | {"num_classes": model.num_classes, "in_chans": data_config["input_size"][0]}
-    return {
-        "arch": args.model,
-        "model_kwargs": _primitive(kwargs),
-        "data_config": _primitive(data_config),
-        "args": _primitive({key: value for key, value in vars(args).items() if key != "config"}),
-    }
-
-
-def save_epoch(state: TrainState, folder: Path, described: dict[str, Any], row: dict[str, Any]) -> None:
-    """Writes last.pth.tar, and model_best.pth.tar where this epoch's top-1 is the highest so far."""
-    best = row["top1"] > state.best_metric
-    if best:
-        state.best_metric, state.best_epoch = row["top1"], state.epoch
-    checkpoint = {
-        **described,
-        "epoch": state.epoch,
-        "metric": row["top1"],
-        "num_updates": state.num_updates,
-        "state_dict": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-    }
-    if state.ema is not None:
-        checkpoint["state_dict_ema"] = state.ema.module.state_dict()
-    save_atomic(checkpoint, folder / "last.pth.tar")
-    if best:
-        save_atomic(checkpoint, folder / "model_best.pth.tar")
-
-
-def _primitive(value: Any) -> Any:
-    """Tuples become lists, so that YAML and JSON give back what was written."""
-    if isinstance(value, dict):
-        return {key: _primitive(item) for key, item in value.items()}
-    return [_primitive(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    return text.getvalue()

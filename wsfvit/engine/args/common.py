@@ -1,6 +1,8 @@
 """What the command lines share: readers of values, and the groups of flags that several commands take."""
 
 import argparse
+import math
+from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
 
@@ -26,6 +28,22 @@ def natural_int(text: str) -> int:
     return value
 
 
+def natural_float(text: str) -> float:
+    """Reads a finite number of 0 or more."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Reads a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return value
+
+
 def fraction(text: str) -> float:
     """Reads a number from 0 to 1."""
     value = float(text)
@@ -34,10 +52,26 @@ def fraction(text: str) -> float:
     return value
 
 
+class KeyValues(ParseKwargs):
+    """timm's ``key=value`` arguments, which complains about others as argparse does."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for value in values:
+            if "=" not in value:
+                raise argparse.ArgumentError(self, f"{value!r} is not written as key=value")
+        super().__call__(parser, namespace, values, option_string)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
 def build_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """A parser with timm's habits: no abbreviated flags, defaults in the help."""
+    return Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
 def add_switch(group: Group, flag: str, text: str) -> None:
@@ -48,7 +82,10 @@ def add_switch(group: Group, flag: str, text: str) -> None:
 def add_data_source(group: Group) -> None:
     group.add_argument("--data-dir", metavar="DIR", help="data folder; the cache folder of hfds/ datasets")
     group.add_argument(
-        "--dataset", default="", metavar="NAME", help="digits (built in), or timm's: '' folder, hfds/PATH, ..."
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="digits or synthetic (built in), or timm's: '' folder, hfds/PATH, ...",
     )
     add_switch(group, "--dataset-download", "let torch/ and tfds/ datasets download")
     group.add_argument("--class-map", default="", metavar="FILE", help="class to index mapping file")
@@ -64,9 +101,7 @@ def add_model_input(group: Group, data_config: bool = True) -> None:
     group.add_argument("--img-size", type=positive_int, metavar="N", help="image size (default: the model's)")
     group.add_argument("--in-chans", type=positive_int, metavar="N", help="image channels (default: the model's)")
     group.add_argument("--input-size", type=positive_int, nargs=3, metavar=("C", "H", "W"), help="all input dimensions")
-    group.add_argument(
-        "--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="model arguments"
-    )
+    group.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="model arguments")
     if not data_config:
         return
     group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop, share of the resized image")
@@ -96,6 +131,6 @@ def add_device(group: Group) -> None:
 
 
 def add_loader(group: Group) -> None:
-    group.add_argument("-j", "--workers", type=int, default=4, metavar="N", help="data loading processes")
+    group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="data loading processes")
     add_switch(group, "--pin-mem", "page-locked host memory for faster transfers to a GPU")
     group.add_argument("--no-prefetcher", action="store_true", help="normalise on the CPU, not on the device")

@@ -1,0 +1,100 @@
+"""What happens on an image that cannot be read: the run stops and names it, or leaves it out and counts it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.utils.data import Dataset, default_collate
+
+from wsfvit.data.images import BadImageError, describe
+from wsfvit.errors import UserError
+
+OnBadImage = Literal["raise", "skip"]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """Stands in a batch for an image that could not be read, until the main process sees it."""
+
+    index: int
+    message: str
+
+
+class TransformedDataset(Dataset[Any]):
+    """Items (transformed image, label) of a map-style dataset, or a ``BadImage`` for one that cannot be read.
+
+    Nothing is raised here: an exception would leave a worker process as a long text with a traceback.
+
+    Args:
+        dataset: Items (image, label).
+        transform: Applied to the image.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any]) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            image, label = self.dataset[index]
+        except BadImageError as err:
+            return BadImage(index, str(err))
+        except Exception as err:  # a torchvision dataset; only its reading runs here
+            return BadImage(index, f"cannot read item {index} of the dataset: {describe(err)}")
+        return self.transform(image), label
+
+
+class ReportingCollate:
+    """Collates the images that could be read: (batch, or None where there is none, and the list of ``BadImage``)."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any] = default_collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any | None, list[BadImage]]:
+        good = [sample for sample in samples if not isinstance(sample, BadImage)]
+        bad = [sample for sample in samples if isinstance(sample, BadImage)]
+        return (self.collate(good) if good else None), bad
+
+
+class CheckedBatches:
+    """The batches of a loader that collates with ``ReportingCollate``.
+
+    Args:
+        loader: The loader.
+        on_bad_image: ``raise`` ends with the first bad image; ``skip`` leaves it out of its batch, which then is
+            smaller, and warns once per image.
+
+    Attributes:
+        bad_images: Index to message of the bad images met so far.
+    """
+
+    def __init__(self, loader: Any, on_bad_image: OnBadImage) -> None:
+        self.loader, self.on_bad_image = loader, on_bad_image
+        self.bad_images: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the batches.
+
+        Raises:
+            UserError: a bad image under ``raise``, or a batch of nothing else.
+        """
+        for batch, bad in self.loader:
+            for image in bad:
+                self._report(image)
+            if batch is None:
+                raise UserError(f"all {len(bad)} images of a batch cannot be read, the first: {bad[0].message}")
+            yield batch
+
+    def _report(self, image: BadImage) -> None:
+        if self.on_bad_image == "raise":
+            raise UserError(f"{image.message}; repair or remove it, or pass --on-bad-image skip")
+        if image.index not in self.bad_images:
+            self.bad_images[image.index] = image.message
+            _logger.warning("left out, %d so far: %s", len(self.bad_images), image.message)

@@ -1,0 +1,87 @@
+"""Reading of image files: every failure is named, 16-bit grey is scaled, and nothing is replaced in silence."""
+
+import contextlib
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from wsfvit.errors import UserError
+
+
+class BadImageError(UserError):
+    """An image that cannot be read.
+
+    Attributes:
+        name: Its file, or what else the dataset calls it.
+        index: Its place in the dataset.
+        reason: Why it cannot be read.
+    """
+
+    def __init__(self, name: str, index: int, reason: str) -> None:
+        super().__init__(f"cannot read image '{name}' (index {index}): {reason}")
+        self.name, self.index, self.reason = name, index, reason
+
+
+def convert_image(image: Image.Image, mode: str | None) -> Image.Image:
+    """Decodes the pixels of ``image`` in another PIL mode, 16-bit grey scaled to 8 bits (the upper byte).
+
+    PIL itself clips 16-bit grey at 255, which leaves white pictures. As in timm and torchvision, the EXIF orientation
+    is not applied and transparency is dropped.
+    """
+    if not mode or image.mode == mode:
+        image.load()
+        return image
+    # I;16 and its byte orders; older versions of PIL open 16-bit PNG as 32-bit I.
+    if image.mode.startswith("I") and not mode.startswith(("I", "F")):
+        pixels = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
+
+
+class ImageDataset(Dataset[tuple[Any, Any]]):
+    """Map-style dataset of (image, label) on a timm reader; timm's own class takes the next image for a bad one.
+
+    Args:
+        reader: A reader of ``timm.data.readers``: items (open file, label), ``filename(index)``, maybe class_to_idx.
+        input_img_mode: PIL mode that images are converted to.
+    """
+
+    def __init__(self, reader: Any, input_img_mode: str | None) -> None:
+        self.reader, self.input_img_mode = reader, input_img_mode
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def filename(self, index: int) -> str:
+        """The file of one image; for a reader without files a text with the index."""
+        with contextlib.suppress(Exception):  # only for messages, whatever the reader cannot do
+            if name := self.reader.filename(index, absolute=True):
+                return os.fspath(name)
+        return f"item {index}"
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Reads one image.
+
+        Raises:
+            BadImageError: it cannot be read.
+            IndexError: there is no such image.
+        """
+        if index >= len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        try:
+            file, label, *_ = self.reader[index]
+            with contextlib.closing(file):
+                picture = convert_image(Image.open(file), self.input_img_mode)
+        # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
+        except Exception as err:
+            raise BadImageError(self.filename(index), index, describe(err)) from err
+        return picture, -1 if label is None else label
+
+
+def describe(err: Exception) -> str:
+    """One line that says what went wrong."""
+    text = (str(err).strip().splitlines() or ["no reason given"])[0]
+    return f"{type(err).__name__}: {text}"

@@ -1,0 +1,230 @@
+"""Loaders of training and evaluation batches, on timm's transforms and prefetching.
+
+Map-style datasets (folders, tar files, hfds/, torch/, digits, synthetic): the images of a training batch, pixels
+included, depend on (seed, epoch, batch) alone: not on the number of workers, not on where a run was cut, and for equal
+global batches not on the number of processes. Random erasing, mixup and the like belong to the training step.
+
+Streaming datasets (wds/, hfids/, tfds/) have no random access. Their order and augmentation repeat for equal (seed,
+epoch), workers (at least 1) and processes; without workers they depend on what was drawn before. To start inside an
+epoch, the batches before are read and dropped.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate, TransformedDataset
+from wsfvit.data.images import describe
+from wsfvit.data.sampling import EvalSampler, TrainSampler
+from wsfvit.data.seeding import SeededDataset, seed_sequence
+from wsfvit.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are made and where they go.
+
+    Attributes:
+        batch_size: Images per batch of one process.
+        num_workers: Loading processes; 0 loads in the main process.
+        device: Where prefetched batches lie.
+        use_prefetcher: Collate bytes and normalise on the device, one batch ahead; otherwise normalise while loading
+            and leave the batches on the CPU.
+        pin_memory: Page-locked host memory.
+        prefetch_factor: Batches that each worker loads ahead (default: 2).
+        world_size: Number of processes.
+        rank: This process among them.
+        on_bad_image: ``raise`` or ``skip``, see ``CheckedBatches``.
+    """
+
+    batch_size: int
+    num_workers: int = 4
+    device: torch.device = torch.device("cpu")
+    use_prefetcher: bool = True
+    pin_memory: bool = False
+    prefetch_factor: int | None = None
+    world_size: int = 1
+    rank: int = 0
+    on_bad_image: OnBadImage = "raise"
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random transforms of training images; the names, meanings and defaults of ``timm.data.create_transform``."""
+
+    no_aug: bool = False
+    train_crop_mode: str | None = None
+    scale: Sequence[float] | None = None
+    ratio: Sequence[float] | None = None
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | Sequence[float] | None = 0.4
+    color_jitter_prob: float | None = None
+    grayscale_prob: float = 0.0
+    gaussian_blur_prob: float = 0.0
+    auto_augment: str | None = None
+    interpolation: str = "random"
+
+
+class EvalLoader:
+    """Batches of images (B, C, H, W) float32, normalised, and labels (B,) int64.
+
+    Args:
+        loader: Collates with ``ReportingCollate``.
+        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``.
+        options: How batches are made.
+    """
+
+    def __init__(self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions) -> None:
+        self._loader = loader
+        self._checked = CheckedBatches(loader, options.on_bad_image)
+        self._batches: Any = self._checked
+        if options.use_prefetcher:
+            self._batches = PrefetchLoader(
+                self._checked,
+                mean=data_config["mean"],
+                std=data_config["std"],
+                channels=data_config["input_size"][0],
+                device=options.device,
+            )
+
+    @property
+    def bad_images(self) -> dict[int, str]:
+        """Index to message of the images left out so far, under ``skip``."""
+        return self._checked.bad_images
+
+    def __len__(self) -> int:
+        """Number of batches of a whole pass."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self._batches)
+
+
+class TrainLoader(EvalLoader):
+    """An ``EvalLoader`` whose passes are the epochs of a training; each starts where ``set_position`` says."""
+
+    def __init__(
+        self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions, seed: int
+    ) -> None:
+        super().__init__(loader, data_config, options)
+        self._seed = seed
+        self.set_position(0)
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """Chooses the epoch of the next passes and the batch that they start with; not while one is under way.
+
+        Raises:
+            ValueError: an epoch of a map-style dataset has fewer batches.
+        """
+        dataset: Any = self._loader.dataset
+        dataset.set_epoch(epoch)
+        sampler = self._loader.batch_sampler
+        if isinstance(sampler, TrainSampler):
+            sampler.set_position(epoch, first_batch)
+            self._batches_to_drop = 0
+        else:
+            self._batches_to_drop = first_batch
+            self._loader.generator.manual_seed(int(seed_sequence(self._seed, epoch).generate_state(1)[0]))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return itertools.islice(self._batches, self._batches_to_drop, None)
+
+
+def build_train_loader(
+    dataset: Any,
+    data_config: Mapping[str, Any],
+    options: LoaderOptions,
+    augmentation: Augmentation | None = None,
+    seed: int = 42,
+    repeats: int = 1,
+) -> TrainLoader:
+    """Builds the loader of a training.
+
+    Args:
+        dataset: From ``create_dataset``.
+        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``; more keys are ignored.
+        options: How batches are made.
+        augmentation: Random transforms (default: timm's).
+        seed: Seed of order and augmentation.
+        repeats: Repeated augmentation, see ``TrainSampler``.
+
+    Raises:
+        UserError: fewer images than one global batch, or an augmentation option with a wrong value.
+    """
+    try:
+        transform = create_transform(
+            **{key: data_config[key] for key in ("input_size", "mean", "std")},
+            **asdict(augmentation or Augmentation()),
+            is_training=True,
+            use_prefetcher=options.use_prefetcher,
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as err:
+        raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
+    if isinstance(dataset, IterableDataset):
+        if repeats > 1:
+            raise UserError("repeated augmentation needs random access: it is not for wds/, hfids/ and tfds/ datasets")
+        loader = _build_stream(dataset, transform, options, drop_last=True)
+    else:
+        size = len(dataset)
+        sampler = TrainSampler(size, options.batch_size, options.world_size, options.rank, seed, repeats)
+        if not len(sampler):
+            raise UserError(f"--batch-size {sampler.global_batch} (all processes) is more than the {size} images")
+        seeded = SeededDataset(TransformedDataset(dataset, transform), seed)
+        loader = _build_map_style(seeded, options, batch_sampler=sampler)
+    return TrainLoader(loader, data_config, options, seed)
+
+
+def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: LoaderOptions) -> EvalLoader:
+    """Builds the loader of an evaluation: over all processes every image once, in order, none padded.
+
+    Args:
+        dataset: From ``create_dataset``. A streaming one splits its shards among workers and processes.
+        data_config: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` and,
+            where wanted, ``crop_border_pixels``.
+        options: How batches are made.
+
+    Raises:
+        UserError: ``data_config`` holds a value that no transform takes.
+    """
+    try:
+        transform = create_transform(**data_config, use_prefetcher=options.use_prefetcher)
+    except (AssertionError, KeyError, TypeError, ValueError, ZeroDivisionError) as err:
+        raise UserError(f"evaluation setting {dict(data_config)}: {describe(err)}") from err
+    if isinstance(dataset, IterableDataset):
+        loader = _build_stream(dataset, transform, options, drop_last=False)
+    else:
+        sampler = EvalSampler(len(dataset), options.world_size, options.rank)
+        images = TransformedDataset(dataset, transform)
+        loader = _build_map_style(images, options, batch_size=options.batch_size, sampler=sampler)
+    return EvalLoader(loader, data_config, options)
+
+
+def _build_map_style(dataset: Any, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, **batches, **_loader_arguments(options), persistent_workers=options.num_workers > 0)
+
+
+def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
+    """Loader of a streaming dataset; each pass starts new workers, so that set_position can seed them."""
+    dataset.transform = transform
+    dataset.set_loader_cfg(num_workers=options.num_workers)
+    if not len(dataset):
+        raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
+    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **_loader_arguments(options))
+
+
+def _loader_arguments(options: LoaderOptions) -> dict[str, Any]:
+    return {
+        "num_workers": options.num_workers,
+        "collate_fn": ReportingCollate(fast_collate if options.use_prefetcher else default_collate),
+        "pin_memory": options.pin_memory,
+        "prefetch_factor": options.prefetch_factor if options.num_workers else None,
+        # Its own generator: a pass draws nothing from the caller's.
+        "generator": torch.Generator(),
+    }

@@ -1,0 +1,88 @@
+"""Random numbers that depend on what is computed, not on where or in which process: seeds from a key of integers."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+
+def seed_sequence(*key: int) -> np.random.SeedSequence:
+    """NumPy's hash of a key of 64-bit integers; the order and the number of integers count, and they may be negative.
+
+    ``SeedSequence`` itself takes (1,) and (1, 0) for the same, and splits an integer above 32 bits in two. Hence the
+    length in front and the fixed width.
+    """
+    return np.random.SeedSequence(np.array([len(key), *key], dtype=np.int64).view(np.uint32))
+
+
+def _seed_cpu(*key: int) -> int:
+    """Seeds Python's, NumPy's and PyTorch's CPU generators; returns PyTorch's seed."""
+    words = seed_sequence(*key).generate_state(6, np.uint64)
+    random.seed(words[:2].tobytes())
+    np.random.seed(words[2:5].view(np.uint32))
+    seed = int(words[5])
+    # Not torch.manual_seed: before CUDA is initialised that one stores a stack trace on each call.
+    torch.default_generator.manual_seed(seed)
+    return seed
+
+
+def seed_all(*key: int) -> None:
+    """Seeds Python's, NumPy's and PyTorch's global generators from a key such as (seed, epoch, update).
+
+    The CUDA generators are seeded too where CUDA is initialised. Equal keys give equal numbers on every machine.
+    """
+    seed = _seed_cpu(*key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def _cpu_generators_kept() -> Iterator[None]:
+    """Puts the states of the three CPU generators back at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class SeededDataset(Dataset[Any]):
+    """A map-style dataset whose random transforms depend on (seed, epoch, index) alone.
+
+    Neither the number of workers nor the images read before matter, so a run that is cut and resumed sees the same
+    pixels. Without workers the caller's generators are left as they were.
+
+    Args:
+        dataset: The dataset; its items may draw from Python's, NumPy's and PyTorch's CPU generators.
+        seed: Seed of the run.
+
+    An index of ``repeat * len(dataset) + i`` gives item ``i`` with the random numbers of its repeat number ``repeat``.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        # Shared memory: workers that live on through all epochs see what the main process writes.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, in the workers too; not while a pass over the data is under way."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if get_worker_info() is None:
+            with _cpu_generators_kept():
+                return self._get_seeded(index)
+        return self._get_seeded(index)
+
+    def _get_seeded(self, index: int) -> Any:
+        _seed_cpu(self.seed, int(self._epoch), index)
+        return self.dataset[index % len(self.dataset)]

@@ -1,0 +1,80 @@
+"""The model that is trained: built, with its start weights, its classifier and its norms as the arguments ask."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import set_fast_norm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wsfvit.engine.build import build_model
+from wsfvit.engine.checkpoint import load_weights
+from wsfvit.errors import UserError
+
+
+def build_train_model(args: argparse.Namespace, start: bool = True, say: Callable[[str], None] = print) -> Any:
+    """Builds the model on the CPU in float32.
+
+    Args:
+        args: Arguments of train.py.
+        start: Load the weights to start from; not so where a run is resumed.
+        say: Told which weights it starts from.
+
+    Raises:
+        UserError: the model cannot be built so, or its start weights cannot be had or do not fit.
+    """
+    files = [path for path in (args.pretrained_path, args.initial_checkpoint) if path]
+    if len(files) + (args.pretrained and not args.pretrained_path) > 1:
+        raise UserError(
+            "--pretrained, --pretrained-path and --initial-checkpoint all name weights to start from: pass one"
+        )
+    if args.fast_norm:
+        set_fast_norm()
+    model = _build(args, pretrained=args.pretrained and not files and start)
+    if files and start:
+        meta = load_weights(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
+        say(f"starting from the {meta['weights']} weights of {files[0]}")
+        if "replaced_classes" in meta:
+            say(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")
+    if start:
+        _init_classifier(model, args.head_init_scale, args.head_init_bias)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
+            module.eps = args.bn_eps or module.eps
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except AssertionError as err:
+            raise UserError(f"model {args.model} has no --grad-checkpointing") from err
+    return model
+
+
+def _build(args: argparse.Namespace, pretrained: bool) -> Any:
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
+    given = {key: value for key, value in rates.items() if value is not None}
+    if not pretrained:
+        return build_model(args, **given)
+    try:
+        return build_model(args, pretrained=True, **given)
+    except UserError:
+        raise
+    # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
+    except Exception as err:
+        reason = (str(err).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"no pretrained weights for {args.model} ({type(err).__name__}: {reason}); "
+            "--pretrained-path FILE reads them from a file"
+        ) from err
+
+
+@torch.no_grad()
+def _init_classifier(model: Any, scale: float | None, bias: float | None) -> None:
+    heads = model.get_classifier() if scale is not None or bias is not None else ()
+    for head in heads if isinstance(heads, (tuple, list)) else (heads,):
+        if scale is not None:
+            head.weight.mul_(scale)
+        if bias is not None:
+            nn.init.constant_(head.bias, bias)

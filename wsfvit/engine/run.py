@@ -1,0 +1,163 @@
+"""A run: epochs of training and validation, with their checkpoints and logs."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils import distribute_bn
+from torch import nn
+
+from wsfvit.engine.build import Loader
+from wsfvit.engine.evaluate import evaluate
+from wsfvit.engine.logs import RunLog
+from wsfvit.engine.loop import LoopEvents, StepConfig, mean_loss, train_one_epoch
+from wsfvit.engine.progress import duration
+from wsfvit.engine.signals import StopRequests
+from wsfvit.engine.state import TrainState
+from wsfvit.engine.store import CheckpointStore
+
+
+class MirrorMean(nn.Module):
+    """A classifier whose logits are the mean over each image (B, C, H, W) and its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> logits (B, K)."""
+        logits: torch.Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return logits
+
+
+@dataclass
+class Run(LoopEvents):
+    """One run, from the position of ``state`` to its last epoch.
+
+    Attributes:
+        described: What every checkpoint says about the run, primitives only.
+        store: Where checkpoints go, and ``log``: where figures go; both None in all processes but the main one.
+        metric: Column of summary.csv that the best checkpoint is best at.
+        recovery_interval: Batches between two saves within an epoch; 0 for none.
+        dist_bn: How processes agree on batch norm's running statistics after an epoch: reduce, broadcast or not at all.
+        mirrored: Validate on the mean of each image and its mirror image.
+    """
+
+    state: TrainState
+    cfg: StepConfig
+    train_loader: Loader
+    val_loader: Loader
+    described: dict[str, Any]
+    store: CheckpointStore | None
+    log: RunLog | None
+    stop: StopRequests
+    metric: str = "top1"
+    recovery_interval: int = 0
+    dist_bn: str = "reduce"
+    mirrored: bool = False
+    saved_at: int = field(default=0, init=False)
+
+    def train(self) -> bool:
+        """Trains all epochs that are left; returns False where a stop was asked for, with the state saved."""
+        state = self.state
+        while state.epoch < self.cfg.epochs:
+            started, self.saved_at = time.perf_counter(), state.batch
+            self.train_loader.set_position(state.epoch, state.batch)
+            before = state.rows[-1]["seconds"] if state.rows else 0.0
+            trained = train_one_epoch(state, self.train_loader, self.cfg, self, before)
+            if not trained["finished"]:
+                return False
+            row = self.finish_epoch(trained, started)
+            state.begin_epoch(state.epoch + 1)
+            self.save(row["epoch"], row[self.metric])
+            if self.log is not None:
+                self.log.log_epoch(state.num_updates, state.rows)
+            if state.epoch < self.cfg.epochs and self.cfg.world.any(self.stop.requested):
+                return False
+        return True
+
+    def finish_epoch(self, trained: dict[str, Any], started: float) -> dict[str, Any]:
+        """Validates, steps the schedule, and adds the epoch's line of summary.csv.
+
+        ``val_loss``, ``top1`` and ``top5`` are those of the moving average where there is one, as in timm.
+        """
+        state, world = self.state, self.cfg.world
+        if world.size > 1 and self.dist_bn:
+            distribute_bn(state.model, world.size, self.dist_bn == "reduce")
+            if state.ema is not None:
+                distribute_bn(state.ema.module, world.size, self.dist_bn == "reduce")
+        figures = self.validate()
+        row = {
+            "epoch": state.epoch,
+            "train_loss": trained["loss"],
+            "val_loss": figures["loss"],
+            "top1": figures["top1"],
+            "top5": figures["top5"],
+            "lr": trained["lr"],
+            "seconds": time.perf_counter() - started,
+            "images_per_s": trained["images_per_s"],
+        }
+        if state.scheduler is not None:
+            state.scheduler.step(state.epoch + 1, row[self.metric])
+        state.rows.append(row)
+        world.say(
+            f"epoch {state.epoch}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}, "
+            f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, {duration(row['seconds'])}, "
+            f"{row['images_per_s']:.0f} images/s"
+        )
+        return row
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the weights that the run is judged by: the moving average's where there is one on the device."""
+        state, cfg = self.state, self.cfg
+        ema = None if state.ema is None or state.ema.device is not None else state.ema.module
+        judged = state.model if ema is None else ema
+        judged.eval()
+        return evaluate(
+            MirrorMean(judged) if self.mirrored else judged,
+            self.val_loader,
+            cfg.world.device,
+            cfg.amp_dtype,
+            cfg.layout,
+            f"validate {state.epoch}",
+            cfg.log_interval,
+            world=cfg.world,
+        )
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The line of summary.csv of the best epoch, the first of equals; None before the first epoch's end."""
+        sign = -1 if self.metric == "val_loss" else 1
+        return max(self.state.rows, key=lambda row: sign * row[self.metric], default=None)
+
+    def close(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            UserError: the last checkpoint could not be written.
+        """
+        if self.log is not None:
+            self.log.close()
+        if self.store is not None:
+            self.store.wait()
+
+    def save(self, epoch: int, metric: float | None = None) -> None:
+        """Saves the state after ``epoch`` with its ``metric``, or in the middle of it; every process must call it."""
+        content = self.described | self.state.state_dict(self.cfg.world)
+        if self.store is not None:
+            self.store.save(content, epoch=epoch, batch=self.state.batch, metric=metric)
+
+    def on_log(self, state: TrainState, images: torch.Tensor, figures: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.log_update(state.num_updates, figures)
+            self.log.log_images(images, state.epoch, state.batch)
+
+    def on_update(self, state: TrainState) -> bool:
+        stopped = self.cfg.world.any(self.stop.requested)
+        due = 0 < self.recovery_interval <= state.batch - self.saved_at and state.batch < len(self.train_loader)
+        if stopped or due:
+            mean_loss(state, self.cfg.world)  # refuses a loss that is not finite
+            self.save(state.epoch)
+            self.saved_at = state.batch
+        return stopped

@@ -1,0 +1,100 @@
+"""The folder of a run: its name, what describes the run in it, and the state to continue from."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from wsfvit.engine.build import DataConfig, resolve_model_kwargs
+from wsfvit.engine.checkpoint import read_checkpoint
+from wsfvit.engine.distributed import World
+from wsfvit.engine.store import CheckpointStore
+from wsfvit.errors import UserError
+
+# Arguments that may differ from run to run without a word: places, and what is shown.
+UNREMARKABLE = {
+    "config", "data", "data_dir", "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval",
+    "output", "pretrained", "pretrained_path", "resume", "trust_checkpoint", "workers",
+}  # fmt: skip
+
+
+def run_folder(args: argparse.Namespace, world: World) -> Path:
+    """OUTPUT/EXPERIMENT; without a name for the experiment time, model and size, the same in all processes."""
+    height, width = (args.input_size or (0, args.img_size, args.img_size))[1:]
+    size = [] if height is None else [str(height) if height == width else f"{height}x{width}"]
+    name = args.experiment or "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), args.model.replace("/", "_"), *size])
+    folder: Path = world.gather(Path(args.output or "output/train") / name)[0]
+    return folder
+
+
+def create_folder(folder: Path, continued: bool) -> None:
+    """Creates the run folder.
+
+    Raises:
+        UserError: it already holds a run that is not continued, or cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"run folder '{folder}' cannot be created: {err.strerror}") from err
+    if not continued and (folder / "last.pth.tar").exists():
+        raise UserError(
+            f"'{folder}' already holds a run: continue it with --resume auto, or choose another --experiment"
+        )
+
+
+def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:
+    """The training state that ``--resume`` names, read by every process, or None for a new run.
+
+    Args:
+        args: Arguments of train.py.
+        store: That of the run folder; takes over the ranking of epochs.
+        world: The processes.
+
+    Raises:
+        UserError: the file cannot be used, or ``auto`` without an experiment's name.
+    """
+    if not args.resume:
+        return None
+    if args.resume != "auto":
+        content = read_checkpoint(args.resume, trust=args.trust_checkpoint)
+        store.restore(content)
+        return content
+    if not args.experiment:
+        raise UserError("--resume auto looks in the folder of --experiment: pass --experiment NAME")
+    found = store.load_newest() if world.is_main else None
+    path = world.gather(found and found[1])[0]
+    if path is None:
+        world.say(f"nothing to resume in '{store.folder}': starting anew")
+        return None
+    world.say(f"resuming from '{path}'")
+    return found[0] if found else read_checkpoint(path)
+
+
+def describe_run(args: argparse.Namespace, model: nn.Module, data_config: DataConfig) -> dict[str, Any]:
+    """What a checkpoint says about itself, primitives only: arch, model_kwargs, data_config and the arguments."""
+    kwargs = resolve_model_kwargs(args) | {"num_classes": model.num_classes, "in_chans": data_config["input_size"][0]}
+    return {
+        "arch": args.model,
+        "model_kwargs": _primitive(kwargs),
+        "data_config": _primitive(data_config),
+        "args": _primitive({key: value for key, value in vars(args).items() if key != "config"}),
+    }
+
+
+def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each argument that differs between two runs as ``lr 0.1 -> 0.2``, leaving out what changes nothing."""
+    return [
+        f"{key} {saved[key]} -> {now[key]}"
+        for key in sorted(saved.keys() & now.keys() - UNREMARKABLE)
+        if saved[key] != now[key]
+    ]
+
+
+def _primitive(value: Any) -> Any:
+    """Tuples become lists, so that YAML and JSON give back what was written."""
+    if isinstance(value, dict):
+        return {key: _primitive(item) for key, item in value.items()}
+    return [_primitive(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,78 @@
+"""Stopping a long run politely: a signal asks, the loop saves and ends."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+# sysexits.h calls it EX_TEMPFAIL: the state is saved, start the same command again. A launcher can act on it.
+STOPPED_EXIT_CODE = 75
+# Seconds that a data-loading process outlives the signal which asks the run to stop, so that its last step gets data.
+_WORKER_GRACE = 30
+
+
+class StopRequests:
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a request that the loop reads between two steps.
+
+    Schedulers send SIGTERM (or what ``sbatch --signal`` names) some time before they kill a job. The loop reads
+    ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. A second Ctrl-C raises
+    ``KeyboardInterrupt`` at once. Signals can only be caught in the main thread; elsewhere nothing is ever requested.
+
+    Attributes:
+        reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
+
+    Example:
+        >>> with StopRequests() as stop:
+        ...     for batch in range(3):
+        ...         if stop.requested:
+        ...             break
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._interrupts = 0
+        self._before: dict[signal.Signals, Any] = {}
+        self._pid = os.getpid()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has asked the run to save and end."""
+        return bool(self.reason)
+
+    def __enter__(self) -> "StopRequests":
+        self._pid = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            names = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not set from Python; the default is the nearest to it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            self._handle_in_worker(number)
+            return
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+        if not self.reason:
+            self.reason = signal.Signals(number).name
+            again = "; Ctrl-C again stops at once, unsaved" if number == signal.SIGINT else ""
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f"\n{self.reason}: saving after this step, then stopping{again}\n".encode())
+
+    def _handle_in_worker(self, number: int) -> None:
+        """In a forked data-loading process, which inherits the handlers: serve the last step before ending.
+
+        Terminals and schedulers signal the whole process group; a worker that died at once would take the step with it.
+        """
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.alarm(_WORKER_GRACE)

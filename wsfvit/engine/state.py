@@ -1,0 +1,124 @@
+"""Everything that changes while training, and its way into a checkpoint and back."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from wsfvit.engine.distributed import World
+from wsfvit.errors import UserError
+
+
+@dataclass
+class TrainState:
+    """What a run changes; random numbers are not among it, because each batch has a seed of its own.
+
+    Attributes:
+        model: The bare model, whose weights are saved.
+        wrapped: ``model`` in its distributed or compiled wrapping, or None.
+        epoch: The epoch being trained, counted from 0.
+        batch: The next batch of that epoch on each process; a save finds it at the start of an update's group.
+        num_updates: Optimizer updates so far, the moving average's step count too.
+        loss_sum: Sum of the loss over this process's images of the epoch so far, a scalar on the device.
+        images: Number of these images.
+        lr: Learning rate of the last update.
+        rows: Lines of summary.csv, one per finished epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    scaler: GradScaler
+    ema: ModelEmaV3 | None
+    wrapped: nn.Module | None = None
+    epoch: int = 0
+    batch: int = 0
+    num_updates: int = 0
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    images: int = 0
+    lr: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        # MPS has no float64; its sum of an epoch is a figure to look at all the same.
+        self.loss_sum = self.loss_sum.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+    @property
+    def forward(self) -> nn.Module:
+        """What is called for the loss."""
+        return self.model if self.wrapped is None else self.wrapped
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Moves to the first batch of ``epoch``."""
+        self.epoch, self.batch, self.images = epoch, 0, 0
+        self.loss_sum.zero_()
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """Tensors and primitives that ``load_state_dict`` continues from; every process of ``world`` must call it."""
+        content = {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scheduler": _scheduler_state(self.scheduler),
+            "num_updates": self.num_updates,
+            "position": {"epoch": self.epoch, "batch": self.batch, "lr": self.lr},
+            "loss_sums": world.gather([self.loss_sum.item(), self.images]),
+            "rows": [dict(row) for row in self.rows],
+        }
+        if self.ema is not None:
+            content["state_dict_ema"] = self.ema.module.state_dict()
+        return content
+
+    def load_state_dict(self, content: dict[str, Any], world: World, optimizer: bool = True) -> None:
+        """Takes over what ``state_dict`` gave; ``optimizer`` False leaves out optimizer, scaler and schedule.
+
+        Raises:
+            UserError: ``content`` holds no training state, or not of this model and optimizer.
+        """
+        missing = [key for key in ("state_dict", "optimizer", "position", "loss_sums", "rows") if key not in content]
+        if missing:
+            raise UserError(f"it holds no training state (no {', '.join(missing)}): start with --initial-checkpoint")
+        try:
+            self.model.load_state_dict(content["state_dict"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
+            if optimizer:
+                self.optimizer.load_state_dict(content["optimizer"])
+                self.scaler.load_state_dict(content["scaler"])
+                _load_scheduler_state(self.scheduler, content["scheduler"])
+        except (KeyError, RuntimeError, ValueError) as err:
+            raise UserError(f"it does not fit this run: {str(err).splitlines()[0]}") from err
+        position = content["position"]
+        self.epoch, self.batch, self.lr = position["epoch"], position["batch"], position["lr"]
+        self.num_updates = content["num_updates"]
+        self.rows = [dict(row) for row in content["rows"]]
+        sums = content["loss_sums"]
+        if len(sums) != world.size:  # the totals are the same, whoever holds them
+            sums = [[math.fsum(loss for loss, _ in sums), sum(images for _, images in sums)]] + [[0.0, 0]] * world.size
+        loss_sum, self.images = sums[world.rank]
+        self.loss_sum.fill_(loss_sum)
+
+
+def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
+    """timm's schedules are functions of the epoch or update count, except plateau, whose state is torch's."""
+    inner = getattr(scheduler, "lr_scheduler", None)
+    if inner is None:
+        return {}
+    kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+    return {key: getattr(inner, key) for key in kept} | {"restore_lr": scheduler.restore_lr}  # type: ignore[union-attr]
+
+
+def _load_scheduler_state(scheduler: Scheduler | None, state: dict[str, Any]) -> None:
+    inner = getattr(scheduler, "lr_scheduler", None)
+    if inner is None or not state:
+        return
+    scheduler.restore_lr = state["restore_lr"]  # type: ignore[union-attr]
+    for key, value in state.items():
+        if key != "restore_lr":
+            setattr(inner, key, value)
