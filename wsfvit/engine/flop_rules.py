@@ -168,7 +168,7 @@ def _pool2d(inputs: Sequence[Any], output: Any) -> Cost:
 
 @register_flop_rule("aten::_fft_r2c", "aten::_fft_c2r", "aten::_fft_c2c")
 def _fft(inputs: Sequence[Any], output: Any) -> Cost:
-    """5 n log2 n operations for n complex values, half of it for real ones (Cooley and Tukey); no MACs by convention."""
+    """5 n log2 n operations for n complex values, half of it for real ones (Cooley and Tukey); not counted as MACs."""
     signal = output if inputs[0].is_complex() and not output.is_complex() else inputs[0]
     points = math.prod(signal.shape[axis] for axis in inputs[1])
     real = not (inputs[0].is_complex() and output.is_complex())
@@ -194,8 +194,8 @@ _DATA_MOVEMENT = """
     new_full new_ones new_zeros nonzero ones ones_like pixel_shuffle pixel_unshuffle channel_shuffle rand randn randperm
     reflection_pad1d reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d resize roll
     scalar_tensor scatter searchsorted set slice_scatter sort split_with_sizes_copy stack topk tril triu unfold
-    unfold_copy unsafe_chunk unsafe_split upsample_nearest2d _upsample_nearest_exact2d where zero zeros zeros_like _local_scalar_dense
-    _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view native_dropout
+    unfold_copy unsafe_chunk unsafe_split upsample_nearest2d _upsample_nearest_exact2d where zero zeros zeros_like
+    _local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view native_dropout
 """
 for _rule, _names in _OTHER_ARITHMETIC.items():
     register_flop_rule(*(f"aten::{name}" for name in _names.split()))(_rule)

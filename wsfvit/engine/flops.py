@@ -45,8 +45,10 @@ ORIGIN = (
     "an index here, which costs nothing; products with one-hot matrices, as in TensorFlow's MaxViT, would add 0.002 to "
     "0.15 G and leave no row further than 0.21 % from the recount."
 )
-COLUMNS = ("model", "input", "params (M)", "published", "published MACs (G)", "recounted", "ours", "difference (%)")
-COLUMNS += ("activations (M)", "FLOPs outside MACs (G)")
+COLUMNS = (
+    *("model", "input", "params (M)", "published", "published MACs (G)", "recounted", "ours", "difference (%)"),
+    *("activations (M)", "FLOPs outside MACs (G)"),
+)
 
 
 def run_flops(args: argparse.Namespace) -> None:
@@ -71,8 +73,8 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
     if args.format == "csv":
         yield "module,params,macs,share,activations,flops_outside_macs"
         for m in modules:
-            share = f"{m.cost.macs / max(found.macs, 1):.6f}"
-            yield f"{m.name},{m.params},{m.cost.macs},{share},{m.cost.activations},{m.cost.other}"
+            share = m.cost.macs / max(found.macs, 1)
+            yield f"{m.name},{m.params},{m.cost.macs},{share:.6f},{m.cost.activations},{m.cost.other}"
         return
     yield f"{args.model}, input {_size(shape)}\n"
     yield f"  parameters          {found.params / 1e6:.3f} M"
@@ -83,9 +85,9 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
     yield from _markdown_head(("module", "parameters (M)", "MACs (M)", "share (%)"))
     for m in modules:
         if m.params or m.cost.macs:
-            share = 100 * m.cost.macs / max(found.macs, 1)
+            share = m.cost.macs / max(found.macs, 1)
             name = m.name or "(whole model)"
-            yield _markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{share:.2f}"))
+            yield _markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{100 * share:.2f}"))
     yield ""
     yield from _describe_counting(found.operators)
 
