@@ -21,8 +21,8 @@ from torch import Tensor
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.engine.build import DataConfig, build_model, resolve_data, resolve_device
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
-from wsfvit.engine.evaluate import with_checkpoint_defaults
 from wsfvit.engine.pictures import new_panels, picture_path, save_figure, show_image
+from wsfvit.engine.validate import with_checkpoint_defaults
 from wsfvit.errors import UserError
 
 MAX_DRAWN = 48
