@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -78,10 +78,12 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        if get_worker_info() is None:
-            with _cpu_generators_kept():
-                return self._get_seeded(index)
-        return self._get_seeded(index)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """The items of one batch; ``DataLoader`` asks for them together, so that states are kept once per batch."""
+        with _cpu_generators_kept() if get_worker_info() is None else nullcontext():
+            return [self._get_seeded(index) for index in indices]
 
     def _get_seeded(self, index: int) -> Any:
         _seed_cpu(self.seed, int(self._epoch), index)
