@@ -89,7 +89,6 @@ class Outcomes(Dataset[tuple[str, str]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        torch.set_num_threads(1)
         warnings.simplefilter("ignore")  # PIL's remarks on what it repaired
         try:
             item = self.images[index]

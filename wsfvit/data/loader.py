@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate, TransformedDataset
 from wsfvit.data.sampling import EvalSampler, TrainSampler
-from wsfvit.data.seeding import SeededDataset, seed_sequence
+from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
 from wsfvit.errors import UserError
 
@@ -112,7 +112,7 @@ class TrainLoader(EvalLoader):
             self._batches_to_drop = 0
         else:
             self._batches_to_drop = first_batch
-            self._loader.generator.manual_seed(int(seed_sequence(self._seed, epoch).generate_state(1)[0]))
+            self._loader.generator.manual_seed(derive_seed(self._seed, epoch))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return itertools.islice(self._batches, self._batches_to_drop, None)
