@@ -28,7 +28,7 @@ def test_both_sides_draw_the_same_numbers(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(data.time, "process_time", lambda: next(clock))
     dataset = Recorded()
-    assert measure_seeding(dataset, batch_size=2, rounds=2) == [(3, 2)] * 2
+    assert measure_seeding(dataset, batch_size=2, rounds=2) == [(1, 0.5), (1, 1)] * 2
     given = iter(dataset.given)
     for _ in range(3):
         for batch in ([0, 1], [2]):

@@ -30,7 +30,7 @@ def cpu_seconds(fn: Callable[..., Any], *args: Any) -> float:
 
 
 def measure_seeding(dataset: Any, batch_size: int, rounds: int) -> list[tuple[float, float]]:
-    """CPU seconds of each whole pass over the data: (without, with seeding)."""
+    """CPU seconds per image of each batch, one pair for each batch of each pass: (without, with seeding)."""
     seeded = SeededDataset(dataset, SEED)
     batches = [batch.tolist() for batch in torch.arange(len(dataset)).split(batch_size)]
 
@@ -41,19 +41,18 @@ def measure_seeding(dataset: Any, batch_size: int, rounds: int) -> list[tuple[fl
             total += cpu_seconds(dataset.__getitem__, index)
         return total
 
-    passes = []
+    pairs = []
     for epoch in range(-1, rounds):  # the first pass warms up
         seeded.set_epoch(epoch)
-        plain = total = 0.0
         for number, indices in enumerate(batches):
             # The second of the two finds the files in the processor's caches, so they take turns in that as well.
-            if (number + epoch) % 2:
-                plain += read_plain(epoch, indices)
-            total += cpu_seconds(seeded.__getitems__, indices)
-            if not (number + epoch) % 2:
-                plain += read_plain(epoch, indices)
-        passes.append((plain, total))
-    return passes[1:]
+            plain_first = (number + epoch) % 2
+            plain = read_plain(epoch, indices) if plain_first else 0.0
+            total = cpu_seconds(seeded.__getitems__, indices)
+            plain = plain if plain_first else read_plain(epoch, indices)
+            if epoch >= 0:
+                pairs.append((plain / len(indices), total / len(indices)))
+    return pairs
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,18 +71,19 @@ def main(argv: list[str] | None = None) -> None:
     config = {"input_size": size, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     images = create_dataset("" if args.data else "synthetic", args.data, "train")
     dataset = TransformedDataset(images, build_train_transform(config, Augmentation(auto_augment=args.aa)))
-    passes = torch.tensor(measure_seeding(dataset, args.batch_size, args.rounds), dtype=torch.float64)
-    plain, seeded = (passes / len(dataset) * 1e3).median(0).values.tolist()
-    shares = (passes[:, 1] / passes[:, 0] - 1) * 100
+    pairs = torch.tensor(measure_seeding(dataset, args.batch_size, args.rounds), dtype=torch.float64)
+    plain, seeded = (pairs * 1e3).median(0).values.tolist()
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    q25, median, q75 = ((pairs[:, 1] / pairs[:, 0] - 1) * 100).quantile(quartiles).tolist()
     results = {
         "images": len(dataset),
         "plain_ms_per_image": plain,
         "seeded_ms_per_image": seeded,
-        "cost_percent": {"median": shares.median().item(), "min": shares.min().item(), "max": shares.max().item()},
+        "cost_percent": {"q25": q25, "median": median, "q75": q75},
     }
     rows = [["plain", f"{plain:.3f}", f"{1e3 / plain:.0f}"], ["seeded", f"{seeded:.3f}", f"{1e3 / seeded:.0f}"]]
     print(markdown_table(["reading", "CPU ms per image", "images/s per process"], rows))
-    print(f"seeding costs {shares.median():.1f} % ({shares.min():.1f} to {shares.max():.1f} over {args.rounds} passes)")
+    print(f"seeding costs {median:.1f} % (quartiles {q25:.1f} and {q75:.1f} of {len(pairs)} batches)")
     if args.out:
         write_results(args.out, {"environment": environment(), "settings": vars(args), "results": results})
         print(f"wrote {args.out}")
