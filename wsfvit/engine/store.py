@@ -86,6 +86,11 @@ class CheckpointStore:
         else:
             self._write(snapshot, added, removed)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is pending, so that ``save`` would have to wait."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Returns when nothing is being written.
 
