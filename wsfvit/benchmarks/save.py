@@ -10,6 +10,7 @@ allocates the memory that the later ones reuse. The last line saves without a th
 
 import argparse
 import copy
+import os
 import statistics
 import tempfile
 import time
@@ -33,11 +34,6 @@ def build_content(name: str, device: torch.device) -> dict[str, Any]:
     optimizer.step()
     average = copy.deepcopy(model.state_dict())
     return {"state_dict": model.state_dict(), "state_dict_ema": average, "optimizer": optimizer.state_dict()}
-
-
-def make_step(device: torch.device) -> torch.Tensor:
-    """The operand of the matrix product that stands for the loop's work: a few milliseconds on one CPU core."""
-    return torch.randn(400, 400, device=device)
 
 
 def step_seconds(operand: torch.Tensor) -> float:
@@ -106,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     content = build_content(args.model, device)
     parameters = sum(value.numel() for value in content["state_dict"].values())
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        results = measure_saves(content, Path(folder), args.repeats, make_step(device))
+        results = measure_saves(content, Path(folder), args.repeats, torch.randn(400, 400, device=device))
     print_saves(results["saves"])
     print(
         f"{parameters / 1e6:.1f} M numbers in the model, {results['bytes'] / 1e9:.2f} GB per file, "
@@ -114,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.out:
         payload = {"environment": environment(), "settings": vars(args), "numbers": parameters, "results": results}
+        payload["load_average"] = os.getloadavg()  # a save shares processor and disk with whatever else runs
         write_results(args.out, payload)
         print(f"wrote {args.out}")
 
