@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.out:
         payload = {"environment": environment(), "settings": vars(args), "numbers": parameters, "results": results}
-        payload["load_average"] = os.getloadavg()  # a save shares processor and disk with whatever else runs
+        # A save shares processor and disk with whatever else runs.
+        payload["load_average"] = os.getloadavg() if hasattr(os, "getloadavg") else None
         write_results(args.out, payload)
         print(f"wrote {args.out}")
 
