@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""Measure a checkpoint's accuracy over every image of a split.
+"""Measure the accuracy of one or several models over every image of a split.
 
 python validate.py --dataset digits --checkpoint output/train/RUN/model_best.pth.tar
-python validate.py /data/imagenet --model wsfvit_t_224 --checkpoint wsfvit_t_224.pth.tar --results-file result.json
 python validate.py /data/imagenet --model wsfvit_t_224 --checkpoint wsfvit_t_224.pth.tar --img-size 288 --use-ema
+python validate.py /data/imagenet --checkpoint output/train/RUN --results-file epochs.csv
+python validate.py /data/imagenet --model 'convnext_*' --amp --results-file convnext.csv
+torchrun --nproc-per-node 4 validate.py /data/imagenet --model wsfvit_t_224 --checkpoint wsfvit_t_224.pth.tar
 """
 
+import sys
+
 from wsfvit.engine.args import parse_validate_args
-from wsfvit.engine.evaluate import run_validation
+from wsfvit.engine.validate import run_validation
 from wsfvit.errors import run_main
 
 
 def main() -> None:
-    run_validation(parse_validate_args())
+    if any("error" in row for row in run_validation(parse_validate_args())):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsfvit.engine.args import parse_train_args, parse_validate_args, train_parser
-from wsfvit.engine.args.refused import REFUSED, REFUSED_VALUES
+from wsfvit.engine.args import parse_train_args, parse_validate_args, train_parser, validate_parser
+from wsfvit.engine.args.refused import REFUSED, REFUSED_VALIDATE, REFUSED_VALUES
 from wsfvit.errors import UserError, run_main
 
 ROOT = Path(__file__).parents[2]
@@ -102,36 +102,45 @@ def test_help_keeps_timm_groups_in_order():
 
 # Where the default is ours: this project's model, and the CPU where there is no GPU.
 OWN_DEFAULTS = ("model", "device")
-TIMM_FLAGS = json.loads((ROOT / "tests" / "cli_flags.json").read_text())["train"]
+TIMM_FLAGS = json.loads((ROOT / "tests" / "cli_flags.json").read_text())
+COMMANDS = {
+    "train": (train_parser, parse_train_args, REFUSED),
+    "validate": (validate_parser, parse_validate_args, REFUSED_VALIDATE),
+}
 NUMBERS = {"int": "2", "float": "0.5"}
 
 
-@pytest.mark.parametrize("timm", TIMM_FLAGS, ids=lambda timm: timm["flags"][-1])
-def test_timm_flags_keep_their_meaning_or_are_refused(timm):
+@pytest.mark.parametrize(
+    ("command", "timm"),
+    [pytest.param(name, flag, id=f"{name} {flag['flags'][-1]}") for name in COMMANDS for flag in TIMM_FLAGS[name]],
+)
+def test_timm_flags_keep_their_meaning_or_are_refused(command, timm):
+    build_parser, parse, refused = COMMANDS[command]
     flag = timm["flags"][-1]
-    if flag in REFUSED:
-        with pytest.raises(UserError, match=re.escape(f"{flag} is not supported: {REFUSED[flag]}")):
-            parse_train_args([flag, *([] if timm["nargs"] == 0 else ["1"])])
+    if flag in refused:
+        with pytest.raises(UserError, match=re.escape(f"{flag} is not supported: {refused[flag]}")):
+            parse([flag, *([] if timm["nargs"] == 0 else ["1"])])
         return
-    action = next(action for action in train_parser()._actions if action.dest == timm["dest"])
+    action = next(action for action in build_parser()._actions if action.dest == timm["dest"])
     assert set(timm["flags"]) - {"data"} <= set(action.option_strings)
     if timm["dest"] not in OWN_DEFAULTS:
         assert action.default == timm["default"]
     if timm["nargs"] == 0:
-        assert getattr(parse_train_args([flag]), timm["dest"]) is True
+        assert getattr(parse([flag]), timm["dest"]) is True
     elif timm["type"] in NUMBERS:
         assert action.nargs == timm["nargs"]
         text = "2" if timm["dest"] in ("aug_repeats", "tta") else NUMBERS[timm["type"]]
         values = [text] * (timm["nargs"] if isinstance(timm["nargs"], int) else 1)
-        found = getattr(parse_train_args([flag, *values]), timm["dest"])
+        found = getattr(parse([flag, *values]), timm["dest"])
         assert found == ([float(value) for value in values] if timm["nargs"] else float(text))
 
 
 def test_refusals_say_what_to_do():
-    for flag in REFUSED:
-        assert any(word in REFUSED[flag] for word in ("use ", "convert ", "start with ", "leave ", "serves ")), flag
-    names = {name for timm in TIMM_FLAGS for name in timm["flags"]}
-    assert REFUSED.keys() | REFUSED_VALUES.keys() <= names
+    for flag, reason in [*REFUSED.items(), *REFUSED_VALIDATE.items()]:
+        assert any(word in reason for word in ("use ", "convert ", "start with ", "leave ", "serves ")), flag
+    names = {command: {name for timm in flags for name in timm["flags"]} for command, flags in TIMM_FLAGS.items()}
+    assert REFUSED.keys() | REFUSED_VALUES.keys() <= names["train"]
+    assert REFUSED_VALIDATE.keys() <= names["validate"]
 
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, v in REFUSED_VALUES.items() for value in v])
@@ -161,9 +170,3 @@ def test_yaml_files_of_timm_may_hold_refused_flags_switched_off(tmp_path):
     assert parse_train_args(["-c", config(tmp_path, off)]).lr == 0.5
     with pytest.raises(UserError, match="--jsd-loss is not supported"):
         parse_train_args(["-c", config(tmp_path, "jsd_loss: true\n")])
-
-
-def test_validate_needs_a_checkpoint(capsys):
-    with pytest.raises(SystemExit):
-        parse_validate_args(["--dataset", "digits"])
-    assert "--checkpoint" in capsys.readouterr().err

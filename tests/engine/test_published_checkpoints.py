@@ -9,8 +9,8 @@ import torch
 from parity import fill_by_key
 
 from wsfvit.engine.args import parse_train_args, parse_validate_args
-from wsfvit.engine.evaluate import run_validation
 from wsfvit.engine.train import run_training
+from wsfvit.engine.validate import run_validation
 from wsfvit.errors import UserError
 
 
@@ -37,7 +37,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [None, 224, 64])
 def test_validate_loads_it(published: Path, size: int | None, caplog: pytest.LogCaptureFixture) -> None:
-    result = run_validation(validate_args(published, *([] if size is None else ["--img-size", str(size)])))
+    [result] = run_validation(validate_args(published, *([] if size is None else ["--img-size", str(size)])))
     side = size or 224
     assert result["input_size"] == [3, side, side]
     resized = [r.getMessage() for r in caplog.records if "Resized" in r.getMessage()]

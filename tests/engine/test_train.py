@@ -1,7 +1,6 @@
-"""train.py and validate.py end to end on the built-in digits with a tiny network."""
+"""train.py end to end on the built-in digits with a tiny network."""
 
 import csv
-import json
 import sys
 
 import pytest
@@ -14,18 +13,11 @@ from engine.tiny_run import TINY
 import get_flops
 import train
 import validate
-from wsfvit.engine.args import parse_train_args, parse_validate_args
+from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.distributed import World
-from wsfvit.engine.evaluate import run_validation
 from wsfvit.engine.recipe import build_loss, build_scheduler, resolve_lr
 from wsfvit.engine.train import build_state, check_agreement, run_training
 from wsfvit.errors import UserError
-
-
-def validate_args(checkpoint, *more):
-    return parse_validate_args(
-        ["--dataset", "digits", "--device", "cpu", "-j", "0", "--checkpoint", str(checkpoint), *more]
-    )
 
 
 def test_run_folder_is_complete(trained):
@@ -40,34 +32,6 @@ def test_run_folder_is_complete(trained):
     assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "test_resnet"
     content = torch.load(folder / "last.pth.tar", weights_only=True)
     assert {"arch", "model_kwargs", "data_config", "args", "state_dict_ema", "optimizer", "epoch"} <= content.keys()
-
-
-def test_validate_repeats_the_last_validation(trained, tmp_path, capsys):
-    last, row = trained["run_folder"] / "last.pth.tar", trained["rows"][-1]
-    result = run_validation(validate_args(last, "--use-ema", "--results-file", str(tmp_path / "r.json")))
-    assert (result["images"], result["weights"]) == (1000, "ema")
-    assert result["top1"] == row["top1"]
-    assert result["loss"] == pytest.approx(row["val_loss"], rel=1e-5)
-    assert (result["input_size"], result["mean"]) == ([1, 32, 32], [0.13])
-    assert json.loads((tmp_path / "r.json").read_text()) == result
-    assert "1x32x32" in capsys.readouterr().out
-
-
-def test_validate_is_exact_for_any_batch_size_and_loader(trained):
-    last = trained["run_folder"] / "last.pth.tar"
-    whole = run_validation(validate_args(last, "-b", "1000"))
-    odd = run_validation(validate_args(last, "-b", "333", "--no-prefetcher"))
-    assert odd["images"] == whole["images"] == 1000
-    assert odd["top1"] == whole["top1"]
-    assert odd["loss"] == pytest.approx(whole["loss"], rel=1e-5)
-
-
-def test_command_line_overrules_what_the_checkpoint_says(trained):
-    last = trained["run_folder"] / "last.pth.tar"
-    result = run_validation(validate_args(last, "--img-size", "48", "--mean", "0.5"))
-    assert (result["input_size"], result["mean"], result["std"]) == ([1, 48, 48], [0.5], [0.31])
-    with pytest.raises(UserError, match="it has 10 classes, the model test_resnet has 12: pass num_classes=10"):
-        run_validation(validate_args(last, "--num-classes", "12"))
 
 
 @pytest.mark.usefixtures("tiny_images")
@@ -131,13 +95,6 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, error_of, more, expected):
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--output", str(tmp_path), *more])
     assert expected in error_of(train.main)
-
-
-def test_validate_mistakes_end_in_one_line(trained, tmp_path, monkeypatch, error_of):
-    weights = tmp_path / "bare.pth"
-    torch.save({"a": torch.zeros(1)}, weights)
-    monkeypatch.setattr(sys, "argv", ["validate.py", "--dataset", "digits", "--checkpoint", str(weights)])
-    assert "pass --model" in error_of(validate.main)
 
 
 def test_learning_rate_scales_with_the_batch_of_an_update():

@@ -80,13 +80,16 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
     return model
 
 
-def resolve_data(args: argparse.Namespace, model: Any, saved: Mapping[str, Any] | None = None) -> DataConfig:
+def resolve_data(
+    args: argparse.Namespace, model: Any, saved: Mapping[str, Any] | None = None, test_size: bool = False
+) -> DataConfig:
     """Evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
 
     Args:
         args: What the user set goes first.
         model: Its default configuration fills what nothing else sets.
         saved: A checkpoint's data_config, which goes before the model's.
+        test_size: Where neither says another size, take the one that the model's authors test at, if there is one.
 
     Raises:
         UserError: mean or std have neither one value nor one per channel.
@@ -101,7 +104,7 @@ def resolve_data(args: argparse.Namespace, model: Any, saved: Mapping[str, Any] 
     for key in ("mean", "std"):
         if requested[key] is not None and len(requested[key]) not in (1, in_chans):
             raise UserError(f"--{key} takes 1 or {in_chans} values, not {len(requested[key])}")
-    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base)
+    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=test_size and not saved)
     config["input_size"] = (in_chans, *config["input_size"][1:])
     for key in ("mean", "std"):
         values = tuple(config[key])

@@ -1,4 +1,4 @@
-"""The model that is trained: built, with its start weights, its classifier and its norms as the arguments ask."""
+"""The model as the arguments ask for it: its start weights, classifier and norms, and compiled."""
 
 import argparse
 from collections.abc import Callable
@@ -55,10 +55,17 @@ def build_train_model(args: argparse.Namespace, start: bool = True, say: Callabl
 def _build(args: argparse.Namespace, pretrained: bool) -> Any:
     rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
     given = {key: value for key, value in rates.items() if value is not None}
-    if not pretrained:
-        return build_model(args, **given)
+    return build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
+
+
+def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:
+    """Builds the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
+
+    Raises:
+        UserError: the model cannot be built so, or its weights cannot be had.
+    """
     try:
-        return build_model(args, pretrained=True, **given)
+        return build_model(args, pretrained=True, **extra)
     except UserError:
         raise
     # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
@@ -66,8 +73,24 @@ def _build(args: argparse.Namespace, pretrained: bool) -> Any:
         reason = (str(err).strip().splitlines() or [""])[0]
         raise UserError(
             f"no pretrained weights for {args.model} ({type(err).__name__}: {reason}); "
-            "--pretrained-path FILE reads them from a file"
+            f"{instead} FILE reads them from a file"
         ) from err
+
+
+def compile_model(args: argparse.Namespace, model: nn.Module) -> Any:
+    """The model as ``--torchcompile`` asks for it; without that flag the model itself.
+
+    Raises:
+        UserError: a compiler backend or mode that torch does not know.
+    """
+    if args.torchcompile:
+        try:
+            return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
+        except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
+            raise UserError(f"--torchcompile {args.torchcompile}: {str(err).splitlines()[0]}") from err
+    if args.torchcompile_mode:
+        raise UserError("--torchcompile-mode is an option of --torchcompile, which is off")
+    return model
 
 
 @torch.no_grad()

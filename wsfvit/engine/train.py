@@ -20,11 +20,11 @@ from torch.amp.grad_scaler import GradScaler
 
 from wsfvit.engine.build import Loader, build_loaders, resolve_data
 from wsfvit.engine.distributed import World, join_world, leave_world
-from wsfvit.engine.evaluate import amp_dtype, memory_format
+from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.logs import RunLog
 from wsfvit.engine.loop import StepConfig
-from wsfvit.engine.model import build_train_model
+from wsfvit.engine.model import build_train_model, compile_model
 from wsfvit.engine.recipe import build_erasing, build_loss, build_mixup, build_optimizer, build_scheduler, resolve_lr
 from wsfvit.engine.run import Run
 from wsfvit.engine.run_folder import changed_arguments, create_folder, describe_run, read_resumed, run_folder
@@ -153,8 +153,6 @@ def build_state(args: argparse.Namespace, model: Any, world: World, updates_per_
     """
     device = world.device
     lower = amp_dtype(args)
-    if lower is not None and args.model_dtype not in (None, "float32"):
-        raise UserError(f"--amp keeps the weights in float32: leave out --model-dtype {args.model_dtype}, or --amp")
     if args.sync_bn and world.size > 1:
         if device.type != "cuda":
             raise UserError(f"--sync-bn works on CUDA devices alone, not on {device.type}: leave it out")
@@ -179,29 +177,13 @@ def build_state(args: argparse.Namespace, model: Any, world: World, updates_per_
 
 
 def wrap_model(args: argparse.Namespace, model: nn.Module, world: World) -> nn.Module | None:
-    """The model as the loop calls it: distributed where there are several processes, compiled if asked for.
-
-    Raises:
-        UserError: a compiler backend or mode that torch does not know.
-    """
+    """The model as the loop calls it: distributed where there are several processes, compiled if asked for."""
     wrapped: Any = None
     if world.size > 1:
         ids = [world.device] if world.device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
-    if args.torchcompile:
-        try:
-            wrapped = torch.compile(wrapped or model, backend=args.torchcompile, mode=args.torchcompile_mode)
-        except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
-            raise UserError(f"--torchcompile {args.torchcompile}: {str(err).splitlines()[0]}") from err
-    elif args.torchcompile_mode:
-        raise UserError("--torchcompile-mode is an option of --torchcompile, which is off")
-    return wrapped
-
-
-def model_dtype(args: argparse.Namespace) -> torch.dtype:
-    """The data type that ``--model-dtype`` asks for."""
-    dtype: torch.dtype = getattr(torch, args.model_dtype or "float32")
-    return dtype
+    compiled = compile_model(args, wrapped or model)
+    return wrapped if compiled is model else compiled
 
 
 def continue_from(

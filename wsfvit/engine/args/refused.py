@@ -1,4 +1,4 @@
-"""timm's flags and values that train.py does not take: each with the reason and what to do instead."""
+"""timm's flags and values that train.py or validate.py does not take: each with the reason and what to do instead."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -20,6 +20,13 @@ REFUSED = {
     "--drop-connect": "timm gives it no effect any more; use --drop-path",
     "--use-multi-epochs-loader": "the loader always keeps its workers from epoch to epoch; leave the flag out",
 }
+REFUSED_VALIDATE = {flag: REFUSED[flag] for flag in ("--dataset-trust-remote-code", "--torchscript", "--fuser")} | {
+    "--num-gpu": "one process drives one GPU; start with torchrun --nproc-per-node N validate.py ...",
+    "--test-pool": "it pools before the bare classifier and so skips the norm and the hidden layer of most heads; "
+    "leave it out, the models take other sizes as they are",
+    "--aot-autograd": "it was an experiment that led to torch.compile; use --torchcompile",
+    "--tf-preprocessing": "it needs TensorFlow; use --interpolation bicubic, which comes close",
+}
 REFUSED_VALUES = {
     "--amp-impl": {"apex": "NVIDIA Apex amp is no longer developed; leave the flag out for PyTorch's own (native)"},
     "--worker-seeding": {
@@ -38,18 +45,16 @@ class Refuse(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        raise UserError(refusal(self.option_strings[0]))
+        raise UserError(str(self.const))
 
 
-def add_refused(group: Group) -> None:
-    """Adds every refused flag, out of sight of ``--help``."""
-    for flag in REFUSED:
-        group.add_argument(flag, action=Refuse, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-
-
-def refusal(flag: str) -> str:
-    """The line that a user of a refused flag reads."""
-    return f"{flag} is not supported: {REFUSED[flag]}"
+def add_refused(group: Group, refused: dict[str, str] = REFUSED) -> None:
+    """Adds every refused flag, out of sight of ``--help``; its user reads the reason."""
+    for flag, reason in refused.items():
+        text = f"{flag} is not supported: {reason}"
+        group.add_argument(
+            flag, action=Refuse, nargs="*", const=text, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def accepted(flag: str, only: str) -> Callable[[str], str]:

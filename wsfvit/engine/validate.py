@@ -1,0 +1,253 @@
+"""The validate command: one model with one checkpoint, or a table of several."""
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from timm.layers import set_fast_norm
+from timm.utils import reparameterize_model
+
+from wsfvit.engine.build import DataConfig, build_dataset, build_eval_loader, build_model, check_classes, resolve_data
+from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.evaluate import (
+    Judge,
+    add_shares,
+    amp_dtype,
+    judge_by_label,
+    measure_share,
+    memory_format,
+    model_dtype,
+    to_figures,
+)
+from wsfvit.engine.jobs import Job, list_jobs
+from wsfvit.engine.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
+from wsfvit.engine.model import build_pretrained, compile_model
+from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
+from wsfvit.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def run_validation(args: argparse.Namespace) -> list[Row]:
+    """Runs validate.py, in this process or as one of those that ``torchrun`` started: measures, prints, writes.
+
+    Returns:
+        A row per model, highest top-1 first. Of several models, those that failed come last, with ``error``.
+
+    Raises:
+        UserError: a value that does not fit; with a single model anything that is wrong with it.
+    """
+    if args.real_labels and args.valid_labels:
+        raise UserError("--real-labels and --valid-labels are two truths: pass one")
+    amp_dtype(args)  # refuses what does not go together before anything is read
+    results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
+    if args.fast_norm:
+        set_fast_norm()
+    world = join_world(args.device)
+    try:
+        several, jobs = list_jobs(args.model or "", args.checkpoint, world.say)
+        measure = _measure_several if several else _measure_one
+        rows = measure(args, jobs, world, results_file if world.is_main else None)
+        if results_file is not None:
+            world.say(f"result: {results_file.path}")
+        return rows
+    finally:
+        leave_world()
+
+
+def _measure_one(
+    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
+) -> list[Row]:
+    rows = [measure(args, jobs[0], world, retry=args.retry)]
+    world.say(_describe(rows[0], args, world))
+    if results_file is not None:
+        results_file.write(rows, single=True)
+    return rows
+
+
+def _measure_several(
+    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
+) -> list[Row]:
+    rows: list[Row] = []
+    for number, job in enumerate(jobs, 1):
+        world.say(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
+        try:
+            rows.append(measure(args, job, world, retry=True))
+            world.say(_describe(rows[-1], args, world))
+        # Whatever is wrong with one model, the others go on; the table names it.
+        except Exception as err:
+            rows.append({"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)})
+            world.say(f"failed: {rows[-1]['error']}")
+        rows = sort_rows(rows)
+        if results_file is not None:
+            results_file.write(rows)
+    world.say(format_table(rows))
+    return rows
+
+
+def measure(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
+    """Measures one model on all processes together.
+
+    Args:
+        args: Arguments of validate.py.
+        job: The model.
+        world: The processes.
+        retry: Halve the batch size when memory runs out.
+
+    Raises:
+        UserError: the checkpoint, the model, the data or a value does not fit, or the memory is too small.
+    """
+    args = copy.copy(args)
+    args.model, args.checkpoint = job
+    while True:
+        try:
+            sums, row = _together(world, lambda: _measure_share(args, world))
+            break
+        except torch.OutOfMemoryError as err:
+            if not retry or args.batch_size == 1:
+                advice = "" if args.batch_size == 1 else ": pass a smaller one, or --retry"
+                raise UserError(f"the memory is too small for --batch-size {args.batch_size}{advice}") from err
+        args.batch_size //= 2
+        world.say(f"out of memory, again with --batch-size {args.batch_size}")
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+    source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "dataset", "split")}
+    return source | to_figures(add_shares(sums, world)) | row
+
+
+def _together(world: World, step: Callable[[], Result]) -> Result:
+    """Runs a step in which the processes do not wait for each other; where it fails in one, it fails in all.
+
+    Raises:
+        Exception: as the step; memory that ran out as torch.OutOfMemoryError, on a CPU too.
+        UserError: the step failed in another process.
+    """
+    error: Exception | None = None
+    try:
+        result = step()
+    except Exception as err:
+        error = err
+    out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
+    reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
+    if any(report and report[0] for report in reports) and not any(report and not report[0] for report in reports):
+        raise torch.OutOfMemoryError(next(report[1] for report in reports if report)) from error
+    if error is not None:
+        raise error
+    for rank, report in enumerate(reports):
+        if report:
+            raise UserError(f"process {rank}: {report[1]}")
+    return result
+
+
+def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor, Row]:
+    """This process's sums, and everything else about the result."""
+    device = world.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    args, model, meta = _load(args)
+    saved = meta.get("data_config") if args.model == meta.get("arch") else None
+    data_config = resolve_data(args, model, saved, test_size=not args.use_train_size)
+    if args.crop_border_pixels:
+        data_config["crop_border_pixels"] = args.crop_border_pixels
+    dataset = build_dataset(
+        args, args.split, args.num_samples, data_config["input_size"][0], batch_size=args.batch_size
+    )
+    params = sum(parameter.numel() for parameter in model.parameters())
+    classes = model.num_classes
+    if args.reparam:
+        model = reparameterize_model(model)
+    model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
+    if args.valid_labels:
+        selected = read_valid_labels(args.valid_labels, classes)
+        model, classes = SelectedClasses(model, selected).to(device), len(selected)
+    check_classes(dataset, classes)
+    loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
+    judge: Judge = judge_by_label
+    if args.real_labels:
+        judge = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
+    sums, images_per_s = measure_share(
+        compile_model(args, model),
+        loader,
+        world,
+        amp_dtype(args),
+        memory_format(args),
+        interval=args.log_freq,
+        judge=judge,
+    )
+    speed = {"param_count": params / 1e6, "images_per_s": images_per_s}
+    if device.type == "cuda":
+        speed["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return sums, _describe_source(args, meta, data_config) | speed
+
+
+def _load(args: argparse.Namespace) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
+    """The arguments completed by the checkpoint, the model with its weights, and what the checkpoint says."""
+    if not args.checkpoint:
+        return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
+    state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
+    args = with_checkpoint_defaults(args, meta)
+    model = build_model(args)
+    apply_state_dict(model, state_dict, args.checkpoint)
+    return args, model, meta
+
+
+def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
+    """Fills in what the command line leaves open from what the checkpoint says about itself.
+
+    Where ``--model`` names another model than the checkpoint does, only the counts of classes and channels are taken.
+
+    Raises:
+        UserError: neither the command line nor the checkpoint names a model.
+    """
+    args = copy.copy(args)
+    saved = dict(meta.get("model_kwargs", {}))
+    args.model = args.model or meta.get("arch")
+    if not args.model:
+        raise UserError(f"checkpoint '{args.checkpoint}' does not say which model it is for: pass --model NAME")
+    if args.num_classes is None:
+        args.num_classes = saved.get("num_classes")
+    if args.in_chans is None and args.input_size is None:
+        args.in_chans = saved.get("in_chans")
+    if args.model == meta.get("arch"):
+        size_given = args.img_size is not None or args.input_size is not None
+        dropped = {"num_classes", "in_chans"} | ({"img_size"} if size_given else set())
+        args.model_kwargs = {k: v for k, v in saved.items() if k not in dropped} | args.model_kwargs
+    return args
+
+
+def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:
+    setting = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
+    return {
+        "model": args.model,
+        "checkpoint": str(args.checkpoint),
+        "weights": meta["weights"],
+        "dataset": args.dataset,
+        "split": args.split,
+        "batch_size": args.batch_size,
+        "precision": f"amp {args.amp_dtype}" if args.amp else str(model_dtype(args)).removeprefix("torch."),
+        **setting,
+    }
+
+
+def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
+    """The setting that was measured, then the figures."""
+    note = ""
+    if args.use_ema and row["weights"] == "raw":
+        note = "note: --use-ema was given, but the checkpoint holds no moving average; the raw weights were measured\n"
+    memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
+    size = "x".join(map(str, row["input_size"]))
+    return note + (
+        f"{row['model']}, {row['weights']} weights {'of ' if row['checkpoint'] else ''}{row['checkpoint']}\n"
+        f"  {size}, crop {row['crop_pct']} {row['crop_mode']}, {row['interpolation']}, "
+        f"mean {row['mean']}, std {row['std']}, {row['precision']} on {world.size} x {world.device.type}\n"
+        f"  {row['images']} images: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
+        f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
+    )
+
+
+def _reason(err: Exception) -> str:
+    text = next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
+    return text if isinstance(err, UserError) else f"{type(err).__name__}: {text}"
