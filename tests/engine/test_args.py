@@ -9,6 +9,7 @@ import yaml
 
 from wsfvit.engine.args import parse_train_args, parse_validate_args, train_parser, validate_parser
 from wsfvit.engine.args.refused import REFUSED, REFUSED_VALIDATE, REFUSED_VALUES
+from wsfvit.engine.recipe import resolve_grad_accum_steps
 from wsfvit.errors import UserError, run_main
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +73,10 @@ def test_shipped_configs_hold_known_keys(path):
 
 
 def test_imagenet_configs_keep_the_recipe_batch():
-    for path in (ROOT / "configs" / "imagenet").glob("wsfvit_*_224.yaml"):
+    for path in sorted((ROOT / "configs" / "imagenet").glob("*.yaml")):
         args = parse_train_args(["-c", str(path)])
-        assert args.batch_size * args.grad_accum_steps == 2048, path
+        for processes in (1, 2, 4, 8):
+            assert args.batch_size * processes * resolve_grad_accum_steps(args, processes) == 2048
 
 
 def test_parsed_arguments_survive_yaml(tmp_path):

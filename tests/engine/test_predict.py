@@ -13,6 +13,7 @@ from wsfvit.data.digits import Digits
 from wsfvit.data.image_files import read_image
 from wsfvit.engine.args import parse_validate_args
 from wsfvit.engine.build import build_eval_loader
+from wsfvit.engine.distributed import World
 from wsfvit.engine.predict import load_classifier, resolve_class_names
 from wsfvit.errors import run_main
 
@@ -49,7 +50,7 @@ def test_probabilities_are_those_of_the_evaluation(last, folder, monkeypatch, ca
     classifier = load_classifier(args, None, last)
     digits = Digits("validation", in_chans=1)
     digits.images, digits.labels = digits.images[list(SHOWN)], digits.labels[list(SHOWN)]
-    ((images, _),) = build_eval_loader(args, digits, classifier.data_config, 3, torch.device("cpu"))
+    ((images, _),) = build_eval_loader(args, digits, classifier.data_config, 3, World(torch.device("cpu")))
     expected = classifier.model(images).softmax(1)
     for result, row in zip(results, expected.tolist(), strict=True):
         found = {entry["class"]: entry["probability"] for entry in result["predictions"]}
