@@ -3,12 +3,9 @@
 import argparse
 import copy
 import importlib
-import itertools
 import math
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,9 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.engine.build import Loader, build_loaders, resolve_data
+from wsfvit.engine.build import build_loaders, resolve_data
 from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.dry_run import FirstBatches, temporary_output
 from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.logs import RunLog
@@ -60,7 +58,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--device-modules {name}: {err}") from err
     world = join_world(args.device)
     try:
-        with StopRequests() as stop, _place(args, world):
+        with StopRequests() as stop, temporary_output(args, world) if args.dry_run else nullcontext():
             return _train(args, world, stop)
     finally:
         leave_world()
@@ -230,11 +228,12 @@ def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch
         state.begin_epoch(args.start_epoch)
         state.rows = [row for row in state.rows if row["epoch"] < args.start_epoch]
         state.num_updates = args.start_epoch * updates_per_epoch
-    if state.scheduler is None or not (state.epoch or state.num_updates):
+    if state.scheduler is None:
         return
-    if args.sched_on_updates:
+    if args.sched_on_updates and state.num_updates:
         state.scheduler.step_update(state.num_updates)
-    elif args.sched != "plateau":  # its rate follows the metrics so far and came with the optimizer's state
+    # A plateau's rate follows the metrics so far and came with the optimizer's state.
+    elif not args.sched_on_updates and state.epoch and args.sched != "plateau":
         state.scheduler.step(state.epoch)
 
 
@@ -260,37 +259,9 @@ def build_step_config(args: argparse.Namespace, world: World, num_classes: int, 
     )
 
 
-class FirstBatches:
-    """The first batches of a loader, as a loader."""
-
-    def __init__(self, loader: Loader, count: int) -> None:
-        self.loader, self.count = loader, min(count, len(loader))
-
-    def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """As the loader's."""
-        self.loader.set_position(epoch, first_batch)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self.loader), self.count)
-
-
-@contextmanager
-def _place(args: argparse.Namespace, world: World) -> Iterator[None]:
-    """For ``--dry-run`` a temporary folder instead of ``--output``, gone in the end."""
-    if not args.dry_run:
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        args.output, args.experiment, args.resume = world.gather(folder)[0], "", ""
-        yield
-
-
 def _last_words(run: Run, folder: Path, finished: bool, dry: bool) -> str:
     state = run.state
-    if dry:
+    if dry and finished:
         row = state.rows[-1]
         return (
             f"dry run: one update (loss {row['train_loss']:.4f}) and one validation batch in {row['seconds']:.1f} s, ok"

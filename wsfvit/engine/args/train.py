@@ -41,7 +41,10 @@ def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def train_parser() -> argparse.ArgumentParser:
     """Parser of train.py."""
-    parser = build_parser("Train an image classifier.")
+    parser = build_parser(
+        "Train an image classifier. SIGTERM, SIGUSR1 or Ctrl-C save after the current update and end with exit code "
+        "75; --resume auto continues."
+    )
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="YAML file of defaults, one key per flag (batch_size: 64)"
     )
