@@ -56,6 +56,18 @@ def write_tar(root, split):
     return "", str(root / "images.tar")
 
 
+def write_nested_tar(root, split):
+    """One tar file per class inside a tar file."""
+    with tarfile.open(root / "images.tar", "w") as archive:
+        for label in range(3):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for value in VALUES[label::3]:
+                    add(inner, f"{value:03}.png", picture(value))
+            add(archive, f"class{label}.tar", buffer.getvalue())
+    return "", str(root / "images.tar")
+
+
 def write_parquet(root, split):
     datasets = pytest.importorskip("datasets", reason="not installed: pip install 'wsfvit[data]'")
     datasets.disable_progress_bars()
@@ -68,7 +80,7 @@ def write_parquet(root, split):
     return f"hfds/{root / 'pets'}", str(root / "cache")
 
 
-MAP_STYLE = {"folder": write_folder, "tar": write_tar, "hfds": write_parquet}
+MAP_STYLE = {"folder": write_folder, "tar": write_tar, "nested tar": write_nested_tar, "hfds": write_parquet}
 
 
 def seen(batches):
@@ -170,6 +182,14 @@ def test_shards_without_a_count(shards):
         assert seen(build_eval_loader(dataset, CONFIG, OPTIONS)) == EXPECTED
 
 
+def test_bad_images_in_tar_files_are_named(tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        add(archive, "a/1.png", picture(0))
+        add(archive, "b/2.png", picture(0)[:50])
+    with pytest.raises(UserError, match=r"images.tar:b/2.png' \(index 1\): "):
+        create_dataset("", str(tmp_path / "images.tar"), "train")[1]
+
+
 def test_streams_have_no_repeats(shards):
     dataset = create_dataset("wds/", str(shards), "train", is_training=True, batch_size=2)
     with pytest.raises(UserError, match="repeated augmentation needs random access"):
@@ -203,7 +223,7 @@ def test_synthetic_needs_no_files():
 def test_synthetic_defaults_and_channels():
     dataset = create_dataset("synthetic", None, "validation", in_chans=1)
     assert (len(dataset), dataset_num_classes(dataset), dataset[1023][0].mode) == (1024, 1000, "L")
-    with pytest.raises(UserError, match="synthetic/10 makes pictures of 10 classes"):
+    with pytest.raises(UserError, match="synthetic/10 for pictures of 10 classes"):
         create_dataset("synthetic/many", None, "train")
     with pytest.raises(UserError, match="no use for class_map"):
         create_dataset("synthetic", None, "train", class_map="map.txt")

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import sys
+import zipfile
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from wsfvit.engine.checkpoint import (
     export_safetensors,
     load_state_dict_file,
     load_weights,
+    read_checkpoint,
     save_atomic,
     strip_prefixes,
 )
@@ -171,6 +173,80 @@ def test_flipped_byte_is_noticed(tmp_path, model, at):
         load_weights(model, path)
 
 
+def test_saved_file_carries_a_digest_that_other_readers_pass_over(tmp_path):
+    path = tmp_path / "x.pth.tar"
+    save_atomic({"a": torch.arange(5)}, path)
+    assert zipfile.ZipFile(path).comment.startswith(b"wsfvit-sha256:")
+    for mmap in (False, True):
+        assert torch.load(path, weights_only=True, mmap=mmap)["a"].tolist() == [0, 1, 2, 3, 4]
+
+
+def rewrite_archive(path, change=lambda name, data: data, compression=zipfile.ZIP_STORED, again=()):
+    """Writes an archive anew, every checksum in it right, and keeps its comment."""
+    with zipfile.ZipFile(path) as archive:
+        records, comment = {name: archive.read(name) for name in archive.namelist()}, archive.comment
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in [*records, *(name for name in records if name.endswith(again))]:
+            archive.writestr(name, change(name, records[name]))
+        archive.comment = comment
+
+
+def test_digest_notices_what_the_checksums_of_the_archive_do_not(tmp_path):
+    path = tmp_path / "x.pth.tar"
+    save_atomic({"a": torch.zeros(5)}, path)
+    rewrite_archive(path, lambda name, data: b"\1" * len(data) if name.endswith("data/0") else data)
+    with pytest.raises(UserError, match="damaged: its SHA-256"):
+        load_state_dict_file(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    "how, message",
+    [({"compression": zipfile.ZIP_DEFLATED}, "is compressed"), ({"again": ("data/0",)}, "two records of one name")],
+)
+def test_archive_unlike_any_that_torch_writes(tmp_path, how, message):
+    torch.save({"a": torch.zeros(5)}, tmp_path / "x.pth")
+    rewrite_archive(tmp_path / "x.pth", **how)
+    with pytest.raises(UserError, match=f"damaged: .*{message}"):
+        load_state_dict_file(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_broken_directory_of_an_archive_is_one_line(tmp_path, trust):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.zeros(5)}, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\3", 1))
+    with pytest.raises(UserError, match="is damaged or no checkpoint") as refused:
+        load_state_dict_file(path, trust=trust)
+    assert "\n" not in str(refused.value)
+
+
+def test_hostile_pickle_with_an_archive_inside_is_read_as_a_pickle(tmp_path):
+    torch.save({"a": torch.zeros(5)}, tmp_path / "inner.pth")
+    content = {"x": Hostile(tmp_path / "marker"), "inner": (tmp_path / "inner.pth").read_bytes()}
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"wants to call (posix|nt)\.mkdir"):
+        load_state_dict_file(tmp_path / "x.pth")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_whole_state_is_read(tmp_path):
+    content = {"state_dict": {"a": torch.zeros(1)}, "epoch": 3, "args": {"betas": (0.9, 0.99)}, "rows": [{"top1": 1.0}]}
+    save_atomic(content, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth") == content
+    torch.save([1], tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds a list"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_reading_a_state_runs_nothing_unless_trusted(tmp_path):
+    path, marker = write_hostile("zip2", tmp_path)
+    with pytest.raises(UserError, match="--trust-checkpoint"):
+        read_checkpoint(path)
+    assert not marker.exists()
+    assert "x" in read_checkpoint(path, trust=True) and marker.is_dir()
+
+
 def test_text_file_gets_no_advice_to_trust_it(tmp_path):
     (tmp_path / "notes.pth").write_text("Learning rates that worked.")
     with pytest.raises(UserError, match="damaged or no checkpoint") as refused:
@@ -203,6 +279,55 @@ def test_class_count_is_said_in_words(tmp_path, model):
     torch.save({"state_dict": other.state_dict()}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"it has 1000 classes, the model test_resnet has 10: .*--num-classes 1000"):
         load_weights(model, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("classes, own, replaced", [(1000, 10, 1000), (10, 0, 10), (0, 10, 0), (10, 10, None)])
+def test_classifier_of_other_classes_is_replaced(tmp_path, classes, own, replaced):
+    source = timm.create_model("test_resnet", num_classes=classes, in_chans=1)
+    model = timm.create_model("test_resnet", num_classes=own, in_chans=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save({"state_dict_ema": source.state_dict(), "state_dict": before}, tmp_path / "x.pth")
+    meta = load_weights(model, tmp_path / "x.pth", use_ema=True, replace_classifier=True)
+    assert meta.get("replaced_classes") == replaced
+    after = model.state_dict()
+    heads = {key for key in before if key.startswith("fc.")}
+    expected = source.state_dict() if replaced is None else {key: before[key] for key in heads}
+    assert all(torch.equal(after[key], expected[key]) for key in heads)
+    assert all(torch.equal(after[key], source.state_dict()[key]) for key in before.keys() - heads)
+
+
+def test_both_classifiers_of_a_distilled_model_are_replaced(tmp_path):
+    kwargs = {"embed_dim": 12, "depth": 1, "num_heads": 1}
+    name = "deit_tiny_distilled_patch16_224"
+    torch.save(timm.create_model(name, num_classes=7, **kwargs).state_dict(), tmp_path / "x.pth")
+    model = timm.create_model(name, num_classes=3, **kwargs)
+    assert load_weights(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
+    assert model.head.weight.shape == model.head_dist.weight.shape == (3, 12)
+
+
+def without(key, **kwargs):
+    state = timm.create_model("test_resnet", in_chans=1, **kwargs).state_dict()
+    return {name: value for name, value in state.items() if name != key}
+
+
+def test_classifier_without_a_bias_is_left_out_as_a_whole(tmp_path, model):
+    torch.save(without("fc.bias", num_classes=7), tmp_path / "x.pth")
+    before = model.fc.bias.clone()
+    assert load_weights(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
+    assert torch.equal(model.fc.bias, before)
+
+
+def test_all_but_the_classifier_stays_strict(tmp_path, model):
+    torch.save(without("conv1.0.weight", num_classes=7), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="1 missing"):
+        load_weights(model, tmp_path / "x.pth", replace_classifier=True)
+
+
+def test_classifier_on_other_features_is_not_replaced(tmp_path, model):
+    state = {**model.state_dict(), "fc.weight": torch.zeros(7, 5), "fc.bias": torch.zeros(7)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="does not fit|7 classes"):
+        load_weights(model, tmp_path / "x.pth", replace_classifier=True)
 
 
 def test_another_model_is_summed_up(tmp_path, model):

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from wsfvit.data import workers
 from wsfvit.engine import signals
 from wsfvit.engine.signals import STOPPED_EXIT_CODE, StopRequests
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+
+# The modules by themselves: importing the package with them takes seconds.
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(m.__file__).parent) for m in (signals, workers))}
 
 RUN = """
 import sys, time
@@ -71,31 +75,57 @@ def test_no_op_outside_the_main_thread():
     assert seen == [(False, True)]
 
 
-def test_forked_worker_serves_on_and_ends_at_the_second_signal():
+def test_forked_process_heeds_sigterm_alone():
     with StopRequests() as stop:
-        worker = os.fork()
-        if worker == 0:
+        child = os.fork()
+        if child == 0:
             while True:
                 time.sleep(1)
         try:
-            for number in (signal.SIGINT, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-                os.kill(worker, number)
-                time.sleep(0.1)
-            assert os.waitpid(worker, os.WNOHANG) == (0, 0)
-            os.kill(worker, signal.SIGTERM)
-            status = os.waitpid(worker, 0)[1]
-        except BaseException:
-            os.kill(worker, signal.SIGKILL)
-            raise
-        assert os.WTERMSIG(status) == signal.SIGTERM
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGUSR1):
+                os.kill(child, number)
+            time.sleep(0.1)
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        finally:
+            os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
         assert not stop.requested
 
 
+GROUP = """
+import os, signal, sys, time
+import torch
+from workers import outlive_stop_signals
+from signals import STOPPED_EXIT_CODE, StopRequests
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return index
+
+with StopRequests() as stop:
+    seen = []
+    for batch in torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=2, worker_init_fn=outlive_stop_signals):
+        seen += batch.tolist()
+        if len(seen) == 10:
+            os.killpg(0, signal.SIGTERM)
+print(len(seen), stop.reason)
+sys.exit(STOPPED_EXIT_CODE if stop.requested else 1)
+"""
+
+
+def test_workers_serve_on_when_the_whole_group_is_signalled():
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP], capture_output=True, text=True, env=ENV, start_new_session=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (STOPPED_EXIT_CODE, "40 SIGTERM\n"), done.stderr
+
+
 def test_a_run_ends_with_its_exit_code():
-    # The module by itself: importing the package with it takes seconds.
-    env = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parent)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen([sys.executable, "-c", RUN], text=True, env=env, **pipes)
+    run = subprocess.Popen([sys.executable, "-c", RUN], text=True, env=ENV, **pipes)
     assert run.stdout.readline() == "ready\n"
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=20)

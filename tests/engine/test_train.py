@@ -4,6 +4,7 @@ import csv
 import sys
 
 import pytest
+import timm
 import torch
 import yaml
 from engine.tiny_data import CLASSES, TINY_RUN
@@ -15,7 +16,7 @@ import validate
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.distributed import World
 from wsfvit.engine.recipe import build_loss, build_scheduler, resolve_lr
-from wsfvit.engine.train import check_agreement, run_training
+from wsfvit.engine.train import build_state, check_agreement, run_training
 from wsfvit.errors import UserError
 
 
@@ -76,6 +77,8 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--initial-checkpoint", "none.pth"], "does not exist"),
         (["--initial-checkpoint", "none.pth", "--pretrained"], "pass one"),
+        (["--model", "wsfvit_p0_224", "--pretrained"], "no pretrained weights for wsfvit_p0_224"),
+        (["--model", "test_convnext", "--grad-checkpointing", "--bce-sum"], "--bce-sum"),
         (["--bce-sum"], "--bce-sum is an option of --bce-loss"),
         (["--torchcompile", "no-such"], "--torchcompile no-such"),
         (["--torchcompile-mode", "default"], "is an option of --torchcompile"),
@@ -227,6 +230,21 @@ def test_processes_that_differ_are_named(differing, expected):
         return
     with pytest.raises(UserError, match=expected):
         check_agreement(args, world, {"classes": 10})
+
+
+def test_synchronised_batch_norm_needs_cuda():
+    args, model = parse_train_args(["--sync-bn", "--lr", "1"]), torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="--sync-bn works on CUDA devices alone, not on cpu"):
+        build_state(args, model, World(torch.device("cpu"), size=2), 1)
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_fast_norm(tmp_path):
+    try:
+        tiny(tmp_path, "--fast-norm", "--dry-run")
+        assert timm.layers.is_fast_norm()
+    finally:
+        timm.layers.set_fast_norm(False)
 
 
 def test_binary_cross_entropy_by_hand():

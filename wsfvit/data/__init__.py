@@ -2,7 +2,6 @@
 
 from wsfvit.data.factory import create_dataset, dataset_num_classes
 from wsfvit.data.loader import (
-    Augmentation,
     EvalLoader,
     LoaderOptions,
     TrainLoader,
@@ -11,6 +10,7 @@ from wsfvit.data.loader import (
 )
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, seed_all
+from wsfvit.data.transforms import Augmentation
 
 __all__ = [
     "Augmentation",

@@ -9,7 +9,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
-from wsfvit.data.images import ImageDataset, describe
+from wsfvit.data.images import ImageDataset, TarReader, describe
 from wsfvit.data.synthetic import Synthetic
 from wsfvit.errors import UserError
 
@@ -81,16 +81,17 @@ def create_dataset(
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
         raise UserError(f"dataset '{name or root}', split '{split}': {describe(err)}") from err
     if isinstance(dataset, timm.data.ImageDataset):
-        _prepare_reader(dataset.reader, root, split, has_class_map="class_map" in options)
-        return ImageDataset(dataset.reader, dataset.input_img_mode)
+        reader: Any = dataset.reader
+        if isinstance(reader, ReaderImageFolder):
+            _check_folders(reader, root, split, has_class_map="class_map" in options)
+        return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode)
     return dataset
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
     """Number of classes that the dataset's labels run over, or None where it does not say."""
     for holder in (dataset, getattr(dataset, "reader", None)):
-        # timm's tar reader has the same under another name.
-        classes = getattr(holder, "class_to_idx", None) or getattr(holder, "class_name_to_idx", None)
+        classes = getattr(holder, "class_to_idx", None)
         if classes:
             return len(classes)
     return None
@@ -99,7 +100,7 @@ def dataset_num_classes(dataset: Dataset) -> int | None:
 def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:
     classes = name.removeprefix("synthetic").removeprefix("/") or str(num_classes or 1000)
     if not classes.isdecimal() or not int(classes):
-        raise UserError(f"unknown dataset '{name}': synthetic/10 makes pictures of 10 classes")
+        raise UserError(f"unknown dataset '{name}': use digits, or synthetic/10 for pictures of 10 classes")
     return Synthetic(split, num_samples or 1024, int(classes), mode)
 
 
@@ -110,13 +111,8 @@ def _check_root(root: str | None) -> None:
         raise UserError(f"the data folder '{root}' does not exist")
 
 
-def _prepare_reader(reader: Any, root: str | None, split: str, has_class_map: bool) -> None:
-    """Refuses folders whose labels or split would be wrong, and makes tar files safe to read in several processes."""
-    if isinstance(reader, ReaderImageInTar):
-        # An open tar file that was inherited by several workers would be one file position for all of them.
-        reader.cache_tarfiles = False
-    if not isinstance(reader, ReaderImageFolder):
-        return
+def _check_folders(reader: ReaderImageFolder, root: str | None, split: str, has_class_map: bool) -> None:
+    """Refuses a folder without the split asked for, and one whose empty class folders would shift the labels."""
     used = {path[len(reader.root) :].lstrip(os.sep).partition(os.sep)[0] for path, _ in reader.samples}
     folders = {entry.name for entry in os.scandir(reader.root) if entry.is_dir() and not entry.name.startswith(".")}
     if reader.root == root and folders and folders <= {*TRAIN_SPLITS, *TEST_SPLITS}:

@@ -10,19 +10,18 @@ epoch, the batches before are read and dropped.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate, TransformedDataset
-from wsfvit.data.images import describe
 from wsfvit.data.sampling import EvalSampler, TrainSampler
-from wsfvit.data.seeding import SeededDataset, seed_sequence
+from wsfvit.data.seeding import SeededDataset, derive_seed
+from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
 from wsfvit.errors import UserError
 
 
@@ -52,24 +51,6 @@ class LoaderOptions:
     world_size: int = 1
     rank: int = 0
     on_bad_image: OnBadImage = "raise"
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random transforms of training images; the names, meanings and defaults of ``timm.data.create_transform``."""
-
-    no_aug: bool = False
-    train_crop_mode: str | None = None
-    scale: Sequence[float] | None = None
-    ratio: Sequence[float] | None = None
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float | Sequence[float] | None = 0.4
-    color_jitter_prob: float | None = None
-    grayscale_prob: float = 0.0
-    gaussian_blur_prob: float = 0.0
-    auto_augment: str | None = None
-    interpolation: str = "random"
 
 
 class EvalLoader:
@@ -131,7 +112,7 @@ class TrainLoader(EvalLoader):
             self._batches_to_drop = 0
         else:
             self._batches_to_drop = first_batch
-            self._loader.generator.manual_seed(int(seed_sequence(self._seed, epoch).generate_state(1)[0]))
+            self._loader.generator.manual_seed(derive_seed(self._seed, epoch))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return itertools.islice(self._batches, self._batches_to_drop, None)
@@ -149,7 +130,7 @@ def build_train_loader(
 
     Args:
         dataset: From ``create_dataset``.
-        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``; more keys are ignored.
+        data_config: See ``build_train_transform``.
         options: How batches are made.
         augmentation: Random transforms (default: timm's).
         seed: Seed of order and augmentation.
@@ -158,15 +139,7 @@ def build_train_loader(
     Raises:
         UserError: fewer images than one global batch, or an augmentation option with a wrong value.
     """
-    try:
-        transform = create_transform(
-            **{key: data_config[key] for key in ("input_size", "mean", "std")},
-            **asdict(augmentation or Augmentation()),
-            is_training=True,
-            use_prefetcher=options.use_prefetcher,
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as err:
-        raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
+    transform = build_train_transform(data_config, augmentation, options.use_prefetcher)
     if isinstance(dataset, IterableDataset):
         if repeats > 1:
             raise UserError("repeated augmentation needs random access: it is not for wds/, hfids/ and tfds/ datasets")
@@ -186,17 +159,13 @@ def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: Loa
 
     Args:
         dataset: From ``create_dataset``. A streaming one splits its shards among workers and processes.
-        data_config: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` and,
-            where wanted, ``crop_border_pixels``.
+        data_config: See ``build_eval_transform``.
         options: How batches are made.
 
     Raises:
         UserError: ``data_config`` holds a value that no transform takes.
     """
-    try:
-        transform = create_transform(**data_config, use_prefetcher=options.use_prefetcher)
-    except (AssertionError, KeyError, TypeError, ValueError, ZeroDivisionError) as err:
-        raise UserError(f"evaluation setting {dict(data_config)}: {describe(err)}") from err
+    transform = build_eval_transform(data_config, options.use_prefetcher)
     if isinstance(dataset, IterableDataset):
         loader = _build_stream(dataset, transform, options, drop_last=False)
     else:

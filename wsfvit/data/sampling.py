@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from wsfvit.data.seeding import seed_sequence
+from wsfvit.data.seeding import derive_seed
 
 # timm's (and DeiT's) epoch of repeated augmentation is a whole number of these.
 REPEAT_ROUND = 256
@@ -61,7 +61,7 @@ class TrainSampler(Sampler[list[int]]):
         self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng(seed_sequence(self.seed, self.epoch)).permutation(self.num_samples)
+        order = np.random.default_rng(derive_seed(self.seed, self.epoch)).permutation(self.num_samples)
         for batch in range(self.first_batch, len(self)):
             places = np.arange(batch * self.global_batch + self.rank, (batch + 1) * self.global_batch, self.world_size)
             image, repeat = order[places // self.repeats], places % self.repeats

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from wsfvit.data.digits import TRAIN_SPLITS
-from wsfvit.data.seeding import seed_sequence
+from wsfvit.data.seeding import derive_seed
 
 SIDE = 256
 # A picture is a coarse grid of colours, drawn large: half of it belongs to the class, half to the picture.
@@ -49,4 +49,4 @@ class Synthetic(Dataset[tuple[Any, int]]):
 
 def _draw_grid(*key: int) -> np.ndarray:
     """(GRID, GRID, 3) uint8."""
-    return np.random.default_rng(seed_sequence(*key)).integers(0, 256, (GRID, GRID, 3), dtype=np.uint8)
+    return np.random.default_rng(derive_seed(*key)).integers(0, 256, (GRID, GRID, 3), dtype=np.uint8)

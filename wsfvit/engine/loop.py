@@ -1,5 +1,6 @@
 """The training loop: one epoch, batch by batch, on one of one or more processes."""
 
+import itertools
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -93,6 +94,9 @@ def train_one_epoch(
         cfg.mixup.mixup_enabled = not 0 < cfg.mixup_off_epoch <= state.epoch
     total, first, finished = len(loader), state.batch, True
     grad_norm = None
+    # A stream can be longer than it says, or have ended in the middle of a group.
+    batches = itertools.islice(loader, total - first)
+    state.optimizer.zero_grad(set_to_none=True)
     progress = Progress(
         f"epoch {state.epoch + 1}/{cfg.epochs}",
         total,
@@ -103,7 +107,7 @@ def train_one_epoch(
         epoch_seconds=epoch_seconds,
     )
     with progress:
-        for index, (images, labels) in enumerate(progress.timed(loader), start=first):
+        for index, (images, labels) in enumerate(progress.timed(batches), start=first):
             images, labels = prepare_batch(images, labels, index, state.epoch, cfg)
             # The last group of an epoch can be short; its gradient is the mean over the batches it has.
             group_start = index - index % cfg.grad_accum_steps

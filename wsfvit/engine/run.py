@@ -69,10 +69,10 @@ class Run(LoopEvents):
             if not trained["finished"]:
                 return False
             row = self.finish_epoch(trained, started)
-            state.begin_epoch(state.epoch + 1)
-            self.save(row["epoch"], row[self.metric])
             if self.log is not None:
                 self.log.log_epoch(state.num_updates, state.rows)
+            state.begin_epoch(state.epoch + 1)
+            self.save(row["epoch"], row[self.metric])
             if state.epoch < self.cfg.epochs and self.cfg.world.any(self.stop.requested):
                 return False
         return True

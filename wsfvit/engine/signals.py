@@ -8,8 +8,6 @@ from typing import Any
 
 # sysexits.h calls it EX_TEMPFAIL: the state is saved, start the same command again. A launcher can act on it.
 STOPPED_EXIT_CODE = 75
-# Seconds that a data-loading process outlives the signal which asks the run to stop, so that its last step gets data.
-_WORKER_GRACE = 30
 
 
 class StopRequests:
@@ -18,6 +16,7 @@ class StopRequests:
     Schedulers send SIGTERM (or what ``sbatch --signal`` names) some time before they kill a job. The loop reads
     ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. A second Ctrl-C raises
     ``KeyboardInterrupt`` at once. Signals can only be caught in the main thread; elsewhere nothing is ever requested.
+    Loading processes need ``wsfvit.data.workers.outlive_stop_signals``, since schedulers signal every process of a run.
 
     Attributes:
         reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
@@ -56,7 +55,10 @@ class StopRequests:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            self._handle_in_worker(number)
+            # A forked process inherits the handlers but makes no steps. Ctrl-C and SIGUSR1 are the run's business.
+            if number == signal.SIGTERM:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
             return
         if number == signal.SIGINT:
             self._interrupts += 1
@@ -67,12 +69,3 @@ class StopRequests:
             again = "; Ctrl-C again stops at once, unsaved" if number == signal.SIGINT else ""
             # Not print: the signal may have come in the middle of one.
             os.write(2, f"\n{self.reason}: saving after this step, then stopping{again}\n".encode())
-
-    def _handle_in_worker(self, number: int) -> None:
-        """In a forked data-loading process, which inherits the handlers: serve the last step before ending.
-
-        Terminals and schedulers signal the whole process group; a worker that died at once would take the step with it.
-        """
-        if number == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.alarm(_WORKER_GRACE)

@@ -86,6 +86,11 @@ class CheckpointStore:
         else:
             self._write(snapshot, added, removed)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is pending, so that ``save`` would have to wait."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Returns when nothing is being written.
 
@@ -216,7 +221,7 @@ class CheckpointStore:
             write_atomic(last, lambda file: write_sealed(snapshot, file), publish)
         except (OSError, UserError) as err:
             hint = "; the checkpoints before it are untouched: --resume auto goes on from there"
-            raise UserError(f"{err}{hint if self._newest_first() else ''}") from err
+            raise UserError(f"{err}{hint if os.path.exists(last) else ''}") from err
 
 
 def _primitive(value: Any, key: tuple[str, ...]) -> Any:
@@ -232,9 +237,12 @@ def _primitive(value: Any, key: tuple[str, ...]) -> Any:
 def _link(source: Path, target: Path) -> None:
     """Gives a file a second name, in place of what had it before; a copy where the file system has no links."""
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)  # a process that was killed may have left one, and it may be a link itself
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -219,6 +219,7 @@ def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch
     """Brings the schedule to where the run starts: the resumed position, or ``--start-epoch``."""
     if args.start_epoch is not None:
         state.begin_epoch(args.start_epoch)
+        state.rows = [row for row in state.rows if row["epoch"] < args.start_epoch]
         state.num_updates = args.start_epoch * updates_per_epoch
     if state.scheduler is None or not (state.epoch or state.num_updates):
         return

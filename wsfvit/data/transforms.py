@@ -1,0 +1,86 @@
+"""Transforms from a PIL image to what the loaders collate: timm's, by timm's names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+from PIL import Image
+from timm.data import auto_augment, create_transform
+
+from wsfvit.data.images import describe
+from wsfvit.errors import UserError
+
+Transform = Callable[[Image.Image], Any]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random transforms of training images; the names, meanings and defaults of ``timm.data.create_transform``."""
+
+    no_aug: bool = False
+    train_crop_mode: str | None = None
+    scale: Sequence[float] | None = None
+    ratio: Sequence[float] | None = None
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | Sequence[float] | None = 0.4
+    color_jitter_prob: float | None = None
+    grayscale_prob: float = 0.0
+    gaussian_blur_prob: float = 0.0
+    auto_augment: str | None = None
+    interpolation: str = "random"
+
+
+def build_train_transform(
+    data_config: Mapping[str, Any], augmentation: Augmentation | None = None, use_prefetcher: bool = True
+) -> Transform:
+    """Random transform of training images, without random erasing.
+
+    Args:
+        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``; more keys are ignored.
+        augmentation: What is random (default: timm's).
+        use_prefetcher: Whether the result is uint8 (C, H, W), for timm's prefetcher, or normalised float32.
+
+    Raises:
+        UserError: an option with a wrong value.
+    """
+    policies = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
+    try:
+        # Only while the transform is made: it keeps the functions that it finds here.
+        with mock.patch.dict(auto_augment.NAME_TO_OP, dict.fromkeys(policies, _posterize)):
+            transform: Transform = create_transform(
+                **{key: data_config[key] for key in ("input_size", "mean", "std")},
+                **asdict(augmentation or Augmentation()),
+                is_training=True,
+                use_prefetcher=use_prefetcher,
+            )
+    except (AssertionError, KeyError, TypeError, ValueError) as err:
+        raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
+    return transform
+
+
+def build_eval_transform(data_config: Mapping[str, Any], use_prefetcher: bool = True) -> Transform:
+    """Resize and crop for evaluation.
+
+    Args:
+        data_config: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` and,
+            where wanted, ``crop_border_pixels``.
+        use_prefetcher: Whether the result is uint8 (C, H, W), for timm's prefetcher, or normalised float32.
+
+    Raises:
+        UserError: a value that no transform takes.
+    """
+    try:
+        transform: Transform = create_transform(**data_config, use_prefetcher=use_prefetcher)
+    except (AssertionError, KeyError, TypeError, ValueError, ZeroDivisionError) as err:
+        raise UserError(f"evaluation setting {dict(data_config)}: {describe(err)}") from err
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's posterize, which fails with Pillow 13 where a policy keeps 0 bits; older versions gave a black image."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = auto_augment.posterize(image, bits_to_keep)
+    return posterized
