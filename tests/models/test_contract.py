@@ -25,9 +25,7 @@ SIZE = contract.SIZE
 
 
 def create_tiny(name: str, **kwargs: object) -> nn.Module:
-    return timm.create_model(
-        name, **{**TINY, "head_hidden_size": 16, "img_size": SIZE, "num_classes": contract.NUM_CLASSES, **kwargs}
-    )
+    return contract.create_named(name, **TINY, head_hidden_size=16, img_size=SIZE)(**kwargs)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -10,7 +10,6 @@ Read in this order: WSFViTCfg, WSFBlock, WSFViT, model_cfgs.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_2tuple
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from wsfvit.layers import (
     to_subbands,
 )
 
+from ._family import override_cfg, register_variants
 from ._state_dict import StrictLoadMixin, adapt_stem_channels, resize_bias_tables
 
 
@@ -389,12 +389,7 @@ class WSFViT(StrictLoadMixin, nn.Module):
 
 
 def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
-    known = set(WSFViTCfg.__dataclass_fields__)
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise TypeError(f"unknown model argument {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    cfg = replace(cfg, **fields)
+    cfg = override_cfg(cfg, overrides)
     per_stage = {name: len(getattr(cfg, name)) for name in ("embed_dims", "depths", "inter_heads", "stage_strides")}
     if len(set(per_stage.values())) > 1:
         raise ValueError(f"one value per stage is needed, got {per_stage}")
@@ -463,29 +458,6 @@ def _cfg(name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
 
 
-def _register(name: str) -> None:
-    def entrypoint(
-        pretrained: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **kwargs: Any,
-    ) -> nn.Module:
-        with torch.device(device) if device is not None else nullcontext():
-            model: nn.Module = build_model_with_cfg(
-                WSFViT,
-                name,
-                pretrained,
-                model_cfg=model_cfgs[name],
-                pretrained_filter_fn=checkpoint_filter_fn,
-                feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
-                **kwargs,
-            )
-        return model if dtype is None else model.to(dtype)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"{name}: {model_cfgs[name]}"
-    globals()[name] = register_model(entrypoint)
-
-
-for _name in model_cfgs:
-    _register(_name)
+register_variants(
+    __name__, WSFViT, model_cfgs, dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)), checkpoint_filter_fn
+)
