@@ -1,4 +1,4 @@
-"""What families made of a stem and stages share: the stage, and timm's interface around stem, stages and head."""
+"""What families share: timm's interface around features and head, and around a stem, stages and head; the stage."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,23 +25,20 @@ class Stage(nn.Module):
         return self.blocks(x)
 
 
-class StagedClassifier(StrictLoadMixin, nn.Module):
-    """stem -> stages -> norm -> head: image classifier and feature extractor.
+class Classifier(StrictLoadMixin, nn.Module):
+    """Features -> head: what every image classifier has of timm's interface.
 
-    The constructor of a subclass sets the four modules and the attributes below. The head has timm's interface of one:
-    `reset`, `num_features`, `fc`, and `pre_logits=` in its forward.
+    The constructor of a subclass sets the attributes below, and the subclass has `forward_features`. The head has
+    timm's interface of one: `reset`, `num_features`, `fc`, and `pre_logits=` in its forward.
 
     Attributes:
-        feature_info: Of the stem and of each stage: num_chs, reduction, module.
+        feature_info: Of every map that can be taken out: num_chs, reduction, module.
         num_classes: Classes; 0 without a classifier.
-        num_features: Channels of the last stage.
+        num_features: Channels of the last map.
         head_hidden_size: Channels before the classifier.
         global_pool: Type of the pooling, "" for none.
     """
 
-    stem: nn.Module
-    stages: nn.Sequential
-    norm: nn.Module
     head: Any
     feature_info: list[dict[str, Any]]
     num_classes: int
@@ -53,19 +50,6 @@ class StagedClassifier(StrictLoadMixin, nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are not decayed besides norms and biases."""
         return set()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise rates: per stage if coarse, else per block."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return dict(stem=r"^stem", blocks=[(blocks, None), (r"^norm", (99999,))])
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations."""
-        for module in self.modules():
-            if isinstance(module, Stage):
-                module.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -85,6 +69,41 @@ class StagedClassifier(StrictLoadMixin, nn.Module):
         self.head_hidden_size = self.head.num_features
         if global_pool is not None:
             self.global_pool = global_pool
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> features (B, C, h, w)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits (B, num_classes), or the head's hidden activations if pre_logits."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class StagedClassifier(Classifier):
+    """stem -> stages -> norm -> head: image classifier and feature extractor.
+
+    The constructor of a subclass sets the four modules; `feature_info` is of the stem and of each stage.
+    """
+
+    stem: nn.Module
+    stages: nn.Sequential
+    norm: nn.Module
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise rates: per stage if coarse, else per block."""
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
+        return dict(stem=r"^stem", blocks=[(blocks, None), (r"^norm", (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     def forward_intermediates(
         self,
@@ -146,12 +165,5 @@ class StagedClassifier(StrictLoadMixin, nn.Module):
         """Images (B, in_chans, H, W) -> the last stage's features (B, C, h, w)."""
         return self.norm(self.stages(self.stem(x)))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features -> logits (B, num_classes), or the head's hidden activations if pre_logits."""
-        return self.head(x, pre_logits=pre_logits)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-__all__ = ["Stage", "StagedClassifier"]
+__all__ = ["Classifier", "Stage", "StagedClassifier"]
