@@ -1,4 +1,5 @@
-"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. No model is named here."""
+"""Parts that models are made of: attention, MBConv, stem, token mixers, partitions, position bias. No model is named
+here."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .conv import GELU, StridedConv2dSame
@@ -13,11 +14,15 @@ from .partition import (
     window_reverse,
 )
 from .rel_pos import RelPosBias, resize_bias_table
+from .spectral import AFNO2d, GlobalFilter, resample_filter
 from .stem import PublishedHaarSWT2d, WaveletStem
 from .subbands import from_subbands, to_subbands
+from .wavelet_mixer import WaveletMixer
 
 __all__ = [
+    "AFNO2d",
     "GELU",
+    "GlobalFilter",
     "NUM_SUBBANDS",
     "ChannelAttention",
     "ConvPosEnc",
@@ -30,12 +35,14 @@ __all__ = [
     "RelPosBias",
     "StridedConv2dSame",
     "SubbandLayerNorm",
+    "WaveletMixer",
     "WaveletStem",
     "from_subbands",
     "grid_partition",
     "grid_reverse",
     "pad_to_multiple",
     "padding_mask",
+    "resample_filter",
     "resize_bias_table",
     "to_subbands",
     "window_partition",
