@@ -1,6 +1,7 @@
 """Token mixers in the Fourier domain, for maps of any size: the adaptive Fourier neural operator and the global filter.
 
-Both compute in float32 or wider, also under autocast: half precision has no FFT on most devices.
+Both compute in float32 or wider, also under autocast: half precision has no FFT on most devices. The FFTs run over the
+last two axes: they work there in any case, and of other axes torch 2.11 tells compilers the wrong strides.
 """
 
 import torch
@@ -44,20 +45,22 @@ class AFNO2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, H, W, _ = x.shape
         with without_autocast(x.device):
-            spectrum = torch.fft.rfft2(x.to(compute_dtype(x.dtype)), dim=(1, 2), norm="ortho")
-            spectrum = self.mix_channels(spectrum)
-            return x + torch.fft.irfft2(spectrum, s=(H, W), dim=(1, 2), norm="ortho").to(x.dtype)
+            spectrum = torch.fft.rfft2(x.permute(0, 3, 1, 2).to(compute_dtype(x.dtype)), norm="ortho")
+            mixed = torch.fft.irfft2(self.mix_channels(spectrum), s=(H, W), norm="ortho")
+        return x + mixed.permute(0, 2, 3, 1).to(x.dtype)
 
     def mix_channels(self, spectrum: Tensor) -> Tensor:
-        """The MLP of every frequency: complex (B, H, W // 2 + 1, C) -> the same."""
-        parts = torch.view_as_real(spectrum)
-        # A block's real and imaginary parts lie side by side, (K, frequencies, 2 * C / K) without a copy: a complex
-        # layer is then one batched product with the real form of its weight, in place of four and their sums.
-        x = parts.reshape(-1, self.num_blocks, 2 * self.w1.shape[2]).transpose(0, 1)
+        """The MLP of every frequency: complex (B, C, H, W // 2 + 1) -> the same."""
+        B, C, H, bins = spectrum.shape
+        by_block = spectrum.unflatten(1, (self.num_blocks, -1)).permute(1, 0, 3, 4, 2)
+        # (K, B * frequencies, 2 * C / K), real and imaginary parts in turn: a complex layer is then one batched product
+        # with the real form of its weight, in place of four and their sums.
+        x = torch.view_as_real(by_block.reshape(self.num_blocks, -1, C // self.num_blocks)).flatten(2)
         x = torch.matmul(x, real_form(self.w1.to(x.dtype))).add_(self._real_bias(self.b1, x.dtype)).relu_()
         x = torch.matmul(x, real_form(self.w2.to(x.dtype))).add_(self._real_bias(self.b2, x.dtype))
         x = F.softshrink(x, self.sparsity_threshold)
-        return torch.view_as_complex(x.transpose(0, 1).reshape(parts.shape))
+        mixed = torch.view_as_complex(x.view(*by_block.shape, 2))
+        return mixed.permute(1, 0, 4, 2, 3).reshape(B, C, H, bins)
 
     @staticmethod
     def _real_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,8 +113,10 @@ class GlobalFilter(nn.Module):
         dtype = compute_dtype(x.dtype)
         with without_autocast(x.device):
             weight = resample_filter(self.complex_weight, self.grid_size, (H, W)).to(dtype)
-            spectrum = torch.fft.rfft2(x.to(dtype), dim=(1, 2), norm="ortho") * torch.view_as_complex(weight)
-            return torch.fft.irfft2(spectrum, s=(H, W), dim=(1, 2), norm="ortho").to(x.dtype)
+            spectrum = torch.fft.rfft2(x.permute(0, 3, 1, 2).to(dtype), norm="ortho")
+            spectrum = spectrum * torch.view_as_complex(weight.contiguous()).permute(2, 0, 1)
+            filtered = torch.fft.irfft2(spectrum, s=(H, W), norm="ortho")
+        return filtered.permute(0, 2, 3, 1).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}"
@@ -135,13 +140,13 @@ def resample_filter(weight: Tensor, old_size: tuple[int, int], new_size: tuple[i
     """
     if new_size == old_size:
         return weight
-    spectrum = torch.view_as_complex(weight.to(compute_dtype(weight.dtype)))
-    kernel = torch.fft.irfft2(spectrum, s=old_size, dim=(0, 1))
-    for axis, (old, new) in enumerate(zip(old_size, new_size, strict=True)):
+    spectrum = torch.view_as_complex(weight.to(compute_dtype(weight.dtype))).permute(2, 0, 1)
+    kernel = torch.fft.irfft2(spectrum, s=old_size)
+    for axis, (old, new) in enumerate(zip(old_size, new_size, strict=True), start=1):
         # Offsets 0, 1, ..., -2, -1 in the order of the FFT, each put where it lies on the new axis.
         offsets = torch.arange(old, device=weight.device)
         offsets = torch.where(offsets < (old + 1) // 2, offsets, offsets - old) % new
         shape = list(kernel.shape)
         shape[axis] = new
         kernel = kernel.new_zeros(shape).index_add(axis, offsets, kernel)
-    return torch.view_as_real(torch.fft.rfft2(kernel, dim=(0, 1))).to(weight.dtype)
+    return torch.view_as_real(torch.fft.rfft2(kernel)).permute(1, 2, 0, 3).to(weight.dtype)
