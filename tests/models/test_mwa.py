@@ -178,9 +178,10 @@ def test_export(create: contract.Create) -> None:
     contract.check_export(create)
 
 
-def test_compiled_as_one_graph(create: contract.Create) -> None:
+@pytest.mark.parametrize("name", ["afno_vit_xs_patch4_32", "gfn_vit_xs_patch4_32"])
+def test_fft_mixers_compile_as_one_graph(name: str) -> None:
     """Through the tracer of torch.compile, backward too, at a size where embedding and filters are resampled."""
-    model, x = create().eval(), contract.images(1, size=(45, 70))
+    model, x = timm.create_model(name, **TINY | dict(depth=1)).eval(), contract.images(1, size=(45, 70))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     expected = model(x).square().sum()
     actual = compiled(x).square().sum()
