@@ -1,4 +1,4 @@
-"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. No model is named here."""
+"""Parts that models are made of: kinds of attention, MBConv, stem, partitions, position bias. No model is named."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .conv import GELU, StridedConv2dSame
@@ -15,6 +15,7 @@ from .partition import (
 from .rel_pos import RelPosBias, resize_bias_table
 from .stem import PublishedHaarSWT2d, WaveletStem
 from .subbands import from_subbands, to_subbands
+from .wavelet_attention import WaveletAttention, WaveletAttentionPool
 
 __all__ = [
     "GELU",
@@ -30,6 +31,8 @@ __all__ = [
     "RelPosBias",
     "StridedConv2dSame",
     "SubbandLayerNorm",
+    "WaveletAttention",
+    "WaveletAttentionPool",
     "WaveletStem",
     "from_subbands",
     "grid_partition",

@@ -1,6 +1,6 @@
 """Model families; importing this package registers them with timm."""
 
-from . import wsfvit
+from . import wacnn, wsfvit
 from ._state_dict import describe_misfit
 
-__all__ = ["describe_misfit", "wsfvit"]
+__all__ = ["describe_misfit", "wacnn", "wsfvit"]
