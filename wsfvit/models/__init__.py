@@ -1,6 +1,7 @@
 """Model families; importing this package registers them with timm."""
 
-from . import wacnn, wsfvit
+from . import wacnn, wavemix, wsfvit
 from ._state_dict import describe_misfit
+from .wavemix_heads import WaveMixSegmentation, WaveMixSuperResolution
 
-__all__ = ["describe_misfit", "wacnn", "wsfvit"]
+__all__ = ["WaveMixSegmentation", "WaveMixSuperResolution", "describe_misfit", "wacnn", "wavemix", "wsfvit"]
