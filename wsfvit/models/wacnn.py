@@ -88,7 +88,7 @@ class VGGBlock(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, stride: int, wavelet: str | None, drop_path: float = 0.0) -> None:
         super().__init__()
         if drop_path:
-            raise ValueError(f"VGG has no shortcuts that stochastic depth could drop: drop_path is 0, not {drop_path}")
+            raise ValueError("VGG has no shortcuts that stochastic depth could drop: drop_path_rate must be 0")
         self.down = _vgg_pool(wavelet) if stride == 2 else nn.Identity()
         self.conv = ConvNormAct(in_chs, out_chs, 3, bias=True)
 
