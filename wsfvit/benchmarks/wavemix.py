@@ -1,13 +1,12 @@
 """Time WaveMix's wavelet pyramid, computed once per block, against computing it anew for each of its levels.
 
     python -m wsfvit.benchmarks.wavemix --shapes 16x36x32x32 8x48x56x56 --levels 1 2 3 4 --threads 1
-    python -m wsfvit.benchmarks.wavemix --backward --out results/cpu/wavemix_backward.json
+    python -m wsfvit.benchmarks.wavemix --threads 1 --out results/cpu/wavemix.json
 
 The published block transforms its map to depth i for each level i and keeps that level only. It is rebuilt here in two
 ways: with pytorch_wavelets, whose operator the published code uses, and with our own Haar operator, which leaves the
 repetition alone (at most 2.7 times the work for three levels). All give the subbands of every level, in a layout of
-their own; they are checked to be equal before anything is timed. With --backward, forward and backward are timed
-together.
+their own; they are checked to be equal, gradients as well, before forward and forward + backward are timed.
 """
 
 import argparse
@@ -102,29 +101,34 @@ def forward_backward_step(pyramid: Pyramid, x: Tensor, grads: list[Tensor]) -> A
     return torch.autograd.grad(pyramid(x), x, grads)
 
 
-def bench_pyramid(shape: tuple[int, ...], level: int, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def build_steps(candidates: dict[str, Pyramid], x: Tensor, backward: bool) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    if not backward:
+        return {name: partial(forward_step, pyramid, x) for name, pyramid in candidates.items()}
+    leaf = x.detach().requires_grad_()
+    return {
+        name: partial(forward_backward_step, pyramid, leaf, [torch.randn_like(y) for y in pyramid(leaf)])
+        for name, pyramid in candidates.items()
+    }
+
+
+def bench_pyramid(
+    shape: tuple[int, ...], level: int, backward: bool, args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """Check and time one shape and number of levels, print its table, and return its record."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
     candidates = build_candidates(level, device)
     errors = check_equal(candidates, x)
-    steps: dict[str, Callable[[], Any]] = {}
-    for name, pyramid in candidates.items():
-        if args.backward:
-            leaf = x.detach().requires_grad_()
-            grads = [torch.randn_like(y) for y in pyramid(leaf)]
-            steps[name] = partial(forward_backward_step, pyramid, leaf, grads)
-        else:
-            steps[name] = partial(forward_step, pyramid, x)
-    timings = measure_together(steps, args.warmup, args.repeats, device)
+    timings = measure_together(build_steps(candidates, x, backward), args.warmup, args.repeats, device)
     slower = {name: timing.median / timings[ONCE].median for name, timing in timings.items()}
     rows = [[name, *format_timing(timing)[:2], f"{slower[name]:.2f}"] for name, timing in timings.items()]
-    print(f"\n{'x'.join(map(str, shape))}, level {level}, {'forward + backward' if args.backward else 'forward'}\n")
+    print(f"\n{'x'.join(map(str, shape))}, level {level}, {'forward + backward' if backward else 'forward'}\n")
     print(markdown_table(["pyramid", "ms", "20 to 80 %", "times ours"], rows), flush=True)
     results = [
         {"candidate": name, "relative_error": errors[name], "times_ours": slower[name]} | asdict(timing)
         for name, timing in timings.items()
     ]
-    return {"shape": shape, "level": level, "results": results}
+    return {"shape": shape, "level": level, "backward": backward, "results": results}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -144,7 +148,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
-    parser.add_argument("--backward", action="store_true", help="time forward + backward")
     parser.add_argument("--seed", type=int, default=0, help="of the random maps (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
     return parser.parse_args(argv)
@@ -153,7 +156,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     device = set_up_device(args.device, args.threads)
-    runs = [bench_pyramid(shape, level, args, device) for shape in args.shapes for level in args.levels]
+    runs = [
+        bench_pyramid(shape, level, backward, args, device)
+        for shape in args.shapes
+        for level in args.levels
+        for backward in (False, True)
+    ]
     if args.out:
         write_results(args.out, {"environment": environment(), "settings": vars(args), "runs": runs})
         print(f"\nwrote {args.out}")
