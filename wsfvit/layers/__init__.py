@@ -1,5 +1,4 @@
-"""Parts that models are made of: attention, MBConv, stem, token mixers, partitions, position bias. No model is named
-here."""
+"""Parts that models are made of: kinds of attention, token mixers, MBConv, stem, partitions. No model is named."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .conv import GELU, StridedConv2dSame
@@ -17,16 +16,17 @@ from .rel_pos import RelPosBias, resize_bias_table
 from .spectral import AFNO2d, GlobalFilter, resample_filter
 from .stem import PublishedHaarSWT2d, WaveletStem
 from .subbands import from_subbands, to_subbands
+from .wavelet_attention import WaveletAttention, WaveletAttentionPool
 from .wavelet_mixer import WaveletMixer
 
 __all__ = [
-    "AFNO2d",
     "GELU",
-    "GlobalFilter",
     "NUM_SUBBANDS",
+    "AFNO2d",
     "ChannelAttention",
     "ConvPosEnc",
     "Downsample",
+    "GlobalFilter",
     "InterSubbandAttention",
     "MBConv",
     "MultiHeadAttention",
@@ -35,6 +35,8 @@ __all__ = [
     "RelPosBias",
     "StridedConv2dSame",
     "SubbandLayerNorm",
+    "WaveletAttention",
+    "WaveletAttentionPool",
     "WaveletMixer",
     "WaveletStem",
     "from_subbands",

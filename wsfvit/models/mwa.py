@@ -32,7 +32,7 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -283,7 +283,7 @@ class MixerViT(Classifier):
         for i, block in enumerate(self.blocks):
             if stop_early and i > max_index:
                 break
-            x = block(x)
+            x = self._run(block, x)
             if i in take_indices:
                 intermediates.append((self.norm(x) if norm else x).permute(0, 3, 1, 2))
         if intermediates_only:
@@ -312,13 +312,14 @@ class MixerViT(Classifier):
         _, H, W, _ = x.shape
         return x + resample_abs_pos_embed_nhwc(self.pos_embed, [H, W])
 
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x) if self.grad_checkpointing else block(x)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> features (B, C, ceil(H / patch), ceil(W / patch))."""
         x = self._embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
+        for block in self.blocks:
+            x = self._run(block, x)
         return self.norm(x).permute(0, 3, 1, 2)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -75,9 +75,14 @@ class WaveMixTrunk(StrictLoadMixin, nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> features (B, d, ceil(H / r), ceil(W / r)), r = cfg.reduction."""
         x = self.conv(x)
+        for block in self.layers:
+            x = self._run_block(block, x)
+        return x
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.layers, x)
-        return self.layers(x)
+            return checkpoint(block, x)
+        return block(x)
 
 
 class WaveMix(WaveMixTrunk):
@@ -175,7 +180,7 @@ class WaveMix(WaveMixTrunk):
         for i, block in enumerate(self.layers):
             if stop_early and i > max_index:
                 break
-            x = block(x)
+            x = self._run_block(block, x)
             if i in take_indices:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)

@@ -27,6 +27,7 @@ class WaveMixCfg:
         level: Levels of a block's wavelet pyramid, 1 to 4.
         mlp_ratio: Hidden width of a block's MLPs over embed_dim (published as `mult`).
         ff_dim: Width that the MLPs hand to the transposed convolutions; embed_dim if None (published as `ff_channel`).
+            Without effect in the "pixel_shuffle" block, which has none.
         block: Form of the block. "parallel" always has level 4, "pixel_shuffle" level 1 and mlp_ratio 4.
         stem: "strided" for two 3x3 convolutions, "patch" for two 3x3 convolutions and one of patch_size.
         stem_stride: Stride of both convolutions of the strided stem: 1 for small images, 2 otherwise.
