@@ -1,4 +1,4 @@
-"""Parts that models are made of: attention, MBConv, stem, partitions, position bias. No model is named here."""
+"""Parts that models are made of: kinds of attention, token mixers, MBConv, stem, partitions. No model is named."""
 
 from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .conv import GELU, StridedConv2dSame
@@ -13,15 +13,20 @@ from .partition import (
     window_reverse,
 )
 from .rel_pos import RelPosBias, resize_bias_table
+from .spectral import AFNO2d, GlobalFilter, resample_filter
 from .stem import PublishedHaarSWT2d, WaveletStem
 from .subbands import from_subbands, to_subbands
+from .wavelet_attention import WaveletAttention, WaveletAttentionPool
+from .wavelet_mixer import WaveletMixer
 
 __all__ = [
     "GELU",
     "NUM_SUBBANDS",
+    "AFNO2d",
     "ChannelAttention",
     "ConvPosEnc",
     "Downsample",
+    "GlobalFilter",
     "InterSubbandAttention",
     "MBConv",
     "MultiHeadAttention",
@@ -30,12 +35,16 @@ __all__ = [
     "RelPosBias",
     "StridedConv2dSame",
     "SubbandLayerNorm",
+    "WaveletAttention",
+    "WaveletAttentionPool",
+    "WaveletMixer",
     "WaveletStem",
     "from_subbands",
     "grid_partition",
     "grid_reverse",
     "pad_to_multiple",
     "padding_mask",
+    "resample_filter",
     "resize_bias_table",
     "to_subbands",
     "window_partition",

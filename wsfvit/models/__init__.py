@@ -1,6 +1,7 @@
 """Model families; importing this package registers them with timm."""
 
-from . import wsfvit
+from . import mwa, wacnn, wavemix, wsfvit
 from ._state_dict import describe_misfit
+from .wavemix_heads import WaveMixSegmentation, WaveMixSuperResolution
 
-__all__ = ["describe_misfit", "wsfvit"]
+__all__ = ["WaveMixSegmentation", "WaveMixSuperResolution", "describe_misfit", "mwa", "wacnn", "wavemix", "wsfvit"]

@@ -72,9 +72,13 @@ def adapt_stem_channels(state_dict: dict[str, Tensor], in_chans: int) -> dict[st
 def describe_misfit(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     """Says in one sentence why a state dict does not fit a model strictly; None where it fits.
 
-    Bias tables that differ in the window alone are resized on load and count as fitting.
+    What is resized on load counts as fitting: bias tables that differ in the window alone, and whatever a model's own
+    `resize_state_dict` brings into shape.
     """
     own = model.state_dict()
+    resize = getattr(model, "resize_state_dict", None)
+    if resize is not None:
+        state_dict = {**state_dict, **resize(state_dict)}
     resizable = {
         f"{name}.{_TABLE}"
         for name, module in model.named_modules()

@@ -9,8 +9,6 @@ Two families from the same classes, with the same parameters and state-dict keys
 Read in this order: WSFViTCfg, WSFBlock, WSFViT, model_cfgs.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -18,8 +16,7 @@ from typing import Any, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_2tuple
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models import generate_default_cfgs
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
@@ -35,7 +32,9 @@ from wsfvit.layers import (
     to_subbands,
 )
 
-from ._state_dict import StrictLoadMixin, adapt_stem_channels, resize_bias_tables
+from ._family import override_cfg, register_variants
+from ._staged import Stage, StagedClassifier
+from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 
 @dataclass(frozen=True)
@@ -161,21 +160,7 @@ class WSFBlock(nn.Module):
         return from_subbands(self._attend(x), (H, W))
 
 
-class WSFViTStage(nn.Module):
-    """The blocks of one resolution; the first one strides."""
-
-    def __init__(self, blocks: Sequence[WSFBlock]) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
-
-
-class WSFViT(StrictLoadMixin, nn.Module):
+class WSFViT(StagedClassifier):
     """WSF-ViT image classifier and feature extractor.
 
     Args:
@@ -245,7 +230,7 @@ class WSFViT(StrictLoadMixin, nn.Module):
             )
             rates = drop_path_rates[i]
             first = block(in_chs, stride=cfg.stage_strides[i], drop_path=rates[0])
-            stages.append(WSFViTStage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
+            stages.append(Stage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()
         self.head = NormMlpClassifierHead(
@@ -288,113 +273,9 @@ class WSFViT(StrictLoadMixin, nn.Module):
         names = ("relative_position_bias_table", "subband_embed")
         return {name for name, _ in self.named_parameters() if name.endswith(names)}
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise rates: per stage if coarse, else per block."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.blocks\.(\d+)"
-        return dict(stem=r"^stem", blocks=[(blocks, None), (r"^norm", (99999,))])
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of keeping its activations."""
-        for module in self.modules():
-            if isinstance(module, WSFViTStage):
-                module.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or Identity."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        """Puts in a new classifier.
-
-        Args:
-            num_classes: Its classes; 0 for none.
-            global_pool: New pooling; None keeps the present one.
-            reset_other: Drop the head's norm and hidden layer too.
-        """
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features)
-        self.head_hidden_size = self.head.num_features
-        if global_pool is not None:
-            self.global_pool = global_pool
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of stem (index 0) and stages (1 to 4) on the way.
-
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n if an int, all if None, else these.
-            norm: Apply the final norm to the last stage's (it is an Identity: the head holds the norm).
-            stop_early: Stop after the last index asked for.
-            output_fmt: "NCHW" only.
-            intermediates_only: Leave the final features out of the result.
-
-        Returns:
-            The list of intermediates, each (B, C_i, H_i, W_i); with the final features before it unless told otherwise.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
-        intermediates = []
-        x = self.stem(x)
-        if 0 in take_indices:
-            intermediates.append(x)
-        for i, stage in enumerate(self.stages, start=1):
-            if stop_early and i > max_index:
-                break
-            x = stage(x)
-            if i in take_indices:
-                intermediates.append(self.norm(x) if norm and i == len(self.stages) else x)
-        if intermediates_only:
-            return intermediates
-        return self.norm(x), intermediates
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Removes the stages behind the last index, and the head.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
-        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
-        cut = max_index < len(self.stages)
-        self.stages = nn.Sequential(*list(self.stages)[:max_index])
-        if cut:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or cut:
-            self.reset_classifier(0, "", reset_other=True)
-        return take_indices
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> features (B, C, ceil(H / 32), ceil(W / 32)) at the default strides."""
-        return self.norm(self.stages(self.stem(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features -> logits (B, num_classes), or the head's hidden activations if pre_logits."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
 
 def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
-    known = set(WSFViTCfg.__dataclass_fields__)
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise TypeError(f"unknown model argument {', '.join(unknown)}; known fields: {', '.join(sorted(known))}")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    cfg = replace(cfg, **fields)
+    cfg = override_cfg(cfg, overrides)
     per_stage = {name: len(getattr(cfg, name)) for name in ("embed_dims", "depths", "inter_heads", "stage_strides")}
     if len(set(per_stage.values())) > 1:
         raise ValueError(f"one value per stage is needed, got {per_stage}")
@@ -463,29 +344,6 @@ def _cfg(name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
 
 
-def _register(name: str) -> None:
-    def entrypoint(
-        pretrained: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **kwargs: Any,
-    ) -> nn.Module:
-        with torch.device(device) if device is not None else nullcontext():
-            model: nn.Module = build_model_with_cfg(
-                WSFViT,
-                name,
-                pretrained,
-                model_cfg=model_cfgs[name],
-                pretrained_filter_fn=checkpoint_filter_fn,
-                feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)),
-                **kwargs,
-            )
-        return model if dtype is None else model.to(dtype)
-
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"{name}: {model_cfgs[name]}"
-    globals()[name] = register_model(entrypoint)
-
-
-for _name in model_cfgs:
-    _register(_name)
+register_variants(
+    __name__, WSFViT, model_cfgs, dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)), checkpoint_filter_fn
+)

@@ -143,7 +143,7 @@ def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode)
     check_level("dwt2d", level)
     B, C, _, _ = x.shape
     details: list[DetailCoeffs2d] = []
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         cA = x.to(taps.dtype)
         for _ in range(level):
             _, _, H, W = cA.shape
@@ -165,7 +165,7 @@ def synthesise(
     first = first_coefficients(coeffs)
     check_mode("idwt2d", mode)
     B, C, _, _ = first.shape
-    with _without_autocast(first.device):
+    with without_autocast(first.device):
         cA = first.to(taps.dtype)
         for detail in coeffs[1:]:
             _check_detail(detail, first)
@@ -233,7 +233,8 @@ def _extension(n: int, left: int, right: int, mode: BoundaryMode, device: torch.
     return index % n
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A block in which autocast leaves the dtypes alone."""
     # Entered only where autocast is on: an exported graph then holds nothing but plain ops.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,378 @@
+"""Vision transformers with interchangeable token mixers: MWA, AFNO, GFN and self-attention.
+
+The comparison of "Multiscale Attention via Wavelet Neural Operators for Vision Transformers" (Nekoozadeh et al., 2023,
+arXiv 2303.12398): one ViT for 32 x 32 images with 4 x 4 patches, in which only the mixer changes.
+- `mwa_vit_*`: multiscale wavelet attention, `wsfvit.layers.WaveletMixer`.
+- `afno_vit_*`: adaptive Fourier neural operator.
+- `gfn_vit_*`: global filter.
+- `sa_vit_*`: multi-head self-attention.
+
+The authors published no code. What their text leaves open is decided here and in the mixers: two residuals per block
+around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the scripts of their
+authors; LayerNorm with epsilon 1e-6; class scores from the mean over the normalised tokens, no class token, which the
+published parameters and multiply-accumulates fit.
+
+Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers import (
+    Attention,
+    ClassifierHead,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    calculate_drop_path_rates,
+    resample_abs_pos_embed_nhwc,
+    to_2tuple,
+    trunc_normal_,
+)
+from timm.models import checkpoint, generate_default_cfgs
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter
+
+from ._family import override_cfg, register_variants
+from ._staged import Classifier
+
+_logger = logging.getLogger(__name__)
+
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+GridSize = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MixerViTCfg:
+    """What defines a variant. Every field can be overridden by keyword: `create_model(name, level=2, wavelet="db2")`.
+
+    Attributes:
+        embed_dim: Width.
+        depth: Blocks.
+        mixer: "mwa", "afno", "gfn" or "sa".
+        patch_size: Side of a square patch.
+        mlp_ratio: Hidden width of the MLPs over the width.
+        double_skip: A residual around the mixer and one around the MLP, in place of one around both.
+        groups: MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both.
+        level: MWA: levels of the wavelet transform.
+        wavelet: MWA: any discrete wavelet of PyWavelets.
+        share_kernels: MWA: the same 3x3 and 1x1 kernels on map and coefficients.
+        num_blocks: AFNO: blocks of the channels.
+        sparsity_threshold: AFNO: lambda of the soft shrinkage.
+        num_heads: Self-attention: heads.
+    """
+
+    embed_dim: int
+    depth: int
+    mixer: str = "mwa"
+    patch_size: int = 4
+    mlp_ratio: float = 4.0
+    double_skip: bool = True
+    groups: int | tuple[int, int] = (8, 8)
+    level: int = 1
+    wavelet: str = "haar"
+    share_kernels: bool = True
+    num_blocks: int = 4
+    sparsity_threshold: float = 0.1
+    num_heads: int = 8
+
+
+class SelfAttention(Attention):
+    """Multi-head self-attention between all tokens of a map: (B, H, W, C) -> the same."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"self-attention: width {dim} is not a multiple of {num_heads} heads")
+        super().__init__(dim, num_heads, qkv_bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1, 2)).view(x.shape)
+
+
+def _build_wavelet_mixer(cfg: MixerViTCfg, grid_size: GridSize) -> nn.Module:
+    if 2**cfg.level > max(grid_size):
+        raise ValueError(
+            f"MWA: level {cfg.level} needs a map of {2**cfg.level} tokens in one direction, not {grid_size}"
+        )
+    return WaveletMixer(cfg.embed_dim, cfg.groups, cfg.level, cfg.wavelet, cfg.share_kernels)
+
+
+MIXERS: dict[str, Callable[[MixerViTCfg, GridSize], nn.Module]] = {
+    "mwa": _build_wavelet_mixer,
+    "afno": lambda cfg, grid_size: AFNO2d(cfg.embed_dim, cfg.num_blocks, cfg.sparsity_threshold),
+    "gfn": lambda cfg, grid_size: GlobalFilter(cfg.embed_dim, grid_size),
+    "sa": lambda cfg, grid_size: SelfAttention(cfg.embed_dim, cfg.num_heads),
+}
+
+
+class MixerBlock(nn.Module):
+    """Norm, token mixer, norm, MLP, with two residuals or one.
+
+    Args:
+        cfg: The variant's configuration.
+        grid_size: Tokens of an image, (rows, columns).
+        drop_path: Stochastic depth rate of every residual.
+
+    Shape: (B, H, W, C) -> the same.
+    """
+
+    def __init__(self, cfg: MixerViTCfg, grid_size: GridSize, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.double_skip = cfg.double_skip
+        self.norm1 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.mixer = MIXERS[cfg.mixer](cfg, grid_size)
+        self.drop_path1 = DropPath(drop_path) if drop_path and cfg.double_skip else nn.Identity()
+        self.norm2 = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.mlp = Mlp(cfg.embed_dim, int(cfg.embed_dim * cfg.mlp_ratio))
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(self.norm1(x))
+        if self.double_skip:
+            mixed = x = x + self.drop_path1(mixed)
+        return x + self.drop_path2(self.mlp(self.norm2(mixed)))
+
+
+class MixerViT(Classifier):
+    """Vision transformer with a chosen token mixer: image classifier and feature extractor.
+
+    Args:
+        cfg: The variant.
+        img_size: Nominal image size, an int or (H, W): the size of the position embedding and of the global filters,
+            which are resampled for images of any other.
+        in_chans: Image channels.
+        num_classes: Classes; 0 leaves the classifier out.
+        global_pool: "avg", "max", ... as in timm, or "" for none.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        **overrides: Fields of MixerViTCfg.
+
+    Shape: images (B, in_chans, H, W) -> logits (B, num_classes). A size that the patches do not divide is padded with
+    zeros at the bottom and on the right.
+
+    Raises:
+        TypeError: On a keyword that is no field of MixerViTCfg.
+        ValueError: On an unknown mixer or wavelet, and on fields that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        cfg: MixerViTCfg,
+        img_size: int | tuple[int, int] = 32,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = override_cfg(cfg, overrides)
+        if cfg.mixer not in MIXERS:
+            raise ValueError(f"mixer is one of {', '.join(MIXERS)}, not {cfg.mixer!r}")
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.num_features = self.embed_dim = self.head_hidden_size = cfg.embed_dim
+        self.img_size = to_2tuple(img_size)
+        self.grad_checkpointing = False
+
+        # Without a size of its own, timm's patch embedding takes all sizes.
+        self.patch_embed = PatchEmbed(
+            None, cfg.patch_size, in_chans, cfg.embed_dim, output_fmt="NHWC", dynamic_img_pad=True
+        )
+        grid_size = self._grid_size()
+        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, *grid_size, cfg.embed_dim), std=0.02))
+        rates = calculate_drop_path_rates(drop_path_rate, cfg.depth)
+        self.blocks = nn.Sequential(*(MixerBlock(cfg, grid_size, rate) for rate in rates))
+        self.norm: nn.Module = nn.LayerNorm(cfg.embed_dim, eps=1e-6)
+        self.head = ClassifierHead(cfg.embed_dim, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.feature_info = [
+            dict(num_chs=cfg.embed_dim, reduction=cfg.patch_size, module=f"blocks.{i}") for i in range(cfg.depth)
+        ]
+        self.apply(_init_linear)
+        self.register_load_state_dict_pre_hook(_resize_on_load)
+
+    def _grid_size(self) -> GridSize:
+        patch = self.cfg.patch_size
+        return (-(-self.img_size[0] // patch), -(-self.img_size[1] // patch))
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resamples position embedding and global filters for another nominal size, an int or (H, W)."""
+        self.img_size = to_2tuple(img_size)
+        grid_size = self._grid_size()
+        pos_embed = resample_abs_pos_embed_nhwc(self.pos_embed.detach(), list(grid_size))
+        self.pos_embed = nn.Parameter(pos_embed, self.pos_embed.requires_grad)
+        for module in self.modules():
+            if isinstance(module, GlobalFilter):
+                module.set_grid_size(grid_size)
+        update_model_input_size(self, self.img_size)
+
+    def resize_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+        """Entries of a checkpoint made for another image size, resampled to this one; none where the sizes agree.
+
+        Args:
+            state_dict: With the position embedding (1, h, w, C), which tells the checkpoint's size.
+            prefix: Of its keys.
+        """
+        theirs, ours = state_dict.get(f"{prefix}pos_embed"), tuple(self.pos_embed.shape[1:3])
+        if not isinstance(theirs, Tensor) or theirs.ndim != 4 or tuple(theirs.shape[1:3]) == ours:
+            return {}
+        old = (theirs.shape[1], theirs.shape[2])
+        resized = {f"{prefix}pos_embed": resample_abs_pos_embed_nhwc(theirs, list(ours))}
+        for name, module in self.named_modules():
+            key = f"{prefix}{name}.complex_weight"
+            weight = state_dict.get(key)
+            if (
+                isinstance(module, GlobalFilter)
+                and weight is not None
+                and weight.shape[:2] == (old[0], old[1] // 2 + 1)
+            ):
+                resized[key] = resample_filter(weight, old, module.grid_size)
+        return resized
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed besides norms and biases."""
+        return {"pos_embed"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that group parameters by depth, for layer-wise rates: stem, every block, head."""
+        return dict(stem=r"^pos_embed|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the blocks on the way.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: The last n if an int, all if None, else these.
+            norm: Apply the final norm to each.
+            stop_early: Stop after the last index asked for.
+            output_fmt: "NCHW" only.
+            intermediates_only: Leave the final features out of the result.
+
+        Returns:
+            The list of intermediates, each (B, C, ceil(H / patch), ceil(W / patch)); with the final features before it
+            unless told otherwise.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        intermediates = []
+        x = self._embed(x)
+        for i, block in enumerate(self.blocks):
+            if stop_early and i > max_index:
+                break
+            x = self._run(block, x)
+            if i in take_indices:
+                intermediates.append((self.norm(x) if norm else x).permute(0, 3, 1, 2))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x).permute(0, 3, 1, 2), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes the blocks behind the last index and, if asked, the final norm and the head.
+
+        Returns:
+            The indices as non-negative numbers.
+        """
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        self.blocks = nn.Sequential(*list(self.blocks)[: max_index + 1])
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Images -> tokens with their positions (B, ceil(H / patch), ceil(W / patch), C)."""
+        x = self.patch_embed(x)
+        _, H, W, _ = x.shape
+        return x + resample_abs_pos_embed_nhwc(self.pos_embed, [H, W])
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x) if self.grad_checkpointing else block(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> features (B, C, ceil(H / patch), ceil(W / patch))."""
+        x = self._embed(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+def _init_linear(module: nn.Module) -> None:
+    """As the scripts of AFNO and GFNet; convolutions, among them MWA's, keep torch's own initialisation."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _resize_on_load(model: MixerViT, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook: `state_dict` is the copy that torch makes for a load."""
+    resized = model.resize_state_dict(state_dict, prefix)
+    if resized:
+        old, new = (tuple(tensors[f"{prefix}pos_embed"].shape[1:3]) for tensors in (state_dict, resized))
+        _logger.warning("Resampled the checkpoint from a map of %dx%d tokens to %dx%d.", *old, *new)
+        state_dict.update(resized)
+
+
+# Sizes of the comparison. The text gives AFNO's thresholds, "6 to 8" groups for MWA and "4 to 3" blocks for AFNO; which
+# size has which follows from the published multiply-accumulates.
+_SIZES = {
+    "xs": MixerViTCfg(384, 5, groups=(6, 8), num_blocks=3, sparsity_threshold=0.01),
+    "s": MixerViTCfg(384, 12),
+    "b": MixerViTCfg(768, 12, num_blocks=3),
+}
+
+model_cfgs: dict[str, MixerViTCfg] = {
+    f"{mixer}_vit_{size}_patch4_32": replace(cfg, mixer=mixer, double_skip=mixer in ("mwa", "sa"))
+    for mixer in MIXERS
+    for size, cfg in _SIZES.items()
+}
+
+default_cfgs = generate_default_cfgs(
+    dict.fromkeys(
+        model_cfgs,
+        dict(
+            url="",
+            num_classes=10,
+            input_size=(3, 32, 32),
+            fixed_input_size=True,  # timm then hands --img-size to the constructor; the model itself runs on any size
+            pool_size=(8, 8),
+            crop_pct=1.0,
+            crop_mode="center",
+            interpolation="bicubic",
+            mean=CIFAR10_MEAN,
+            std=CIFAR10_STD,
+            first_conv="patch_embed.proj",
+            classifier="head.fc",
+            license="apache-2.0",
+        ),
+    )
+)
+
+register_variants(__name__, MixerViT, model_cfgs, dict(feature_cls="getter", out_indices=3))

@@ -1,0 +1,398 @@
+"""WA-CNN: the small CIFAR networks ResNet, VGG16-BN and MobileNetV2 with wavelet attention where they downsample.
+
+Zhao et al., "Wavelet-Attention CNN for Image Classification", arXiv 2201.09271. `wacnn_*` has the attention and
+`wacnn_*_baseline` the same network without it, with the same parameters; `create_model(name, wavelet="db2")` takes
+another wavelet. Where the attention stands:
+- ResNet: in the first block that strides (the second one keeps its strided convolutions, as the authors have it).
+- VGG16-BN: in place of each max pooling.
+- MobileNetV2: in each block that strides, between the expansion and the depthwise convolution, which then has stride 1.
+
+Differences from the authors' code, none of which changes a value where that code runs: any image size (odd maps round
+up, for the baseline's poolings too, and the classifiers pool globally), any wavelet in every backbone, and no
+parameters without a gradient (their MobileNetV2 keeps the strided convolutions that the attention replaces).
+
+Read in this order: WACNNCfg, the three blocks, WACNN, model_cfgs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype
+from timm.models import generate_default_cfgs
+from torch import Tensor, nn
+
+from wsfvit.layers import WaveletAttention, WaveletAttentionPool
+
+from ._family import override_cfg, register_variants
+from ._staged import Stage, StagedClassifier
+
+
+@dataclass(frozen=True)
+class WACNNCfg:
+    """What defines a variant. Every field can be overridden by keyword: `create_model(name, wavelet="db2")`.
+
+    Attributes:
+        backbone: Which block: "resnet", "vgg" or "mobilenetv2".
+        stem_width: Width of the first convolution.
+        widths: Width of each stage.
+        depths: Blocks of each stage.
+        strides: Stride of each stage's first block, 1 or 2.
+        final_width: Width of a last stage of one 1x1 convolution, which MobileNetV2 has; 0 for none.
+        hidden_sizes: Widths of the classifier's hidden layers.
+        drop_rate: Dropout after each hidden layer, or before the classifier, where the model is not given another.
+        wavelet: A discrete PyWavelets wavelet; None builds the network without attention.
+    """
+
+    backbone: Literal["resnet", "vgg", "mobilenetv2"]
+    stem_width: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    strides: tuple[int, ...]
+    final_width: int = 0
+    hidden_sizes: tuple[int, ...] = ()
+    drop_rate: float = 0.0
+    wavelet: str | None = "haar"
+
+
+class BasicBlock(nn.Module):
+    """ResNet's block of two 3x3 convolutions. With a wavelet, they see the attended map and the shortcut its LL.
+
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, wavelet: str | None, drop_path: float = 0.0) -> None:
+        super().__init__()
+        projects = stride != 1 or in_chs != out_chs
+        self.attn = WaveletAttention(wavelet) if wavelet else None
+        if wavelet:
+            stride = 1  # the transform has halved the map
+        self.conv1 = ConvNormAct(in_chs, out_chs, 3, stride)
+        self.conv2 = ConvNormAct(out_chs, out_chs, 3, apply_act=False)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.shortcut = ConvNormAct(in_chs, out_chs, 1, stride, apply_act=False) if projects else nn.Identity()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, skip = (x, x) if self.attn is None else self.attn(x)
+        return self.act(self.drop_path(self.conv2(self.conv1(x))) + self.shortcut(skip))
+
+
+class VGGBlock(nn.Module):
+    """A 3x3 convolution with bias, BatchNorm and ReLU; where it strides, a downsampling goes before it.
+
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, wavelet: str | None, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if drop_path:
+            raise ValueError("VGG has no shortcuts that stochastic depth could drop: drop_path_rate must be 0")
+        self.down = _vgg_pool(wavelet) if stride == 2 else nn.Identity()
+        self.conv = ConvNormAct(in_chs, out_chs, 3, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.down(x))
+
+
+def _vgg_pool(wavelet: str | None) -> nn.Module:
+    return WaveletAttentionPool(wavelet) if wavelet else nn.MaxPool2d(2, ceil_mode=True)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block with ReLU: 1x1 expansion, depthwise 3x3, 1x1 projection; a shortcut unless it strides.
+
+    The shortcut is a 1x1 convolution where the width changes.
+
+    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self, in_chs: int, out_chs: int, stride: int, wavelet: str | None, drop_path: float = 0.0, expansion: int = 6
+    ) -> None:
+        super().__init__()
+        mid_chs = expansion * in_chs
+        self.expand = ConvNormAct(in_chs, mid_chs, 1)
+        self.attn = WaveletAttentionPool(wavelet) if wavelet else nn.Identity()
+        self.conv_dw = ConvNormAct(mid_chs, mid_chs, 3, 1 if wavelet else stride, groups=mid_chs)
+        self.project = ConvNormAct(mid_chs, out_chs, 1, apply_act=False)
+        self.has_skip = stride == 1
+        self.drop_path = DropPath(drop_path) if drop_path and self.has_skip else nn.Identity()
+        projects = self.has_skip and in_chs != out_chs
+        self.shortcut = ConvNormAct(in_chs, out_chs, 1, apply_act=False) if projects else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.project(self.conv_dw(self.attn(self.expand(x))))
+        return self.drop_path(out) + self.shortcut(x) if self.has_skip else out
+
+
+class Head(nn.Module):
+    """Global pooling, hidden layers with ReLU and dropout, dropout, classifier; at every position where nothing pools.
+
+    Args:
+        in_features: Input channels C.
+        num_classes: Classes; 0 leaves the classifier out.
+        hidden_sizes: Widths of the hidden layers.
+        pool_type: As timm's, "" for no pooling.
+        drop_rate: Dropout behind each hidden layer, or before the classifier where there is none.
+
+    Shape: (B, C, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling.
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, hidden_sizes: tuple[int, ...], pool_type: str, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.drop = nn.Dropout(drop_rate)
+        layers: list[nn.Module] = []
+        for width_in, width in zip((in_features, *hidden_sizes), hidden_sizes, strict=False):
+            layers += [*([nn.Dropout(drop_rate)] if layers else []), nn.Linear(width_in, width), nn.ReLU()]
+        self.pre_logits = nn.Sequential(*layers)
+        self._build(num_classes, pool_type, hidden_sizes[-1] if hidden_sizes else in_features)
+
+    def _build(self, num_classes: int, pool_type: str, num_features: int, **factory: Any) -> None:
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        if self.global_pool.feat_mult() != 1:
+            raise ValueError(f"global_pool {pool_type!r} changes the width; known are avg, max, avgmax, fast and ''")
+        self.num_features = num_features
+        self.fc = nn.Linear(num_features, num_classes, **factory) if num_classes else nn.Identity()
+
+    def reset(
+        self,
+        num_classes: int,
+        pool_type: str | None = None,
+        reset_other: bool = False,
+        in_features: int | None = None,
+    ) -> None:
+        """Puts in a new classifier; with reset_other without hidden layers, for `in_features` channels."""
+        factory = get_device_dtype(self)
+        num_features = self.num_features
+        if reset_other or (in_features is not None and in_features != self.in_features):
+            self.pre_logits = nn.Sequential()
+            num_features = self.in_features = in_features or self.in_features
+        self._build(
+            num_classes, self.global_pool.pool_type if pool_type is None else pool_type, num_features, **factory
+        )
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        unpooled = x.ndim == 4
+        if unpooled:
+            x = x.permute(0, 2, 3, 1)
+        x = self.drop(self.pre_logits(x))
+        if not pre_logits:
+            x = self.fc(x)
+        return x.permute(0, 3, 1, 2) if unpooled else x
+
+
+class WACNN(StagedClassifier):
+    """WA-CNN image classifier and feature extractor.
+
+    Args:
+        cfg: The variant.
+        in_chans: Image channels.
+        num_classes: Classes; 0 leaves the classifier out.
+        global_pool: "avg", "max", ... as in timm, or "" for none.
+        drop_rate: Dropout of the classifier; None for the variant's own.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        **overrides: Fields of WACNNCfg.
+
+    Shape: images (B, in_chans, H, W) of any size -> logits (B, num_classes).
+
+    Raises:
+        TypeError: On a keyword that is no field of WACNNCfg.
+        ValueError: On an unknown backbone or wavelet, fields that do not fit each other, or stochastic depth for VGG.
+    """
+
+    def __init__(
+        self,
+        cfg: WACNNCfg,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        global_pool: str = "avg",
+        drop_rate: float | None = None,
+        drop_path_rate: float = 0.0,
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg = override_cfg(cfg, overrides)
+        _check(cfg)
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = global_pool
+        self.stem = ConvNormAct(in_chans, cfg.stem_width, 3, bias=cfg.backbone == "vgg")
+        self.norm = nn.Identity()
+        stages = list(_build_stages(cfg, drop_path_rate))
+        self.stages = nn.Sequential(*(stage for stage, _, _ in stages))
+        self.feature_info = [dict(num_chs=cfg.stem_width, reduction=1, module="stem")]
+        for i, (_, width, stride) in enumerate(stages):
+            reduction = stride * self.feature_info[-1]["reduction"]
+            self.feature_info.append(dict(num_chs=width, reduction=reduction, module=f"stages.{i}"))
+        self.num_features = self.feature_info[-1]["num_chs"]
+        drop_rate = cfg.drop_rate if drop_rate is None else drop_rate
+        self.head = Head(self.num_features, num_classes, cfg.hidden_sizes, global_pool, drop_rate)
+        self.head_hidden_size = self.head.num_features
+        if cfg.backbone == "vgg":
+            self.apply(_init_vgg)
+
+
+def _check(cfg: WACNNCfg) -> None:
+    if cfg.backbone not in BLOCKS:
+        raise ValueError(f"unknown backbone {cfg.backbone!r}; known: {', '.join(BLOCKS)}")
+    per_stage = {name: len(getattr(cfg, name)) for name in ("widths", "depths", "strides")}
+    if len(set(per_stage.values())) > 1:
+        raise ValueError(f"one value per stage is needed, got {per_stage}")
+    if set(cfg.strides) - {1, 2}:
+        raise ValueError(f"strides are 1 or 2, got {cfg.strides}")
+
+
+def _build_stages(cfg: WACNNCfg, drop_path_rate: float) -> Iterator[tuple[Stage, int, int]]:
+    """Yields each stage with its width and stride."""
+    rates = calculate_drop_path_rates(drop_path_rate, cfg.depths, stagewise=True)
+    in_chs = cfg.stem_width
+    for i, (width, stride) in enumerate(zip(cfg.widths, cfg.strides, strict=True)):
+        # The attention of ResNet stands in the first stage that strides alone.
+        attends = stride > 1 and not (cfg.backbone == "resnet" and max(cfg.strides[:i], default=1) > 1)
+        block: Any = BLOCKS[cfg.backbone]
+        if cfg.backbone == "mobilenetv2":
+            block = partial(block, expansion=1 if i == 0 else 6)
+        first = block(in_chs, width, stride, cfg.wavelet if attends else None, rates[i][0])
+        yield Stage([first, *(block(width, width, 1, None, rate) for rate in rates[i][1:])]), width, stride
+        in_chs = width
+    if cfg.backbone == "vgg":
+        yield Stage([_vgg_pool(cfg.wavelet)]), in_chs, 2
+    if cfg.final_width:
+        yield Stage([ConvNormAct(in_chs, cfg.final_width, 1)]), cfg.final_width, 1
+
+
+def _init_vgg(module: nn.Module) -> None:
+    """The authors' initialisation of VGG; of the other backbones' none is known, and they keep torch's defaults."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+BLOCKS = {"resnet": BasicBlock, "vgg": VGGBlock, "mobilenetv2": InvertedResidual}
+
+_RESNET = WACNNCfg("resnet", stem_width=16, widths=(16, 32, 64), depths=(3, 3, 3), strides=(1, 2, 2))
+_ATTENTION = {
+    # The authors call by these numbers the CIFAR ResNets of 20, 32 and 56 layers.
+    "wacnn_resnet18": _RESNET,
+    "wacnn_resnet34": replace(_RESNET, depths=(5, 5, 5)),
+    "wacnn_resnet50": replace(_RESNET, depths=(9, 9, 9)),
+    "wacnn_vgg16_bn": WACNNCfg(
+        "vgg",
+        stem_width=64,
+        widths=(64, 128, 256, 512, 512),
+        depths=(1, 2, 3, 3, 3),
+        strides=(1, 2, 2, 2, 2),
+        hidden_sizes=(4096, 4096),
+        drop_rate=0.5,
+    ),
+    "wacnn_mobilenetv2": WACNNCfg(
+        "mobilenetv2",
+        stem_width=32,
+        widths=(16, 24, 32, 64, 96, 160, 320),
+        depths=(1, 2, 3, 4, 3, 3, 1),
+        strides=(1, 1, 2, 2, 1, 2, 1),
+        final_width=1280,
+    ),
+}
+model_cfgs: dict[str, WACNNCfg] = {
+    **_ATTENTION,
+    **{f"{name}_baseline": replace(cfg, wavelet=None) for name, cfg in _ATTENTION.items()},
+}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: WACNN) -> dict[str, Tensor]:
+    """Renames the entries of a state dict of the authors' code; any other one is returned as it is.
+
+    Of the convolutions that wavelet attention replaces in MobileNetV2, which that code keeps without using them, it
+    leaves out the weights.
+    """
+    if "stem.conv.weight" in state_dict:
+        return state_dict
+    names = _published_names(model)
+    unused = {key.replace("wa.1", "conv2") for key in state_dict if key.endswith("wa.1.weight")}
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, entry = key.rpartition(".")
+        if key not in unused:
+            renamed[f"{names.get(module, module)}.{entry}"] = value
+    return renamed
+
+
+def _published_names(model: WACNN) -> dict[str, str]:
+    """The modules that hold entries: from their names in the authors' code to those here."""
+    if model.cfg.backbone == "vgg":
+        convs, names = _vgg_names(model)
+    else:
+        convs, names = _residual_names(model)
+    for conv, norm, ours in convs:
+        names |= {conv: f"{ours}.conv", norm: f"{ours}.bn"}
+    return names
+
+
+# Names of a convolution, of its BatchNorm, and of the ConvNormAct that holds both here.
+_ConvNames = list[tuple[str, str, str]]
+
+
+def _vgg_names(model: WACNN) -> tuple[_ConvNames, dict[str, str]]:
+    convs, index = [], 0
+    for name, module in model.named_modules():
+        if isinstance(module, ConvNormAct):
+            convs.append((f"features.{index}", f"features.{index + 1}", name))
+            index += 3
+        elif isinstance(module, WaveletAttentionPool | nn.MaxPool2d):
+            index += 1
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return convs, {f"classifier.{3 * i}": name for i, name in enumerate(linear)}
+
+
+def _residual_names(model: WACNN) -> tuple[_ConvNames, dict[str, str]]:
+    resnet = model.cfg.backbone == "resnet"
+    parts = ("conv1", "conv2") if resnet else ("expand", "conv_dw", "project")
+    final = f"stages.{len(model.stages) - 1}.blocks.0"
+    convs, names = [("conv1", "bn1", "stem"), ("conv2", "bn2", final)], {"linear": "head.fc"}
+    blocks = [(i, j) for i, depth in enumerate(model.cfg.depths) for j in range(depth)]
+    for index, (i, j) in enumerate(blocks):
+        theirs, ours = f"layer{i + 1}.{j}" if resnet else f"layers.{index}", f"stages.{i}.blocks.{j}"
+        convs += [(f"{theirs}.conv{k}", f"{theirs}.bn{k}", f"{ours}.{part}") for k, part in enumerate(parts, 1)]
+        convs.append((f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}.shortcut"))
+        names[f"{theirs}.wa.1"] = f"{ours}.conv_dw.conv"
+    return convs, names
+
+
+def _cfg(cfg: WACNNCfg) -> dict[str, Any]:
+    side = 32 // (8 if cfg.backbone == "mobilenetv2" else 4 if cfg.backbone == "resnet" else 32)
+    return dict(
+        url="",
+        num_classes=10,
+        input_size=(3, 32, 32),
+        pool_size=(side, side),
+        crop_pct=1.0,
+        interpolation="bicubic",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        first_conv="stem.conv",
+        classifier="head.fc",
+    )
+
+
+default_cfgs = generate_default_cfgs({name: _cfg(cfg) for name, cfg in model_cfgs.items()})
+
+# What `features_only` takes unless told otherwise: the last features of each resolution.
+_OUT_INDICES = {"resnet": (1, 2, 3), "vgg": (1, 2, 3, 4, 5, 6), "mobilenetv2": (2, 3, 5, 7)}
+for _backbone, _indices in _OUT_INDICES.items():
+    register_variants(
+        __name__,
+        WACNN,
+        {name: cfg for name, cfg in model_cfgs.items() if cfg.backbone == _backbone},
+        dict(feature_cls="getter", out_indices=_indices),
+        checkpoint_filter_fn,
+    )
