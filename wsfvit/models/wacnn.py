@@ -11,7 +11,7 @@ Differences from the authors' code, none of which changes a value where that cod
 up, for the baseline's poolings too, and the classifiers pool globally), any wavelet in every backbone, and no
 parameters without a gradient (their MobileNetV2 keeps the strided convolutions that the attention replaces).
 
-Read in this order: WACNNCfg, the three blocks, WACNN, model_cfgs.
+Read in this order: WACNNCfg, the three blocks, WACNN (its forward is StagedClassifier's), model_cfgs.
 """
 
 from collections.abc import Iterator
@@ -369,7 +369,7 @@ def _residual_names(model: WACNN) -> tuple[_ConvNames, dict[str, str]]:
 
 
 def _cfg(cfg: WACNNCfg) -> dict[str, Any]:
-    side = 32 // (8 if cfg.backbone == "mobilenetv2" else 4 if cfg.backbone == "resnet" else 32)
+    side = {"resnet": 8, "vgg": 1, "mobilenetv2": 4}[cfg.backbone]
     return dict(
         url="",
         num_classes=10,

@@ -6,7 +6,7 @@ Two families from the same classes, with the same parameters and state-dict keys
 - `wsfvit_dwt_*`: the attention parts work on explicit Haar subbands. A block transforms its map once, folds the four
   half-resolution subbands into the batch, attends inside each subband and between them, and transforms back once.
 
-Read in this order: WSFViTCfg, WSFBlock, WSFViT, model_cfgs.
+Read in this order: WSFViTCfg, WSFBlock, WSFViT (its forward is StagedClassifier's), model_cfgs.
 """
 
 from dataclasses import dataclass, replace
