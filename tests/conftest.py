@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    # Read by Triton when it is imported: its kernels then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # rtol = atol, against the float64 result of the same (already rounded) inputs. The half-precision values can only be
 # met by arithmetic in float32 with one final cast. Loosening one is a CHANGELOG entry.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}

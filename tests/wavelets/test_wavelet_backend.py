@@ -25,11 +25,18 @@ def test_reference_serves(device, name):
             call()
 
 
-def test_triton_raises(device):
+def test_triton_raises_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with wavelet_backend("triton"):
-        for call in (lambda: resolve_backend(device), *CALLS):
-            with pytest.raises(RuntimeError, match="not in this version.*'auto' or 'reference'"):
+        for call in (lambda: resolve_backend(torch.device("cpu")), *CALLS):
+            with pytest.raises(RuntimeError, match="run on CUDA devices, not on 'cpu'.*'auto' or 'reference'"):
                 call()
+
+
+def test_triton_raises_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    with wavelet_backend("triton"), pytest.raises(RuntimeError, match="not installed.*'auto' or 'reference'"):
+        resolve_backend(torch.device("cuda"))
 
 
 def test_unknown_raises(device, monkeypatch):
@@ -60,6 +67,6 @@ def test_environment(name, outcome):
         "try: print(resolve_backend(torch.device('cpu')))\n"
         "except Exception as error: print(type(error).__name__)\n"
     )
-    environment = {**os.environ, "WSFVIT_WAVELET_BACKEND": name}
+    environment = {**os.environ, "WSFVIT_WAVELET_BACKEND": name, "TRITON_INTERPRET": "0"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert result.stdout.strip() == outcome, result.stderr

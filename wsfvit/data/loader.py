@@ -23,6 +23,7 @@ from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate,
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
+from wsfvit.data.workers import outlive_stop_signals
 from wsfvit.errors import UserError
 
 
@@ -196,6 +197,7 @@ def _loader_arguments(options: LoaderOptions) -> dict[str, Any]:
         "num_workers": options.num_workers,
         "collate_fn": ReportingCollate(fast_collate if options.use_prefetcher else default_collate),
         "pin_memory": options.pin_memory,
+        "worker_init_fn": outlive_stop_signals,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,
         # Its own generator: a pass draws nothing from the caller's.
         "generator": torch.Generator(),

@@ -54,15 +54,15 @@ class WaveletMixer(nn.Module):
         super().__init__()
         if level < 1:
             raise ValueError(f"MWA: level is at least 1, not {level}")
-        groups = to_2tuple(groups)
-        if len(groups) != 2 or any(g < 1 or dim % g for g in groups):
-            raise ValueError(f"MWA: groups {groups} must be two divisors of the width {dim}, of 3x3 and 1x1 kernels")
+        pair: tuple[int, ...] = to_2tuple(groups)
+        if len(pair) != 2 or any(g < 1 or dim % g for g in pair):
+            raise ValueError(f"MWA: groups {pair} must be two divisors of the width {dim}, of 3x3 and 1x1 kernels")
         self.level = level
         self.wavelet = wavelet
-        self.conv3 = nn.Conv2d(dim, dim, 3, padding=1, groups=groups[0])
-        self.conv1 = nn.Conv2d(dim, dim, 1, groups=groups[1])
-        self.approx_conv = None if share_kernels else nn.Conv2d(dim, dim, 3, padding=1, groups=groups[0])
-        self.detail_conv = None if share_kernels else nn.Conv2d(dim, dim, 1, groups=groups[1])
+        self.conv3 = nn.Conv2d(dim, dim, 3, padding=1, groups=pair[0])
+        self.conv1 = nn.Conv2d(dim, dim, 1, groups=pair[1])
+        self.approx_conv = None if share_kernels else nn.Conv2d(dim, dim, 3, padding=1, groups=pair[0])
+        self.detail_conv = None if share_kernels else nn.Conv2d(dim, dim, 1, groups=pair[1])
         haar = wavelet in HAAR_NAMES
         self.dwt = None if haar else DWT2d(wavelet, level, mode="periodization")
         self.idwt = None if haar else IDWT2d(wavelet, mode="periodization")

@@ -2,16 +2,19 @@
 
 The environment variable ``WSFVIT_WAVELET_BACKEND`` (``auto``, ``reference`` or ``triton``) is read when the package is
 imported; `wavelet_backend` overrides it for a while. A backend that was asked for by name runs or raises: nothing falls
-back in silence.
+back in silence. ``auto`` is the plain form on every device: the kernels have not been measured on a GPU yet.
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import get_args
 
 import torch
 
+from wsfvit.wavelets import eager
 from wsfvit.wavelets.types import Backend
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -34,15 +37,32 @@ def resolve_backend(device: torch.device) -> str:
 
     Raises:
         ValueError: the name is none of the three.
-        RuntimeError: ``triton`` was asked for; its kernels are not in this version.
+        RuntimeError: ``triton`` was asked for, but ``device`` is no CUDA device, or Triton is not installed.
     """
     _check_name(_choice)
-    if _choice == "triton":
+    if _choice != "triton":
+        return "reference"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    problem = None
+    if importlib.util.find_spec("triton") is None:
+        problem = "Triton is not installed"
+    elif device.type != "cuda" and not interpreted:
+        problem = f"its kernels run on CUDA devices, not on '{device}'"
+    if problem is not None:
         raise RuntimeError(
-            "wavelet backend 'triton' was asked for, but its kernels are not in this version: "
+            f"wavelet backend 'triton' was asked for, but {problem}: "
             f"use 'auto' or 'reference' ({ENVIRONMENT_VARIABLE} or wavelet_backend())"
         )
-    return "reference"
+    return "triton"
+
+
+def eager_module(device: torch.device) -> ModuleType:
+    """The module whose functions compute eagerly on ``device``."""
+    if resolve_backend(device) == "triton":
+        from wsfvit.wavelets import triton_haar
+
+        return triton_haar
+    return eager
 
 
 @contextlib.contextmanager

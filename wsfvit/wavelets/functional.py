@@ -21,8 +21,8 @@ from typing import Any, cast, get_args
 import torch
 from torch.autograd import Function
 
-from wsfvit.wavelets import eager, reference
-from wsfvit.wavelets.backend import resolve_backend
+from wsfvit.wavelets import reference
+from wsfvit.wavelets.backend import eager_module, resolve_backend
 from wsfvit.wavelets.types import SwtMode
 
 
@@ -147,7 +147,6 @@ def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
 
 def _linear_rule(
     name: str,
-    compute: Callable[..., torch.Tensor],
     plain: Callable[..., torch.Tensor],
     adjoint_arguments: Callable[..., tuple[Any, ...]],
 ) -> type[_Rule]:
@@ -155,15 +154,14 @@ def _linear_rule(
 
     Args:
         name: Shown by profilers and in autograd graphs.
-        compute: The operator, eagerly.
-        plain: The operator in ops that can be traced.
+        plain: The operator in ops that can be traced; eagerly the backend's function of the same name computes.
         adjoint_arguments: From the tensor's shape and the other arguments, those of the adjoint.
     """
 
     class Rule(_Rule):
         @staticmethod
         def forward(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
-            return compute(tensor, *others)
+            return cast(torch.Tensor, getattr(eager_module(tensor.device), plain.__name__)(tensor, *others))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -191,12 +189,10 @@ def _linear_rule(
 
 # The SWT's argument ``average`` divides by the block counts: first in the SWT, last in its adjoint, which that
 # makes the least-squares inverse.
-_DWT = _linear_rule("HaarDWT2d", eager.haar_dwt2d, reference.haar_dwt2d, lambda shape: (tuple(shape[2:]),))
-_IDWT = _linear_rule("HaarIDWT2d", eager.haar_idwt2d, reference.haar_idwt2d, lambda shape, output_size: ())
-_SWT = _linear_rule("HaarSWT2d", eager.haar_swt2d, reference.haar_swt2d, lambda shape, *others: others)
-_SWT_ADJOINT = _linear_rule(
-    "HaarSWT2dAdjoint", eager.haar_swt2d_adjoint, reference.haar_swt2d_adjoint, lambda shape, *others: others
-)
+_DWT = _linear_rule("HaarDWT2d", reference.haar_dwt2d, lambda shape: (tuple(shape[2:]),))
+_IDWT = _linear_rule("HaarIDWT2d", reference.haar_idwt2d, lambda shape, output_size: ())
+_SWT = _linear_rule("HaarSWT2d", reference.haar_swt2d, lambda shape, *others: others)
+_SWT_ADJOINT = _linear_rule("HaarSWT2dAdjoint", reference.haar_swt2d_adjoint, lambda shape, *others: others)
 _DWT.adjoint, _IDWT.adjoint = _IDWT, _DWT
 _SWT.adjoint, _SWT_ADJOINT.adjoint = _SWT_ADJOINT, _SWT
 
