@@ -113,6 +113,14 @@ def test_map_style(tmp_path, monkeypatch, kind, num_workers):
     assert seen(train) == EXPECTED and [labels.tolist() for _, labels in train] != first
 
 
+def test_timms_own_loader_reads_our_datasets(tmp_path):
+    from timm.data import create_loader
+
+    dataset = create_dataset(*write_folder(tmp_path, "train"), "train")
+    loader = create_loader(dataset, batch_size=5, num_workers=0, device=torch.device("cpu"), **CONFIG)
+    assert seen(loader) == EXPECTED
+
+
 @pytest.fixture
 def shards(tmp_path):
     """Four WebDataset shards of three images, with timm's _info.json."""

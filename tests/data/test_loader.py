@@ -149,7 +149,7 @@ def test_augmentation_options_reach_the_transform():
         assert ("RandAugment" in str(loader._loader.dataset.dataset.transform)) is (augmentation is AUGMENTATION)
     with pytest.raises(UserError, match="augmentation options"):
         build_train_loader(Pictures(8), CONFIG, OPTIONS, Augmentation(train_crop_mode="none"))
-    with pytest.raises(UserError, match="16 .* more than the 8 images"):
+    with pytest.raises(UserError, match="16 .* more than the 8 training images"):
         build_train_loader(Pictures(8), CONFIG, replace(OPTIONS, batch_size=8, world_size=2))
 
 

@@ -14,6 +14,7 @@ from wsfvit.data.synthetic import Synthetic
 from wsfvit.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
+BUILT_IN = ("digits", "synthetic")
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
 
@@ -54,38 +55,28 @@ def create_dataset(
     """
     options = {key: value for key, value in reader_options.items() if value}
     kind = name.partition("/")[0].lower()
-    if num_samples is not None and kind not in ("synthetic", *STREAMING):
-        raise UserError(f"a sample count is for {', '.join(STREAMING)} and synthetic datasets, not '{name or root}'")
+    _check_source(name, root, num_samples)
     mode = input_img_mode or ("L" if in_chans == 1 else "RGB")
-    if kind in ("digits", "synthetic"):
+    if kind in BUILT_IN:
         if kind == "digits" and input_img_mode:
             options["input_img_mode"] = input_img_mode
         if options:
             raise UserError(f"the {kind} dataset has no use for {', '.join(options)}")
         return Digits(split, in_chans) if name == "digits" else _synthetic(name, split, num_samples, num_classes, mode)
-    if "/" not in name:
-        _check_root(root)
+    streaming = {"is_training": is_training, "batch_size": batch_size, "seed": seed, "num_samples": num_samples}
     try:
         dataset: Dataset = timm.data.create_dataset(
-            name,
-            root=root,
-            split=split,
-            is_training=is_training,
-            batch_size=batch_size,
-            seed=seed,
-            num_samples=num_samples,
-            input_img_mode=mode,
-            **options,
+            name, root=root, split=split, input_img_mode=mode, **streaming, **options
         )
     # timm and the readers behind it report a wrong name, split, key or folder through any of these.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
         raise UserError(f"dataset '{name or root}', split '{split}': {describe(err)}") from err
-    if isinstance(dataset, timm.data.ImageDataset):
-        reader: Any = dataset.reader
-        if isinstance(reader, ReaderImageFolder):
-            _check_folders(reader, root, split, has_class_map="class_map" in options)
-        return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode)
-    return dataset
+    if not isinstance(dataset, timm.data.ImageDataset):
+        return dataset
+    reader: Any = dataset.reader
+    if isinstance(reader, ReaderImageFolder):
+        _check_folders(reader, root, split, has_class_map="class_map" in options)
+    return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode)
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
@@ -104,7 +95,12 @@ def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int 
     return Synthetic(split, num_samples or 1024, int(classes), mode)
 
 
-def _check_root(root: str | None) -> None:
+def _check_source(name: str, root: str | None, num_samples: int | None) -> None:
+    kind = name.partition("/")[0].lower()
+    if num_samples is not None and kind not in ("synthetic", *STREAMING):
+        raise UserError(f"a sample count is for {', '.join(STREAMING)} and synthetic datasets, not '{name or root}'")
+    if "/" in name or kind in BUILT_IN:
+        return
     if not root:
         raise UserError("no data given: pass a folder (train.py DATA ...), or --dataset digits for the built-in digits")
     if not os.path.exists(root):

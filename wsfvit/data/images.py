@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __init__(self, reader: Any, input_img_mode: str | None) -> None:
         self.reader, self.input_img_mode = reader, input_img_mode
+        self.transform: Callable[[Image.Image], Any] | None = None  # where timm's create_loader puts its own
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -80,7 +82,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
         except Exception as err:
             raise BadImageError(self.filename(index), index, describe(err)) from err
-        return picture, -1 if label is None else label
+        return (picture if self.transform is None else self.transform(picture)), -1 if label is None else label
 
 
 class TarReader:

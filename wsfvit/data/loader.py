@@ -6,7 +6,8 @@ global batches not on the number of processes. Random erasing, mixup and the lik
 
 Streaming datasets (wds/, hfids/, tfds/) have no random access. Their order and augmentation repeat for equal (seed,
 epoch), workers (at least 1) and processes; without workers they depend on what was drawn before. To start inside an
-epoch, the batches before are read and dropped.
+epoch, the batches before are read and dropped. Their readers take the number of processes from torch.distributed when
+they are made, not from the options here; that of wds/ leaves out samples that it cannot decode and logs a warning.
 """
 
 import itertools
@@ -148,7 +149,9 @@ def build_train_loader(
         size = len(dataset)
         sampler = TrainSampler(size, options.batch_size, options.world_size, options.rank, seed, repeats)
         if not len(sampler):
-            raise UserError(f"--batch-size {sampler.global_batch} (all processes) is more than the {size} images")
+            raise UserError(
+                f"--batch-size {sampler.global_batch} (all processes) is more than the {size} training images"
+            )
         seeded = SeededDataset(TransformedDataset(dataset, transform), seed)
         loader = _build_map_style(seeded, options, batch_sampler=sampler)
     return TrainLoader(loader, data_config, options, seed)
