@@ -317,8 +317,9 @@ def test_classifier_without_a_bias_is_left_out_as_a_whole(tmp_path, model):
     assert torch.equal(model.fc.bias, before)
 
 
-def test_all_but_the_classifier_stays_strict(tmp_path, model):
-    torch.save(without("conv1.0.weight", num_classes=7), tmp_path / "x.pth")
+@pytest.mark.parametrize("key, classes", [("conv1.0.weight", 7), ("fc.bias", 10)])
+def test_all_but_the_number_of_classes_stays_strict(tmp_path, model, key, classes):
+    torch.save(without(key, num_classes=classes), tmp_path / "x.pth")
     with pytest.raises(UserError, match="1 missing"):
         load_weights(model, tmp_path / "x.pth", replace_classifier=True)
 

@@ -100,6 +100,7 @@ def test_content_comes_back_bit_equal(tmp_path):
             "half": torch.randn(5).half(),
             "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
         },
+        "keys": {0: torch.zeros(3), "0": torch.ones(3)},
         "tied": [tied, tied, tied[1]],
         "args": {"lr": np.float64(0.5), "opt": "adamw", "sizes": (1, [2, None, True])},
     }
@@ -109,6 +110,7 @@ def test_content_comes_back_bit_equal(tmp_path):
     assert found["args"] == content["args"] and type(found["args"]["lr"]) is float
     for key, value in content["state_dict"].items():
         assert torch.equal(found["state_dict"][key], value) and found["state_dict"][key].stride() == value.stride()
+    assert (found["keys"][0][0], found["keys"]["0"][0]) == (0, 1)
     assert found["tied"][0].data_ptr() == found["tied"][1].data_ptr()
     assert torch.equal(found["tied"][2], tied[1])
 

@@ -239,10 +239,12 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
     ours = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
     theirs = {key: value for key, value in state_dict.items() if key.startswith(prefixes)}
     shared = ours.keys() & theirs.keys()
-    # Where one side has no classifier at all there is nothing to compare; otherwise the features must agree.
-    if any(ours[key].shape[1:] != theirs[key].shape[1:] for key in shared) or (ours and theirs and not shared):
-        return None
-    if ours.keys() == theirs.keys() and all(ours[key].shape == theirs[key].shape for key in ours):
+    same_features = all(ours[key].shape[1:] == theirs[key].shape[1:] for key in shared)
+    # Where one side has no classifier at all there is nothing to compare.
+    other_classes = (
+        any(ours[key].shape != theirs[key].shape for key in shared) if shared else bool(ours) != bool(theirs)
+    )
+    if not (same_features and other_classes):
         return None
     for key in theirs:
         del state_dict[key]

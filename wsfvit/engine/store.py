@@ -53,7 +53,7 @@ class CheckpointStore:
         self.best_metric: float | None = None
         self.best_epoch: int | None = None
         self._top: list[tuple[float, int]] = []  # (metric, epoch), best first
-        self._buffers: dict[tuple[str, ...], torch.Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
         self._last_is_damaged = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -133,7 +133,7 @@ class CheckpointStore:
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Takes over the ranking in a state, as far as this folder has the files it speaks of."""
-        ranking = content.get("ranking") or {}
+        ranking = content.get("ranking", {})  # files of other programs have none
         known = (self.folder / BEST).exists()
         self.best_metric = ranking.get("best_metric") if known else None
         self.best_epoch = ranking.get("best_epoch") if known else None
@@ -171,7 +171,7 @@ class CheckpointStore:
     def _ranking(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "top": self._top}
 
-    def _copy(self, value: Any, key: tuple[str, ...], seen: dict[Any, torch.Tensor]) -> Any:
+    def _copy(self, value: Any, key: tuple[Any, ...], seen: dict[Any, torch.Tensor]) -> Any:
         """Copies a state into CPU memory that is kept for the next copy: fresh memory costs three times the copying."""
         if isinstance(value, torch.Tensor):
             value = value.detach()
@@ -181,19 +181,19 @@ class CheckpointStore:
                 seen[same] = self._copy_tensor(value, key)
             return seen[same]
         if isinstance(value, Mapping):
-            return {_primitive(name, key): self._copy(item, (*key, str(name)), seen) for name, item in value.items()}
+            return {_primitive(name, key): self._copy(item, (*key, name), seen) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            items = [self._copy(item, (*key, str(index)), seen) for index, item in enumerate(value)]
+            items = [self._copy(item, (*key, index), seen) for index, item in enumerate(value)]
             return items if isinstance(value, list) else tuple(items)
         return _primitive(value, key)
 
-    def _copy_tensor(self, value: torch.Tensor, key: tuple[str, ...]) -> torch.Tensor:
+    def _copy_tensor(self, value: torch.Tensor, key: tuple[Any, ...]) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
             # Only from pinned memory can the copies of many tensors follow each other without waiting.
             buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers[key] = buffer
-        return buffer.copy_(value, non_blocking=True)
+        return buffer.copy_(value, non_blocking=value.is_cuda)
 
     def _write_in_thread(self, *args: Any) -> None:
         try:
@@ -224,14 +224,14 @@ class CheckpointStore:
             raise UserError(f"{err}{hint if os.path.exists(last) else ''}") from err
 
 
-def _primitive(value: Any, key: tuple[str, ...]) -> Any:
+def _primitive(value: Any, key: tuple[Any, ...]) -> Any:
     """A str, int, float, bool or None; of a class derived from one (NumPy's float64), its value."""
     if value is None:
         return None
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    raise TypeError(f"a checkpoint holds tensors and primitives: {'.'.join(key)} is a {type(value).__name__}")
+    raise TypeError(f"a checkpoint holds tensors and primitives: {'.'.join(map(str, key))} is a {type(value).__name__}")
 
 
 def _link(source: Path, target: Path) -> None:
