@@ -217,7 +217,12 @@ def test_table_puts_published_figures_beside_its_own(monkeypatch, capsys, tmp_pa
     assert str(path) in run(monkeypatch, capsys, "--all", "--out", str(path))
     lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
     assert len(lines) == 4 and all(line.count("|") == 11 for line in lines)
-    assert lines[2].startswith("| test_vit ") and "| 0.4 | 0.04 |" in lines[2] and "| +10.00 |" in lines[2]
+    assert (
+        "published MACs (G)" in lines[0]
+        and lines[2].startswith("| test_vit ")
+        and "| 0.4 | 0.04 |" in lines[2]
+        and "| +10.00 |" in lines[2]
+    )
     (first, second) = csv.DictReader(run(monkeypatch, capsys, "--all", "--format", "csv").splitlines())
     assert (first["difference (%)"], second["difference (%)"]) == ("+10.00", "")
 

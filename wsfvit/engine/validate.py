@@ -49,8 +49,8 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
     world = join_world(args.device)
     try:
         several, jobs = list_jobs(args.model or "", args.checkpoint, world.say)
-        measure = _measure_several if several else _measure_one
-        rows = measure(args, jobs, world, results_file if world.is_main else None)
+        run = _measure_several if several else _measure_one
+        rows = run(args, jobs, world, results_file if world.is_main else None)
         if results_file is not None:
             world.say(f"result: {results_file.path}")
         return rows
