@@ -1,5 +1,6 @@
-"""What the measuring programs share: interleaved timing, the environment of a run, JSON and Markdown output."""
+"""What the measuring programs share: options, interleaved timing, a run's environment, JSON and Markdown output."""
 
+import argparse
 import datetime
 import json
 import math
@@ -8,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,59 @@ class Timing:
     repeats: int
     calls_per_sample: int
     peak_memory: int | None = None
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Reads BxCxHxW."""
+    parts = text.split("x")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"a shape is BxCxHxW, such as 4x3x224x224, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def add_timing_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every timing program takes: --device, --threads, --warmup, --repeats, --seed and --out."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs and weights (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+
+
+def write_run(args: argparse.Namespace, **content: Any) -> None:
+    """Writes the environment, the settings and ``content`` to ``--out``, if it was given."""
+    if args.out:
+        write_results(args.out, {"environment": environment(), "settings": vars(args), **content})
+        print(f"\nwrote {args.out}")
+
+
+def report_fuzzing(args: argparse.Namespace, cases: Sequence[Mapping[str, str]], bad: Sequence[str]) -> None:
+    """Prints how many of ``cases`` there are of each kind, writes that to ``--out``, and exits with 1 if any is bad.
+
+    Args:
+        args: The program's arguments.
+        cases: What identifies the kind of each case, e.g. its format and outcome.
+        bad: A line about each case that did not end as it should.
+    """
+    counts = Counter(tuple(case.items()) for case in cases)
+    results = [dict(kind) | {"files": files} for kind, files in sorted(counts.items())]
+    print(markdown_table(list(results[0]), [[str(value) for value in row.values()] for row in results]))
+    print(*bad, f"{len(cases)} files, {len(bad)} of them did not end as they should", sep="\n")
+    write_run(args, bad=len(bad), results=results)
+    if bad:
+        raise SystemExit(1)
+
+
+def forward_step(function: Callable[[Any], Any], x: torch.Tensor) -> Any:
+    """One call without gradients."""
+    with torch.no_grad():
+        return function(x)
+
+
+def forward_backward_step(function: Callable[[Any], Any], leaves: Sequence[torch.Tensor], grads: Any) -> Any:
+    """One call on the first of ``leaves`` and the gradients of all of them for the output gradients ``grads``."""
+    return torch.autograd.grad(function(leaves[0]), leaves, grads)
 
 
 def measure(fn: Callable[[], Any], warmup: int = 3, repeats: int = 20, device: torch.device | str = "cpu") -> Timing:

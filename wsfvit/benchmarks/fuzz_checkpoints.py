@@ -19,14 +19,13 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wsfvit.benchmarks.common import environment, markdown_table, write_results
+from wsfvit.benchmarks.common import report_fuzzing
 from wsfvit.engine.checkpoint import export_safetensors, load_state_dict_file, save_atomic
 from wsfvit.errors import UserError
 
@@ -228,23 +227,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         cases = fuzz(args.count, args.seed, Path(folder))
-    counts = Counter((case.kind, case.base, case.outcome) for case in cases)
-    results = [
-        {"kind": kind, "format": base, "outcome": outcome, "files": files}
-        for (kind, base, outcome), files in sorted(counts.items())
-    ]
-    print(markdown_table(["kind", "format", "outcome", "files"], [[str(v) for v in row.values()] for row in results]))
-    bad = [case for case in cases if case.outcome not in GOOD]
-    for case in bad:
-        print(f"{case.outcome}: {case.kind}, {case.base}: {case.message}")
-    print(f"{len(cases)} files, {len(bad)} of them neither loaded bit-equal nor refused in one line")
-    if args.out:
-        write_results(
-            args.out, {"environment": environment(), "settings": vars(args), "bad": len(bad), "results": results}
-        )
-        print(f"wrote {args.out}")
-    if bad:
-        raise SystemExit(1)
+    bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
+    kinds = [{"kind": case.kind, "format": case.base, "outcome": case.outcome} for case in cases]
+    report_fuzzing(args, kinds, bad)
 
 
 if __name__ == "__main__":

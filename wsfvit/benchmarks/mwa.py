@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsfvit.benchmarks.common import (
-    environment,
+    add_timing_options,
     format_timing,
+    forward_backward_step,
+    forward_step,
     markdown_table,
     measure_together,
+    parse_shape,
     set_up_device,
-    write_results,
+    write_run,
 )
-from wsfvit.benchmarks.wavelets import parse_shape
 from wsfvit.layers import AFNO2d
 
 FUSED, EINSUMS = "wsfvit, fused", "eight einsums (published)"
@@ -95,15 +97,6 @@ def check_equal(case: dict[str, Any]) -> float:
     return error
 
 
-def forward_step(function: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    with torch.no_grad():
-        return function(x)
-
-
-def forward_backward_step(function: Callable[[Tensor], Tensor], leaves: list[Tensor], grad: Tensor) -> Any:
-    return torch.autograd.grad(function(leaves[0]), leaves, grad)
-
-
 def bench_shape(shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Check and time one shape, print its table, and return its records."""
     rows, records = [], []
@@ -143,12 +136,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="maps of tokens (default: ViT-S at 32 and at 64 pixels, 64x384x8x8 8x384x16x16)",
     )
     parser.add_argument("--num-blocks", type=int, default=4, help="blocks of the channels (default: 4)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
@@ -157,9 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = set_up_device(args.device, args.threads)
     torch.manual_seed(args.seed)
     runs = [{"shape": shape, "results": bench_shape(shape, args, device)} for shape in args.shapes]
-    if args.out:
-        write_results(args.out, {"environment": environment(), "settings": vars(args), "runs": runs})
-        print(f"\nwrote {args.out}")
+    write_run(args, runs=runs)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 
 from wsfvit.benchmarks.common import (
     Timing,
-    environment,
+    add_timing_options,
     format_timing,
+    forward_backward_step,
+    forward_step,
     markdown_table,
     measure_together,
+    parse_shape,
     set_up_device,
-    write_results,
+    write_run,
 )
-from wsfvit.benchmarks.wavelets import parse_shape
 from wsfvit.layers import WaveletAttention
 from wsfvit.wavelets.filterbank import filter_bank
 
@@ -92,15 +94,6 @@ def _gradients_of(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.randn(y.shape, generator=generator).to(y.device) for y in outputs]
 
 
-def forward_step(candidate: nn.Module, x: Tensor) -> Any:
-    with torch.no_grad():
-        return candidate(x)
-
-
-def forward_backward_step(candidate: nn.Module, x: Tensor, grads: list[Tensor]) -> Any:
-    return torch.autograd.grad(candidate(x), x, grads)
-
-
 def bench_attention(shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Checks and times one shape, prints its tables, and returns a record for forward and one for both passes."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)).to(device)
@@ -114,7 +107,7 @@ def bench_attention(shape: tuple[int, ...], args: argparse.Namespace, device: to
     modes: dict[str, dict[str, Callable[[], Any]]] = {
         "forward": {name: partial(forward_step, module, x) for name, module in candidates.items()},
         "forward + backward": {
-            name: partial(forward_backward_step, module, leaf, grads) for name, module in candidates.items()
+            name: partial(forward_backward_step, module, [leaf], grads) for name, module in candidates.items()
         },
     }
     records = []
@@ -149,12 +142,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="even sizes (default: maps at 224 pixels of the ResNets' and of VGG's width)",
     )
     parser.add_argument("--wavelet", default="haar", help="discrete PyWavelets wavelet (default: haar)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random maps (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
@@ -162,9 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     device = set_up_device(args.device, args.threads)
     runs = [record for shape in args.shapes for record in bench_attention(shape, args, device)]
-    if args.out:
-        write_results(args.out, {"environment": environment(), "settings": vars(args), "runs": runs})
-        print(f"\nwrote {args.out}")
+    write_run(args, runs=runs)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from wsfvit.benchmarks.common import (
-    environment,
+    add_timing_options,
     format_timing,
+    forward_backward_step,
+    forward_step,
     markdown_table,
     measure_together,
+    parse_shape,
     set_up_device,
-    write_results,
+    write_run,
 )
-from wsfvit.benchmarks.wavelets import parse_shape
 from wsfvit.models.wavemix_blocks import WaveletPyramid
 from wsfvit.wavelets import haar_dwt2d
 
@@ -92,22 +94,13 @@ def check_equal(candidates: dict[str, Pyramid], x: Tensor) -> dict[str, float]:
     return errors
 
 
-def forward_step(pyramid: Pyramid, x: Tensor) -> Any:
-    with torch.no_grad():
-        return pyramid(x)
-
-
-def forward_backward_step(pyramid: Pyramid, x: Tensor, grads: list[Tensor]) -> Any:
-    return torch.autograd.grad(pyramid(x), x, grads)
-
-
 def build_steps(candidates: dict[str, Pyramid], x: Tensor, backward: bool) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     if not backward:
         return {name: partial(forward_step, pyramid, x) for name, pyramid in candidates.items()}
     leaf = x.detach().requires_grad_()
     return {
-        name: partial(forward_backward_step, pyramid, leaf, [torch.randn_like(y) for y in pyramid(leaf)])
+        name: partial(forward_backward_step, pyramid, [leaf], [torch.randn_like(y) for y in pyramid(leaf)])
         for name, pyramid in candidates.items()
     }
 
@@ -144,12 +137,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="reduced maps (default: those of 144/7 on CIFAR-10, and of 192/16 at 224 pixels)",
     )
     parser.add_argument("--levels", nargs="+", type=int, choices=(1, 2, 3, 4), default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random maps (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
@@ -162,9 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for level in args.levels
         for backward in (False, True)
     ]
-    if args.out:
-        write_results(args.out, {"environment": environment(), "settings": vars(args), "runs": runs})
-        print(f"\nwrote {args.out}")
+    write_run(args, runs=runs)
 
 
 if __name__ == "__main__":

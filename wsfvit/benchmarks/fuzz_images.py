@@ -1,6 +1,6 @@
 """Send damaged images through the reading and the transforms.
 
-    python -m wsfvit.benchmarks.fuzz images --count 2000 --out results/robustness/images.json
+    python -m wsfvit.benchmarks.fuzz_images --count 2000 --out results/robustness/images.json
 
 Each file must either give a finite tensor of the right shape or be refused in one line that names it. A decoder that
 brings its process down is seen too, because a worker process does the reading.
@@ -11,7 +11,6 @@ import io
 import random
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from wsfvit.benchmarks.common import environment, markdown_table, write_results
+from wsfvit.benchmarks.common import report_fuzzing
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import BadImage, TransformedDataset
 from wsfvit.data.transforms import build_train_transform
@@ -119,31 +118,20 @@ def fuzz_images(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m wsfvit.benchmarks.fuzz_images",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("target", choices=("images",), help="what is damaged")
     parser.add_argument("--count", type=int, default=2000, help="files to try (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         cases = list(fuzz_images(args.count, args.seed, Path(folder)))
-    counts = Counter((base, outcome) for base, _, outcome, _ in cases)
-    results = [
-        {"format": base, "outcome": outcome, "files": files} for (base, outcome), files in sorted(counts.items())
+    bad = [
+        f"{outcome}: {base}, {mutation}: {message}" for base, mutation, outcome, message in cases if outcome not in GOOD
     ]
-    print(markdown_table(["format", "outcome", "files"], [[str(v) for v in row.values()] for row in results]))
-    bad = [case for case in cases if case[2] not in GOOD]
-    for base, mutation, outcome, message in bad:
-        print(f"{outcome}: {base}, {mutation}: {message}")
-    print(f"{len(cases)} files, {len(bad)} of them neither read nor refused by name")
-    if args.out:
-        write_results(
-            args.out, {"environment": environment(), "settings": vars(args), "bad": len(bad), "results": results}
-        )
-        print(f"wrote {args.out}")
-    if bad:
-        raise SystemExit(1)
+    report_fuzzing(args, [{"format": base, "outcome": outcome} for base, _, outcome, _ in cases], bad)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,22 @@ import random
 
 import pytest
 
-from wsfvit.benchmarks import fuzz
+from wsfvit.benchmarks import fuzz_images
 from wsfvit.data.bad_images import BadImage
 
 
 def test_damaged_images_are_read_or_refused_by_name(tmp_path, capsys):
-    fuzz.main(["images", "--count", "60", "--seed", "1", "--out", str(tmp_path / "images.json")])
-    assert "60 files, 0 of them neither read nor refused by name" in capsys.readouterr().out
+    fuzz_images.main(["--count", "60", "--seed", "1", "--out", str(tmp_path / "images.json")])
+    assert "60 files, 0 of them did not end as they should" in capsys.readouterr().out
     recorded = json.loads((tmp_path / "images.json").read_text())
     assert recorded["bad"] == 0 and sum(row["files"] for row in recorded["results"]) == 60
     assert {row["outcome"] for row in recorded["results"]} == {"read", "refused"}
 
 
 def test_the_same_seed_gives_the_same_damage():
-    blob = fuzz.make_bases()["JPEG"]
-    for kind in fuzz.MUTATIONS:
-        one, other, third = (fuzz.mutate(kind, blob, random.Random(seed)) for seed in (1, 1, 2))
+    blob = fuzz_images.make_bases()["JPEG"]
+    for kind in fuzz_images.MUTATIONS:
+        one, other, third = (fuzz_images.mutate(kind, blob, random.Random(seed)) for seed in (1, 1, 2))
         assert one == other != third
 
 
@@ -33,4 +33,4 @@ class Broken:
 
 @pytest.mark.parametrize(("index", "outcome"), [(0, "MemoryError"), (1, "refused without its name")])
 def test_what_goes_wrong_is_told(index, outcome):
-    assert fuzz.Outcomes(Broken(), ["a.png", "b.png"])[index][0] == outcome
+    assert fuzz_images.Outcomes(Broken(), ["a.png", "b.png"])[index][0] == outcome
