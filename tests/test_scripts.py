@@ -151,6 +151,6 @@ def test_dry_run_on_two_machines(tmp_path: Path) -> None:
     remote = write_program(tmp_path / "remote", 'exec bash -c "$2"\n')
     variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "REMOTE": remote, "MASTER_ADDR": "localhost"}
     arguments = [str(ROOT / "scripts" / "multinode.sh"), "one two", "scripts/wsfvit_p0_224_1k.sh", "/nowhere", "1"]
-    done = run_bash([*arguments, *DRY_RUN], variables | {"MASTER_PORT": "29611"})
+    done = run_bash([*arguments, *DRY_RUN, "--global-batch-size", "4"], variables | {"MASTER_PORT": "29611"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dry run") == 1

@@ -69,7 +69,7 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--num-classes", "5"], "the data has 10 classes, the model 5: pass --num-classes 10"),
         (["--model-kwargs", "no_such=1"], "cannot be built with"),
         (["--opt", "no-such"], "optimizer 'no-such'"),
-        (["-b", "4001"], "is more than the 4000 images"),
+        (["-b", "4001"], "is more than the 4000 training images"),
         (["-b", "33", "--mixup", "0.5"], "must be even"),
         (["--mean", "0.1", "0.2"], "--mean takes 1 or 1 values"),
         (["--interpolation", "no-such"], "'no-such'"),

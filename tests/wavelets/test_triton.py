@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set by tests/conftest.py where there is no GPU
 # Triton's interpreter rounds to bfloat16 towards zero, so only a GPU can be held to the reference's rounding.
 DTYPES = [torch.float64, torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
-SIZES = [(1, 1), (4, 6), (5, 7), (2, 300)]
+SIZES = [(1, 1), (5, 8), (2, 300)]
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, exact: bool = True) -> None:
@@ -39,7 +39,7 @@ def test_dwt_and_idwt_equal_the_reference_bit_for_bit(device, size, dtype, layou
         assert_same(kernels.haar_idwt2d(y, output_size), reference.haar_idwt2d(y, output_size))
 
 
-@pytest.mark.parametrize("options", [(False, False), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("options", [(False, False), (True, True)], ids=str)
 @pytest.mark.parametrize("mode", ["zero", "periodic"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
