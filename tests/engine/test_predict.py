@@ -13,6 +13,7 @@ from wsfvit.data.digits import Digits
 from wsfvit.data.image_files import read_image
 from wsfvit.engine.args import parse_validate_args
 from wsfvit.engine.build import build_eval_loader
+from wsfvit.engine.distributed import World
 from wsfvit.engine.predict import load_classifier, resolve_class_names
 from wsfvit.errors import run_main
 
@@ -49,7 +50,7 @@ def test_probabilities_are_those_of_the_evaluation(last, folder, monkeypatch, ca
     classifier = load_classifier(args, None, last)
     digits = Digits("validation", in_chans=1)
     digits.images, digits.labels = digits.images[list(SHOWN)], digits.labels[list(SHOWN)]
-    ((images, _),) = build_eval_loader(args, digits, classifier.data_config, 3, torch.device("cpu"))
+    ((images, _),) = build_eval_loader(args, digits, classifier.data_config, 3, World(torch.device("cpu")))
     expected = classifier.model(images).softmax(1)
     for result, row in zip(results, expected.tolist(), strict=True):
         found = {entry["class"]: entry["probability"] for entry in result["predictions"]}
@@ -68,6 +69,12 @@ def test_text_names_classes_and_draws(last, folder, tmp_path, monkeypatch, capsy
     assert lines[0] == str(folder / "a.png") and lines[0:4] == lines[4:8]
     assert lines[1].split(" %  ")[1] in names
     assert np.asarray(Image.open(out)).std() > 10
+
+
+def test_the_checkpoint_names_the_classes(last, folder, monkeypatch, capsys):
+    run(monkeypatch, folder / "a.png", "--checkpoint", last, "--json", "--topk", "10")
+    (result,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert all(entry["name"] == str(entry["class"]) for entry in result["predictions"])
 
 
 def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch, capsys):
@@ -115,5 +122,8 @@ def test_class_names_without_a_file():
 
     assert resolve_class_names("", None, Model)[:2] == ["tench", "goldfish"]
     assert resolve_class_names("", ["x"] * 1000, Model)[0] == "x"
+    assert resolve_class_names("", ["n01440764", "n01443537"] * 500, Model)[:2] == ["tench", "goldfish"]
+    assert resolve_class_names("", ["n99999999"] * 1000, Model)[0] == "n99999999"
+    assert not any(name.startswith("n0") for name in resolve_class_names("", None, Model))
     Model.num_classes = 3
     assert resolve_class_names("", ["a", "b"], Model) == ["class 0", "class 1", "class 2"]
