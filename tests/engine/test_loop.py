@@ -144,14 +144,14 @@ def test_a_loss_that_is_not_finite_in_another_process_skips_the_update_here_too(
 
     state, cfg = small_state([1.0], world=Two(torch.device("cpu")))
     before = state.model.head.weight.detach().clone()
-    with pytest.raises(UserError, match="no update of epoch 0"):
+    with pytest.raises(UserError, match="epoch 0 had no finite update"):
         train_one_epoch(state, batches(1), cfg)
     assert state.bad_steps == 1 and torch.equal(before, state.model.head.weight)
 
 
 def test_an_epoch_without_a_finite_update_ends_the_run():
     state, cfg = small_state([NAN] * 3)
-    with pytest.raises(UserError, match="no update of epoch 0 was finite"):
+    with pytest.raises(UserError, match="epoch 0 had no finite update"):
         train_one_epoch(state, batches(3), cfg)
 
 

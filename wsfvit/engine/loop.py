@@ -142,7 +142,7 @@ def train_one_epoch(
                 break
     loss = mean_loss(state, cfg.world)
     if finished and loss is None:
-        raise UserError(f"no update of epoch {state.epoch} was finite; stopped unsaved. {ADVICE}")
+        raise UserError(f"epoch {state.epoch} had no finite update; stopped unsaved. {ADVICE}")
     return {
         "loss": loss,
         "lr": state.lr,
