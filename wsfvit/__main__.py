@@ -1,6 +1,8 @@
 """``python -m wsfvit info``: what this installation is and what it will compute with.
 
 ``python -m wsfvit predict IMAGE... --checkpoint FILE``: the most probable classes of pictures.
+
+``python -m wsfvit replay FILE``: an update of a training that was not finite, watched module by module.
 """
 
 import argparse
@@ -8,16 +10,23 @@ import importlib.metadata
 import os
 import platform
 
+import PIL
 import timm
 import torch
+import torch.distributed as dist
+import torchvision
 
 import wsfvit
 from wsfvit.engine.args.predict import add_predict_args
+from wsfvit.engine.args.replay import add_replay_args
 from wsfvit.engine.predict import run_predict
+from wsfvit.engine.replay import run_replay
 from wsfvit.errors import run_main
 from wsfvit.wavelets import resolve_backend
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "PyWavelets", "fvcore", "safetensors", "mlxtend")
+DATA_PACKAGES = ("datasets", "webdataset", "tensorflow-datasets")
+LOG_PACKAGES = ("tensorboard", "wandb", "trackio")
 VARIABLES = {
     "WSFVIT_WAVELET_BACKEND": "wavelet operators",
     "TIMM_FUSED_ATTN": "timm's choice of attention",
@@ -31,7 +40,7 @@ def main() -> None:
     """Parses the command line and runs the command."""
     parser = argparse.ArgumentParser(prog="python -m wsfvit")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, devices, models, wavelet backend, environment variables")
+    commands.add_parser("info", help="versions, devices, models, backends of wavelets and data, environment variables")
     predict = commands.add_parser(
         "predict",
         help="print, and draw on request, the most probable classes of images",
@@ -39,20 +48,32 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_predict_args(predict)
+    replay = commands.add_parser(
+        "replay",
+        help="compute again an update of a training that was not finite, and say where it began",
+        allow_abbrev=False,
+    )
+    add_replay_args(replay)
     args = parser.parse_args()
     if args.command == "predict":
         run_predict(args)
+    elif args.command == "replay":
+        run_replay(args)
     else:
         print_info()
 
 
 def print_info() -> None:
-    """Prints versions, devices, the number of registered models, the wavelet backends and environment variables."""
+    """Prints versions, devices, registered models, backends (wavelets, data, processes) and environment variables."""
     print(f"wsfvit {wsfvit.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print("packages:  " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    print(f"packages:  {_versions(PACKAGES)}")
+    print(f"images:    Pillow {PIL.__version__}, decoded by {torchvision.get_image_backend()}")
+    print(f"data sets: folders and tar files, {_versions(DATA_PACKAGES)}")
+    print(f"logs:      CSV, {_versions(LOG_PACKAGES)}")
     print(f"models:    {len(timm.list_models('wsfvit*'))} registered as wsfvit*")
     for device in _devices():
         print(f"device:    {_describe(device)}, wavelet backend {_backend(device)}")
+    print(f"processes: {', '.join(_distributed_backends()) or 'one alone'}")
     for name, meaning in VARIABLES.items():
         print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
 
@@ -63,7 +84,7 @@ def _devices() -> list[torch.device]:
 
 def _describe(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
+        return f"cpu, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     found = torch.cuda.get_device_properties(device)
     return f"{device} {found.name}, {found.total_memory / 2**30:.0f} GiB"
 
@@ -73,6 +94,17 @@ def _backend(device: torch.device) -> str:
         return resolve_backend(device)
     except (RuntimeError, ValueError) as err:  # a backend was asked for that this installation does not have
         return f"unusable: {err}"
+
+
+def _distributed_backends() -> list[str]:
+    if not dist.is_available():
+        return []
+    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
+    return [name for name, available in found.items() if available]
+
+
+def _versions(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {_version(name)}" for name in names)
 
 
 def _version(name: str) -> str:

@@ -11,9 +11,12 @@ from wsfvit.engine.train import run_training
 from wsfvit.errors import run_main
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def few_threads():
-    """Tiny networks lose more than they win from threads, the more so on a shared machine."""
+    """Tiny networks lose more than they win from threads, the more so on a shared machine.
+
+    Of module scope, so that runs which a whole module is compared with have as many.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -13,6 +13,9 @@ def test_info_names_versions_devices_and_variables(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert f"torch {importlib.metadata.version('torch')}" in out
     assert "wavelet backend" in out
+    assert f"Pillow {importlib.metadata.version('Pillow')}, decoded by PIL" in out
+    assert "webdataset " in out and "trackio " in out and "threads of" in out
+    assert "processes: gloo" in out
     assert "OMP_NUM_THREADS=3" in out
 
 

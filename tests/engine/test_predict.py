@@ -71,6 +71,12 @@ def test_text_names_classes_and_draws(last, folder, tmp_path, monkeypatch, capsy
     assert np.asarray(Image.open(out)).std() > 10
 
 
+def test_the_checkpoint_names_the_classes(last, folder, monkeypatch, capsys):
+    run(monkeypatch, folder / "a.png", "--checkpoint", last, "--json", "--topk", "10")
+    (result,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert all(entry["name"] == str(entry["class"]) for entry in result["predictions"])
+
+
 def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch, capsys):
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(SystemExit) as ended:
@@ -116,5 +122,8 @@ def test_class_names_without_a_file():
 
     assert resolve_class_names("", None, Model)[:2] == ["tench", "goldfish"]
     assert resolve_class_names("", ["x"] * 1000, Model)[0] == "x"
+    assert resolve_class_names("", ["n01440764", "n01443537"] * 500, Model)[:2] == ["tench", "goldfish"]
+    assert resolve_class_names("", ["n99999999"] * 1000, Model)[0] == "n99999999"
+    assert not any(name.startswith("n0") for name in resolve_class_names("", None, Model))
     Model.num_classes = 3
     assert resolve_class_names("", ["a", "b"], Model) == ["class 0", "class 1", "class 2"]

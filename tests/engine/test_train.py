@@ -31,6 +31,7 @@ def test_run_folder_is_complete(trained):
     assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "top1", "top5", "lr", "seconds", "images_per_s"]
     assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "test_resnet"
     content = torch.load(folder / "last.pth.tar", weights_only=True)
+    assert content["class_names"] == [str(digit) for digit in range(10)]
     assert {"arch", "model_kwargs", "data_config", "args", "state_dict_ema", "optimizer", "epoch"} <= content.keys()
 
 
@@ -87,6 +88,7 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--cutmix-minmax", "0.2"], "--cutmix-minmax takes two values"),
         (["--epoch-repeats", "2"], "--epoch-repeats is for streaming datasets"),
         (["--log-wandb"], "pip install wandb"),
+        (["--log-trackio"], "pip install trackio"),
         (["--torchscript"], "--torchscript is not supported: TorchScript is deprecated"),
         (["--resume", "auto"], "pass --experiment NAME"),
         (["-c", "none.yaml"], "cannot be read"),
@@ -190,13 +192,14 @@ def test_tensorboard_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     argv = [flag for flag in TINY_RUN if flag != "--no-tensorboard"]
-    argv += ["--epochs", "1", "--log-interval", "3", "--clip-grad", "1"]
+    argv += ["--epochs", "1", "--log-interval", "3"]
     result = run_training(parse_train_args([*argv, "--output", str(tmp_path)]))
     events = EventAccumulator(str(result["run_folder"]))
     events.Reload()
-    assert {"train/loss", "train/lr", "train/grad_norm", "epoch/val_loss", "epoch/top1"} <= set(
-        events.Tags()["scalars"]
-    )
+    names = ("train/loss", "train/lr", "train/grad_norm", "train/images_per_s", "train/data_wait", "train/peak_gib")
+    assert {*names, "epoch/val_loss", "epoch/top1"} <= set(events.Tags()["scalars"])
+    assert 0 < events.Scalars("train/data_wait")[0].value < 1
+    assert 0.1 < events.Scalars("train/peak_gib")[0].value < 100
     assert [event.step for event in events.Scalars("train/loss")] == [3, 6]
     assert events.Scalars("epoch/val_loss")[0].value == pytest.approx(result["rows"][0]["val_loss"])
 
@@ -209,6 +212,49 @@ def test_deterministic_asks_torch_for_it(tmp_path, monkeypatch):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_deterministic_runs_are_bit_equal_for_any_number_of_workers(tmp_path):
+    try:
+        more = ["--deterministic", "--mixup", "0.4", "--reprob", "0.5", "--aa", "rand-m9-mstd0.5", "--drop-path", "0.2"]
+        folders = [tiny(tmp_path / count, *more, "-j", count)["run_folder"] for count in ("0", "2")]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    one, two = (torch.load(folder / "last.pth.tar", weights_only=True) for folder in folders)
+    assert one["loss_sums"] == two["loss_sums"] and one["num_updates"] == 12
+    assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
+    moments = ("exp_avg", "exp_avg_sq")
+    pairs = zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True)
+    assert all(torch.equal(a[key], b[key]) for a, b in pairs for key in moments)
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_trackers_get_the_figures(tmp_path, monkeypatch):
+    """A stand-in for the two packages, which talk to servers."""
+    calls = []
+
+    class Tracker:
+        def init(self, **options):
+            calls.append(("init", options))
+            return self
+
+        def log(self, figures, step):
+            calls.append((step, figures))
+
+        def finish(self):
+            calls.append(("finish", None))
+
+    monkeypatch.setitem(sys.modules, "trackio", Tracker())
+    monkeypatch.setitem(sys.modules, "wandb", Tracker())
+    more = ["--log-trackio", "--trackio-project", "p", "--log-wandb", "--wandb-project", "q", "--experiment", "e"]
+    tiny(tmp_path, *more, "--epochs", "1")
+    projects = [options["project"] for kind, options in calls if kind == "init"]
+    assert projects == ["q", "p"] and [options["name"] for kind, options in calls if kind == "init"] == ["e", "e"]
+    figures = [(step, sorted(logged)) for step, logged in calls if isinstance(step, int)]
+    assert len(figures) == 4 and all(step == 6 for step, _ in figures)  # one log point and one epoch each
+    assert "train/loss" in figures[0][1] and "epoch/top1" in figures[-1][1]
+    assert [kind for kind, _ in calls].count("finish") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Datasets on top of ``timm.data``, their loaders, and the seeding that makes training repeatable."""
 
-from wsfvit.data.factory import create_dataset, dataset_num_classes
+from wsfvit.data.factory import create_dataset, dataset_class_names, dataset_num_classes
 from wsfvit.data.loader import (
     EvalLoader,
     LoaderOptions,
@@ -23,6 +23,7 @@ __all__ = [
     "build_eval_loader",
     "build_train_loader",
     "create_dataset",
+    "dataset_class_names",
     "dataset_num_classes",
     "seed_all",
 ]

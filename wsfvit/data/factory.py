@@ -81,11 +81,24 @@ def create_dataset(
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
     """Number of classes that the dataset's labels run over, or None where it does not say."""
+    return len(_class_to_index(dataset)) or None
+
+
+def dataset_class_names(dataset: Dataset) -> list[str] | None:
+    """The classes' names in the order of their labels, or None where the dataset does not say."""
+    to_index = _class_to_index(dataset)
+    # A class map can leave numbers out, or use one twice.
+    if not to_index or sorted(to_index.values()) != list(range(len(to_index))):
+        return None
+    return [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
+
+
+def _class_to_index(dataset: Dataset) -> dict[Any, int]:
     for holder in (dataset, getattr(dataset, "reader", None)):
         classes = getattr(holder, "class_to_idx", None)
         if classes:
-            return len(classes)
-    return None
+            return dict(classes)
+    return {}
 
 
 def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:

@@ -78,6 +78,14 @@ class EvalLoader:
             )
 
     @property
+    def dataset(self) -> Any:
+        """The dataset as ``create_dataset`` gave it."""
+        dataset: Any = self._loader.dataset
+        while isinstance(dataset, (SeededDataset, TransformedDataset)):
+            dataset = dataset.dataset
+        return dataset
+
+    @property
     def bad_images(self) -> dict[int, str]:
         """Index to message of the images left out so far, under ``skip``."""
         return self._checked.bad_images
@@ -115,6 +123,13 @@ class TrainLoader(EvalLoader):
         else:
             self._batches_to_drop = first_batch
             self._loader.generator.manual_seed(derive_seed(self._seed, epoch))
+
+    def batch_indices(self, batch: int) -> list[int] | None:
+        """Dataset indices of the images of one batch of the epoch; None for streaming datasets, which have none."""
+        sampler = self._loader.batch_sampler
+        if not isinstance(sampler, TrainSampler):
+            return None
+        return [index % sampler.num_samples for index in sampler.batch_indices(batch)]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return itertools.islice(self._batches, self._batches_to_drop, None)

@@ -61,11 +61,22 @@ class TrainSampler(Sampler[list[int]]):
         self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng(derive_seed(self.seed, self.epoch)).permutation(self.num_samples)
+        order = self._order()
         for batch in range(self.first_batch, len(self)):
-            places = np.arange(batch * self.global_batch + self.rank, (batch + 1) * self.global_batch, self.world_size)
-            image, repeat = order[places // self.repeats], places % self.repeats
-            yield (repeat * self.num_samples + image).tolist()
+            yield self._indices(order, batch)
+
+    def batch_indices(self, batch: int) -> list[int]:
+        """The indices of one batch of the epoch."""
+        return self._indices(self._order(), batch)
+
+    def _order(self) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, self.epoch)).permutation(self.num_samples)
+
+    def _indices(self, order: np.ndarray, batch: int) -> list[int]:
+        places = np.arange(batch * self.global_batch + self.rank, (batch + 1) * self.global_batch, self.world_size)
+        image, repeat = order[places // self.repeats], places % self.repeats
+        indices: list[int] = (repeat * self.num_samples + image).tolist()
+        return indices
 
 
 class EvalSampler(Sampler[int]):

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -139,7 +139,7 @@ def check_classes(dataset: Any, num_classes: int) -> None:
 
 def build_eval_loader(
     args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, world: "World"
-) -> Loader:
+) -> data.EvalLoader:
     """Loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
 
     Raises:
@@ -148,31 +148,49 @@ def build_eval_loader(
     return data.build_eval_loader(dataset, data_config, _loader_options(args, batch_size, world))
 
 
-def build_loaders(
+def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str) -> None:
+    """Refuses data in which a class has another label than the class of the same name has elsewhere.
+
+    Args:
+        names: The data's classes in the order of their labels; None where it does not say.
+        others: The classes elsewhere, likewise.
+        whose: Where that is, e.g. ``the training data``.
+
+    Raises:
+        UserError: naming the first such class.
+    """
+    elsewhere = {name: label for label, name in enumerate(others or ())}
+    for label, name in enumerate(names or ()):
+        if elsewhere.get(name, label) != label:
+            raise UserError(
+                f"class '{name}' has label {label} in this data and {elsewhere[name]} in {whose} ({len(names or ())} "
+                f"and {len(elsewhere)} classes): add the missing class folders, or name all classes with --class-map"
+            )
+
+
+def build_train_loader(
     args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: "World"
-) -> tuple[Loader, Loader]:
-    """Training and validation loaders of this process: images (B, C, H, W) float32, labels (B,) int64.
+) -> data.TrainLoader:
+    """Training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
 
     Raises:
         UserError: the data is missing, has too many classes, or is smaller than one batch of all processes.
     """
-    in_chans = data_config["input_size"][0]
-    mode = {"batch_size": args.batch_size, "seed": args.seed, "num_classes": num_classes}
     if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
     train_set = build_dataset(
         args,
         args.train_split,
         args.train_num_samples,
-        in_chans,
+        data_config["input_size"][0],
         is_training=True,
         repeats=args.epoch_repeats,
-        **mode,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        num_classes=num_classes,
     )
-    val_set = build_dataset(args, args.val_split, args.val_num_samples, in_chans, **mode)
     check_classes(train_set, num_classes)
-    check_classes(val_set, num_classes)
-    train_loader = data.build_train_loader(
+    return data.build_train_loader(
         train_set,
         data_config,
         _loader_options(args, args.batch_size, world),
@@ -180,8 +198,32 @@ def build_loaders(
         seed=args.seed,
         repeats=max(args.aug_repeats, 1),
     )
-    val_batch_size = args.validation_batch_size or args.batch_size
-    return train_loader, build_eval_loader(args, val_set, data_config, val_batch_size, world)
+
+
+def build_val_loader(
+    args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: "World"
+) -> data.EvalLoader:
+    """Validation loader of this process during a training, as ``build_eval_loader``.
+
+    Raises:
+        UserError: the data is missing or has too many classes.
+    """
+    val_set = build_dataset(
+        args,
+        args.val_split,
+        args.val_num_samples,
+        data_config["input_size"][0],
+        batch_size=args.batch_size,
+        seed=args.seed,
+        num_classes=num_classes,
+    )
+    check_classes(val_set, num_classes)
+    return build_eval_loader(args, val_set, data_config, args.validation_batch_size or args.batch_size, world)
+
+
+def count_bad_images(loader: Loader, world: "World") -> int:
+    """Number of images left out so far because they cannot be read, each once; every process must call it."""
+    return len(set().union(*world.gather(list(loader.bad_images))))
 
 
 def _loader_options(args: argparse.Namespace, batch_size: int, world: "World") -> LoaderOptions:
@@ -193,7 +235,7 @@ def _loader_options(args: argparse.Namespace, batch_size: int, world: "World") -
         pin_memory=args.pin_mem,
         world_size=world.size,
         rank=world.rank,
-        on_bad_image=getattr(args, "on_bad_image", "raise"),  # not every command has it
+        on_bad_image=args.on_bad_image,
     )
 
 

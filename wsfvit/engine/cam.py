@@ -15,6 +15,7 @@ from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
+from wsfvit.data import dataset_class_names
 from wsfvit.data.image_files import find_images, read_image, write_sample_images
 from wsfvit.engine.args.cam import METHODS
 from wsfvit.engine.args.common import DEFAULT_MODEL
@@ -129,9 +130,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | 
     if not args.dataset:
         return _load_folder(folder or SAMPLE_FOLDER, args.num_images, args.workers), None
     dataset = build_dataset(args, args.split, None, in_chans=3)
-    holder = next((x for x in (dataset, getattr(dataset, "reader", None)) if getattr(x, "class_to_idx", None)), None)
-    to_index = {} if holder is None else holder.class_to_idx
-    names = [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
+    names = dataset_class_names(dataset)
     if not hasattr(dataset, "__getitem__"):
         raise UserError(f"dataset '{args.dataset}' is a stream, from which no images can be picked: pass a folder")
     pictures = []
@@ -142,7 +141,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | 
             raise UserError(f"image {index} of dataset '{args.dataset}' cannot be read: {err}") from err
         shown = names[label] if names else label
         pictures.append(Picture(f"{args.split} {index}\nclass {shown}", image, int(label)))
-    return pictures, names or None
+    return pictures, names
 
 
 def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Column]:

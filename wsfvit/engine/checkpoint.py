@@ -25,7 +25,7 @@ from wsfvit.models import describe_misfit
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
-META_KEYS = ("arch", "model_kwargs", "data_config", "epoch", "metric")
+META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "epoch", "metric")
 # create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
 RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -94,7 +94,7 @@ def load_state_dict_file(
 
     Returns:
         The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
-        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``epoch`` and ``metric``.
+        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names``, ``epoch`` and ``metric``.
 
     Raises:
         UserError: as ``read_checkpoint``, or the file holds no weights.
@@ -218,10 +218,12 @@ def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], u
 def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
     meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
-    expected = {"arch": str, "model_kwargs": dict, "data_config": dict}
+    expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list}
     for key, kind in expected.items():
         if key in meta and not isinstance(meta[key], kind):
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
+    if "class_names" in meta:
+        meta["class_names"] = [str(name) for name in meta["class_names"]]
     reserved = [key for key in RESERVED_KWARGS if key in meta.get("model_kwargs", {})]
     if reserved:
         raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")

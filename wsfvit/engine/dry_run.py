@@ -12,14 +12,13 @@ from wsfvit.engine.distributed import World
 
 
 class FirstBatches:
-    """The first ``count`` batches of a loader, as a loader."""
+    """The first ``count`` batches of a loader, as a loader; everything else is the loader's own."""
 
     def __init__(self, loader: Loader, count: int) -> None:
         self.loader, self.count = loader, min(count, len(loader))
 
-    def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """As the loader's."""
-        self.loader.set_position(epoch, first_batch)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return self.count

@@ -1,4 +1,4 @@
-"""What a run leaves to read: summary.csv, TensorBoard events, Weights & Biases, pictures of its batches."""
+"""What a run leaves to read: summary.csv, TensorBoard events, Weights & Biases, Trackio, pictures of its batches."""
 
 import argparse
 import csv
@@ -18,7 +18,7 @@ class RunLog:
     Args:
         folder: The run folder.
         args: Arguments of train.py.
-        described: The same as primitives, for Weights & Biases.
+        described: The same as primitives, for Weights & Biases and Trackio.
         num_updates: Where a resumed run continues; later figures of the run before are hidden.
 
     Raises:
@@ -29,7 +29,10 @@ class RunLog:
         self.folder = folder
         self.save_images = args.save_images
         self.writer = None if args.no_tensorboard else _tensorboard(folder, num_updates)
-        self.wandb = _wandb(args, folder, described) if args.log_wandb else None
+        # Both are used alike: log(figures, step=) and finish().
+        self.trackers = [_wandb(args, folder, described)] if args.log_wandb else []
+        if args.log_trackio:
+            self.trackers.append(_trackio(args, folder, described, resumed=num_updates > 0))
 
     def log_update(self, update: int, figures: dict[str, float]) -> None:
         """Figures of the training loop after ``update`` optimizer updates."""
@@ -52,15 +55,15 @@ class RunLog:
         """Flushes and closes all of them."""
         if self.writer is not None:
             self.writer.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def _log(self, figures: dict[str, float], update: int) -> None:
         if self.writer is not None:
             for key, value in figures.items():
                 self.writer.add_scalar(key, value, update)
-        if self.wandb is not None:
-            self.wandb.log(figures, step=update)
+        for tracker in self.trackers:
+            tracker.log(figures, step=update)
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
@@ -90,3 +93,14 @@ def _wandb(args: argparse.Namespace, folder: Path, described: dict[str, Any]) ->
     return wandb.init(
         project=args.wandb_project, name=folder.name, dir=str(folder), tags=args.wandb_tags, config=described, **resumed
     )
+
+
+def _trackio(args: argparse.Namespace, folder: Path, described: dict[str, Any], resumed: bool) -> Any:
+    try:
+        import trackio
+    except ImportError as err:
+        raise UserError("Trackio is not installed: pip install trackio, or leave out --log-trackio") from err
+    trackio.init(
+        project=args.trackio_project, name=folder.name, config=described, resume="allow" if resumed else "never"
+    )
+    return trackio

@@ -1,7 +1,7 @@
 """The training loop: one epoch, batch by batch, on one of one or more processes."""
 
 import itertools
-import math
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,11 @@ from wsfvit.engine.progress import Progress
 from wsfvit.engine.state import TrainState
 from wsfvit.errors import UserError
 
+ADVICE = (
+    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16; python -m wsfvit replay FILE, with a file of the run's "
+    "bad-steps folder, shows where it began"
+)
+
 
 @dataclass(frozen=True)
 class StepConfig:
@@ -35,6 +40,7 @@ class StepConfig:
         epochs: Number of epochs in all.
         grad_accum_steps: Batches whose gradients make one update; the last update of an epoch may have fewer.
         synchronize: Wait for the device after every update.
+        max_bad_steps: End the run after so many updates in a row that are not finite; 0 ends it at the first.
     """
 
     world: World
@@ -52,17 +58,22 @@ class StepConfig:
     clip_mode: str
     synchronize: bool
     log_interval: int
+    max_bad_steps: int = 10
 
 
 class LoopEvents:
     """What the loop tells its caller; the methods here do nothing.
 
-    ``figures`` are loss (mean of the epoch so far), lr, images_per_s, grad_norm where gradients are clipped by norm,
-    and peak_gib (memory) on CUDA.
+    ``figures`` are loss (mean of the epoch so far, once there is one), lr, grad_norm (of the last update, before
+    clipping), images_per_s, data_wait (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA,
+    of the process on a CPU), loss_scale where float16 needs one, and bad_steps and overflows once there are any.
     """
 
     def on_log(self, state: TrainState, images: torch.Tensor, figures: dict[str, float]) -> None:
         """A progress line is due; ``images`` (B, C, H, W) are the batch as the model saw it."""
+
+    def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
+        """A loss or the gradient was not finite and the update is skipped; ``state`` still has group and gradients."""
 
     def on_update(self, state: TrainState) -> bool:
         """An update is done and ``state`` can be saved; True ends the epoch here."""
@@ -82,21 +93,21 @@ def train_one_epoch(
         epoch_seconds: What an epoch took so far, validation included, for the time left of the run; 0 if unknown.
 
     Returns:
-        ``loss`` (mean over the images of all processes), ``lr`` (of the last update), ``images_per_s`` (of all
-        processes) and ``finished`` (False where ``events`` ended the epoch).
+        ``loss`` (mean over the images of all processes that were learnt from), ``lr`` (of the last update),
+        ``images_per_s`` (of all processes) and ``finished`` (False where ``events`` ended the epoch).
 
     Raises:
-        UserError: a loss that is not finite.
+        UserError: ``cfg.max_bad_steps`` updates in a row were not finite, or all of a finished epoch.
     """
     events = events or LoopEvents()
     state.forward.train()
-    if cfg.mixup is not None:  # off, it still makes the soft labels that the loss expects
-        cfg.mixup.mixup_enabled = not 0 < cfg.mixup_off_epoch <= state.epoch
+    set_mixing(state, cfg)
     total, first, finished = len(loader), state.batch, True
     grad_norm = None
     # A stream can be longer than it says, or have ended in the middle of a group.
     batches = itertools.islice(loader, total - first)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.begin_group()
+    state.keep_statistics()
     progress = Progress(
         f"epoch {state.epoch + 1}/{cfg.epochs}",
         total,
@@ -114,24 +125,36 @@ def train_one_epoch(
             group_size = min(cfg.grad_accum_steps, total - group_start)
             last = index + 1 == group_start + group_size
             backward(state, cfg, images, labels, group_size, update_follows=last)
-            if cfg.world.device.type == "cpu":
-                check_finite(state.loss_sum.item(), state)
             state.batch = index + 1
             if last:
                 grad_norm = update(state, cfg)
+                if state.bad_in_a_row:
+                    events.on_bad_step(state, grad_norm)
+                    check_limit(state, cfg)
+                state.begin_group()
             figures = _figures(state, cfg, grad_norm) if progress.due else {}
             progress.step(len(images) * cfg.world.size, **figures)
             if figures:
-                events.on_log(state, images, figures | {"images_per_s": progress.images_per_s})
+                rates = {"images_per_s": progress.images_per_s, "data_wait": progress.data_wait}
+                events.on_log(state, images, figures | rates)
             if last and events.on_update(state):
                 finished = False
                 break
+    loss = mean_loss(state, cfg.world)
+    if finished and loss is None:
+        raise UserError(f"epoch {state.epoch} had no finite update; stopped unsaved. {ADVICE}")
     return {
-        "loss": mean_loss(state, cfg.world),
+        "loss": loss,
         "lr": state.lr,
         "images_per_s": progress.images_per_s,
         "finished": finished,
     }
+
+
+def set_mixing(state: TrainState, cfg: StepConfig) -> None:
+    """Turns mixing on or off for the epoch; off, it still makes the soft labels that the loss expects."""
+    if cfg.mixup is not None:
+        cfg.mixup.mixup_enabled = not 0 < cfg.mixup_off_epoch <= state.epoch
 
 
 def prepare_batch(
@@ -165,56 +188,44 @@ def backward(
         with autocast(cfg.world.device, cfg.amp_dtype):
             loss = cfg.loss(state.forward(images), labels)
         state.scaler.scale(loss / group_size).backward()
-    state.loss_sum.add_(loss.detach(), alpha=len(images))
-    state.images += len(images)
+    state.group.append((loss.detach(), len(images)))
 
 
-def mean_loss(state: TrainState, world: World) -> float:
-    """Mean loss over the epoch's images of all processes so far; every process must call it.
+def mean_loss(state: TrainState, world: World) -> float | None:
+    """Mean loss over the epoch's images that all processes learnt from so far, None where there are none yet.
 
-    Raises:
-        UserError: it is not finite.
+    Every process must call it.
     """
     sums = torch.stack([state.loss_sum, torch.full_like(state.loss_sum, state.images)])
     loss_sum, images = world.sum(sums).tolist()
-    check_finite(loss_sum, state)
-    return float(loss_sum / max(images, 1))
+    return float(loss_sum / images) if images else None
 
 
-def check_finite(loss_sum: float, state: TrainState) -> None:
-    """Ends the run on a loss that is not finite: on a CPU before it is learnt from, elsewhere before it is saved.
-
-    Other devices are asked at log points and saves alone, because they must wait for every answer.
-    """
-    if not math.isfinite(loss_sum):
-        raise UserError(
-            f"the training loss became {loss_sum} in epoch {state.epoch}, by batch {state.batch}; stopped unsaved. "
-            "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16"
-        )
-
-
-def update(state: TrainState, cfg: StepConfig) -> torch.Tensor | None:
+def update(state: TrainState, cfg: StepConfig) -> torch.Tensor:
     """One optimizer update from the gathered gradients: clip, step, average the weights, step the schedule.
 
+    Where the gradient, or a loss that it comes from, is not finite, nothing but the schedule moves: weights, optimizer,
+    moving average and running statistics stay. ``state`` counts that, and apart from it what float16's loss scale
+    causes: with a scale above 1 the next, lower one can still make the gradient finite.
+
     Returns:
-        The gradient's norm before clipping (a scalar on the device), or None without clipping by norm.
+        The gradient's norm before clipping, a scalar on the device.
     """
-    norm = None
-    if cfg.clip_grad is not None:
-        state.scaler.unscale_(state.optimizer)
-        if cfg.clip_mode == "norm":
-            norm = nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad)
-        else:
-            # Adaptive clipping leaves the classifier alone, as its authors advise.
-            parameters = model_parameters(state.model, exclude_head=cfg.clip_mode == "agc")
-            dispatch_clip_grad(parameters, cfg.clip_grad, mode=cfg.clip_mode)
+    state.scaler.unscale_(state.optimizer)
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    losses_finite, gradient_finite = _are_finite(state, cfg.world, norm)
     state.lr = state.optimizer.param_groups[0]["lr"]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
     state.num_updates += 1
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.num_updates)
+    if losses_finite and gradient_finite:
+        _step(state, cfg, norm)
+        state.accept_group()
+    elif losses_finite and state.scaler.is_enabled() and state.scaler.get_scale() > 1:
+        state.overflows += 1
+        state.accept_group()
+    else:
+        state.refuse_group()
+    state.scaler.update()
     if state.scheduler is not None:
         state.scheduler.step_update(state.num_updates)
     if cfg.synchronize and cfg.world.device.type != "cpu":
@@ -222,10 +233,58 @@ def update(state: TrainState, cfg: StepConfig) -> torch.Tensor | None:
     return norm
 
 
+def _are_finite(state: TrainState, world: World, norm: torch.Tensor) -> tuple[bool, bool]:
+    """Whether the losses of the group, and the gradient, are finite in all processes.
+
+    The one place where an update waits for the device. Gradients are the same in all processes, losses are not.
+    """
+    losses = torch.stack([loss for loss, _ in state.group])
+    bad = torch.stack([losses.isfinite().logical_not().any(), norm.isfinite().logical_not()]).int()
+    losses_bad, gradient_bad = world.sum(bad).tolist()
+    return not losses_bad, not gradient_bad
+
+
+def _step(state: TrainState, cfg: StepConfig, norm: torch.Tensor) -> None:
+    if cfg.clip_grad is not None and cfg.clip_mode == "norm":
+        nn.utils.clip_grads_with_norm_(state.model.parameters(), cfg.clip_grad, norm)
+    elif cfg.clip_grad is not None:
+        # Adaptive clipping leaves the classifier alone, as its authors advise.
+        clipped = model_parameters(state.model, exclude_head=cfg.clip_mode == "agc")
+        dispatch_clip_grad(clipped, cfg.clip_grad, mode=cfg.clip_mode)
+    state.scaler.step(state.optimizer)
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.num_updates)
+
+
+def check_limit(state: TrainState, cfg: StepConfig) -> None:
+    """Ends the run where too many updates in a row were not finite."""
+    if state.bad_in_a_row >= max(cfg.max_bad_steps, 1):
+        count = "an update was" if state.bad_in_a_row == 1 else f"{state.bad_in_a_row} updates in a row were"
+        raise UserError(
+            f"{count} not finite, the last in epoch {state.epoch}, by batch {state.batch}; stopped unsaved. {ADVICE}"
+        )
+
+
 def _figures(state: TrainState, cfg: StepConfig, grad_norm: torch.Tensor | None) -> dict[str, float]:
-    figures = {"loss": mean_loss(state, cfg.world), "lr": state.lr or state.optimizer.param_groups[0]["lr"]}
-    if grad_norm is not None:
-        figures["grad_norm"] = grad_norm.item()
-    if cfg.world.device.type == "cuda":
-        figures["peak_gib"] = torch.cuda.max_memory_allocated(cfg.world.device) / 2**30
-    return figures
+    found = {
+        "loss": mean_loss(state, cfg.world),
+        "lr": state.lr or state.optimizer.param_groups[0]["lr"],
+        "grad_norm": None if grad_norm is None else grad_norm.item(),
+        "peak_gib": peak_memory(cfg.world.device),
+        "loss_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
+        "bad_steps": state.bad_steps or None,
+        "overflows": state.overflows or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Most memory so far in GiB: allocated on a CUDA device; resident of this process for the CPU, where known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # POSIX alone
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

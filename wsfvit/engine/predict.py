@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +88,7 @@ def load_classifier(
         args: Model input, weights and picture input arguments.
         model_name: Model, or None for the checkpoint's.
         checkpoint: Weights file, or None: ``--pretrained`` weights, or random ones.
-        names: Class names from the data; else those of ``--class-map``, of ImageNet where the count fits, or numbers.
+        names: Class names from the data, for a checkpoint that has none; see ``resolve_class_names``.
 
     Raises:
         UserError: a name, value or file does not fit.
@@ -115,12 +116,14 @@ def load_classifier(
     if state_dict is not None:
         apply_state_dict(model, state_dict, str(checkpoint))
     model.to(device).eval().requires_grad_(False)
-    class_names = resolve_class_names(args.class_map, names, model)
+    class_names = resolve_class_names(args.class_map, meta.get("class_names") or names, model)
     return Classifier(args.model, bool(checkpoint or args.pretrained), model, data_config, class_names, device)
 
 
 def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
     """One name per class: those of the file ``class_map``, else ``names``, else ImageNet's, else numbers.
+
+    WordNet numbers, as ImageNet's folders have, become words.
 
     Raises:
         UserError: the file cannot be read, or has another number of names than the model has classes.
@@ -134,13 +137,22 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
         if len(names) != model.num_classes:
             raise UserError(f"--class-map {class_map} has {len(names)} names, the model {model.num_classes} classes")
     if names and len(names) == model.num_classes:
-        return list(names)
+        return _in_words(names)
     subset = infer_imagenet_subset(model)
     if subset:
-        info = ImageNetInfo(subset)
-        # The first of a class's synonyms is enough to know it by.
-        return [info.index_to_description(i, detailed=False).split(",")[0] for i in range(model.num_classes)]
+        return _in_words(ImageNetInfo(subset).label_names()[: model.num_classes])
     return [f"class {i}" for i in range(model.num_classes)]
+
+
+def _in_words(names: Sequence[str]) -> list[str]:
+    """Names with WordNet numbers, as ImageNet's folders have, replaced by the first of the synonyms they stand for."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return list(names)
+    info = ImageNetInfo()  # its words cover all of WordNet's nouns, whichever the subset
+    try:
+        return [info.label_name_to_description(name).split(",")[0] for name in names]
+    except KeyError:
+        return list(names)
 
 
 def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -77,6 +77,11 @@ class Progress:
         return self.images / self.seconds
 
     @property
+    def data_wait(self) -> float:
+        """Share of the time since the start that was spent waiting for data, from 0 to 1."""
+        return self.waited / self.seconds
+
+    @property
     def due(self) -> bool:
         """Whether the next ``step`` shows the caller's figures."""
         done = self.first + self.batches + 1
@@ -98,7 +103,7 @@ class Progress:
     def _text(self, figures: dict[str, float]) -> str:
         shown = {"images/s": f"{self.images_per_s:.0f}"} | {key: f"{value:.4g}" for key, value in figures.items()}
         if self.waited:
-            shown["data"] = f"{self.waited / self.seconds:.0%}"
+            shown["data"] = f"{self.data_wait:.0%}"
         return "  ".join(f"{key} {value}" for key, value in shown.items())
 
     def _time_left(self) -> str:

@@ -2,16 +2,18 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import distribute_bn
 from torch import nn
 
-from wsfvit.engine.build import Loader
+from wsfvit.engine.bad_steps import report_bad_step
+from wsfvit.engine.build import Loader, count_bad_images
 from wsfvit.engine.evaluate import evaluate
 from wsfvit.engine.logs import RunLog
-from wsfvit.engine.loop import LoopEvents, StepConfig, mean_loss, train_one_epoch
+from wsfvit.engine.loop import LoopEvents, StepConfig, train_one_epoch
 from wsfvit.engine.progress import duration
 from wsfvit.engine.signals import StopRequests
 from wsfvit.engine.state import TrainState
@@ -37,6 +39,7 @@ class Run(LoopEvents):
 
     Attributes:
         described: What every checkpoint says about the run, primitives only.
+        folder: The run folder.
         store: Where checkpoints go, and ``log``: where figures go; both None in all processes but the main one.
         metric: Column of summary.csv that the best checkpoint is best at.
         recovery_interval: Batches between two saves within an epoch; 0 for none.
@@ -49,6 +52,7 @@ class Run(LoopEvents):
     train_loader: Loader
     val_loader: Loader
     described: dict[str, Any]
+    folder: Path
     store: CheckpointStore | None
     log: RunLog | None
     stop: StopRequests
@@ -104,9 +108,20 @@ class Run(LoopEvents):
         world.say(
             f"epoch {state.epoch}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}, "
             f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, {duration(row['seconds'])}, "
-            f"{row['images_per_s']:.0f} images/s"
+            f"{row['images_per_s']:.0f} images/s{self._left_out()}"
         )
         return row
+
+    def _left_out(self) -> str:
+        """What the epochs so far had to do without, in words."""
+        world, state = self.cfg.world, self.state
+        counts = {
+            "unreadable training images": count_bad_images(self.train_loader, world),
+            "unreadable validation images": count_bad_images(self.val_loader, world),
+            "updates that were not finite": state.bad_steps,
+        }
+        found = [f"{count} {name}" for name, count in counts.items() if count]
+        return f"; left out so far: {', '.join(found)}" if found else ""
 
     def validate(self) -> dict[str, float]:
         """Figures of the weights that the run is judged by: the moving average's where there is one on the device."""
@@ -153,11 +168,17 @@ class Run(LoopEvents):
             self.log.log_update(state.num_updates, figures)
             self.log.log_images(images, state.epoch, state.batch)
 
+    def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
+        said = report_bad_step(self.folder, self.described, state, self.cfg, self.train_loader, grad_norm)
+        self.cfg.world.say(said)
+        if self.log is not None:
+            self.log.log_update(state.num_updates, {"bad_steps": state.bad_steps})
+
     def on_update(self, state: TrainState) -> bool:
         stopped = self.cfg.world.any(self.stop.requested)
         due = 0 < self.recovery_interval <= state.batch - self.saved_at and state.batch < len(self.train_loader)
-        if stopped or due:
-            mean_loss(state, self.cfg.world)  # refuses a loss that is not finite
+        # After a bad step the weights may be what is wrong, and must not take the place of good ones.
+        if stopped or (due and not state.bad_in_a_row):
             self.save(state.epoch)
             self.saved_at = state.batch
         return stopped

@@ -9,9 +9,13 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.batchnorm import _NormBase
 
 from wsfvit.engine.distributed import World
 from wsfvit.errors import UserError
+
+# Counts of updates that were not done.
+SKIPPED = ("bad_steps", "bad_in_a_row", "overflows")
 
 
 @dataclass
@@ -23,9 +27,14 @@ class TrainState:
         wrapped: ``model`` in its distributed or compiled wrapping, or None.
         epoch: The epoch being trained, counted from 0.
         batch: The next batch of that epoch on each process; a save finds it at the start of an update's group.
-        num_updates: Optimizer updates so far, the moving average's step count too.
-        loss_sum: Sum of the loss over this process's images of the epoch so far, a scalar on the device.
+        num_updates: Optimizer updates so far, skipped ones too; the moving average's step count.
+        group: Loss (a scalar on the device) and number of images of each batch since the last update.
+        loss_sum: Sum of the loss over the images that this process learnt from in the epoch so far, a scalar on the
+            device; batches of skipped updates are left out.
         images: Number of these images.
+        bad_steps: Updates skipped because a loss or the gradient was not finite.
+        bad_in_a_row: How many of them came last, without a finite one between.
+        overflows: Updates skipped because float16's loss scale was too high, which happens in every run.
         lr: Learning rate of the last update.
         rows: Lines of summary.csv, one per finished epoch.
     """
@@ -39,8 +48,12 @@ class TrainState:
     epoch: int = 0
     batch: int = 0
     num_updates: int = 0
+    group: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     images: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    overflows: int = 0
     lr: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -48,11 +61,38 @@ class TrainState:
         device = next(self.model.parameters()).device
         # MPS has no float64; its sum of an epoch is a figure to look at all the same.
         self.loss_sum = self.loss_sum.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        self._statistics = running_statistics(self.model)
+        self._kept = [value.clone() for value in self._statistics]
 
     @property
     def forward(self) -> nn.Module:
         """What is called for the loss."""
         return self.model if self.wrapped is None else self.wrapped
+
+    def keep_statistics(self) -> None:
+        """Notes the running statistics of the norm layers, for ``refuse_group`` to return to."""
+        if self._kept:
+            torch._foreach_copy_(self._kept, self._statistics)
+
+    def begin_group(self) -> None:
+        """Drops the gradients and losses since the last update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.group.clear()
+
+    def accept_group(self) -> None:
+        """Counts the batches since the last update as learnt from."""
+        for loss, images in self.group:
+            self.loss_sum.add_(loss, alpha=images)
+            self.images += images
+        self.bad_in_a_row = 0
+        self.keep_statistics()
+
+    def refuse_group(self) -> None:
+        """Counts a skipped update, and undoes what its forward passes did: a NaN in a running mean stays for ever."""
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        if self._kept:
+            torch._foreach_copy_(self._statistics, self._kept)
 
     def begin_epoch(self, epoch: int) -> None:
         """Moves to the first batch of ``epoch``."""
@@ -69,6 +109,7 @@ class TrainState:
             "num_updates": self.num_updates,
             "position": {"epoch": self.epoch, "batch": self.batch, "lr": self.lr},
             "loss_sums": world.gather([self.loss_sum.item(), self.images]),
+            "skipped": {key: getattr(self, key) for key in SKIPPED},
             "rows": [dict(row) for row in self.rows],
         }
         if self.ema is not None:
@@ -98,11 +139,19 @@ class TrainState:
         self.epoch, self.batch, self.lr = position["epoch"], position["batch"], position["lr"]
         self.num_updates = content["num_updates"]
         self.rows = [dict(row) for row in content["rows"]]
+        for key in SKIPPED:
+            setattr(self, key, content.get("skipped", {}).get(key, 0))
         sums = content["loss_sums"]
         if len(sums) != world.size:  # the totals are the same, whoever holds them
             sums = [[math.fsum(loss for loss, _ in sums), sum(images for _, images in sums)]] + [[0.0, 0]] * world.size
         loss_sum, self.images = sums[world.rank]
         self.loss_sum.fill_(loss_sum)
+
+
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Means and variances that the norm layers gather: what a forward pass changes in training."""
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    return [value for module in norms for value in module.buffers(False) if value.is_floating_point()]
 
 
 def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.engine.build import build_loaders, resolve_data
+from wsfvit.data import dataset_class_names
+from wsfvit.engine.build import Loader, build_train_loader, build_val_loader, check_class_order, resolve_data
 from wsfvit.engine.distributed import World, join_world, leave_world
 from wsfvit.engine.dry_run import FirstBatches, temporary_output
 from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
@@ -48,7 +49,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
         ``finished`` (False after a request to stop; the state is saved then).
 
     Raises:
-        UserError: a name, value or file that does not fit, or a loss that is not finite.
+        UserError: a name, value or file that does not fit, or ``--max-bad-steps`` updates that are not finite.
     """
     args = copy.copy(args)
     for name in args.device_modules or ():
@@ -73,13 +74,17 @@ def _train(args: argparse.Namespace, world: World, stop: StopRequests) -> dict[s
     resumed = read_resumed(args, store, world)
     model = build_train_model(args, start=resumed is None, say=world.say)
     data_config = resolve_data(args, model)
-    train_loader, val_loader = build_loaders(args, data_config, model.num_classes, world)
+    train_loader: Loader = build_train_loader(args, data_config, model.num_classes, world)
+    val_loader: Loader = build_val_loader(args, data_config, model.num_classes, world)
+    class_names = dataset_class_names(train_loader.dataset)
+    check_class_order(dataset_class_names(val_loader.dataset), class_names, "the training data")
     if args.dry_run:
         train_loader, val_loader = FirstBatches(train_loader, args.grad_accum_steps), FirstBatches(val_loader, 1)
     check_agreement(args, world, {"training batches": len(train_loader), "classes": model.num_classes})
     updates_per_epoch = math.ceil(len(train_loader) / args.grad_accum_steps)
     state, epochs = build_state(args, model, world, updates_per_epoch)
     described = describe_run(args, model, data_config)
+    described |= {"class_names": class_names} if class_names else {}
     described |= {"images_per_batch": args.batch_size * world.size, "batches_per_epoch": len(train_loader)}
     if resumed is not None:
         continue_from(resumed, state, args, described, world)
@@ -100,6 +105,7 @@ def _train(args: argparse.Namespace, world: World, stop: StopRequests) -> dict[s
         train_loader,
         val_loader,
         described,
+        folder,
         store=store if world.is_main else None,
         log=RunLog(folder, args, described["args"], state.num_updates) if world.is_main else None,
         stop=stop,
@@ -256,6 +262,7 @@ def build_step_config(args: argparse.Namespace, world: World, num_classes: int, 
         clip_mode=args.clip_mode,
         synchronize=args.synchronize_step,
         log_interval=args.log_interval,
+        max_bad_steps=args.max_bad_steps,
     )
 
 

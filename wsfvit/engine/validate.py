@@ -9,7 +9,16 @@ import torch
 from timm.layers import set_fast_norm
 from timm.utils import reparameterize_model
 
-from wsfvit.engine.build import DataConfig, build_dataset, build_eval_loader, build_model, check_classes, resolve_data
+from wsfvit.data import dataset_class_names
+from wsfvit.engine.build import (
+    DataConfig,
+    build_dataset,
+    build_eval_loader,
+    build_model,
+    check_class_order,
+    check_classes,
+    resolve_data,
+)
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
 from wsfvit.engine.distributed import World, join_world, leave_world
 from wsfvit.engine.evaluate import (
@@ -42,6 +51,8 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
     """
     if args.real_labels and args.valid_labels:
         raise UserError("--real-labels and --valid-labels are two truths: pass one")
+    if args.real_labels and args.on_bad_image == "skip":
+        raise UserError("--real-labels needs every image, in order: leave out --on-bad-image skip")
     amp_dtype(args)  # refuses what does not go together before anything is read
     results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
     if args.fast_norm:
@@ -114,6 +125,7 @@ def measure(args: argparse.Namespace, job: Job, world: World, retry: bool = Fals
         world.say(f"out of memory, again with --batch-size {args.batch_size}")
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
+    row["left_out"] = sum(world.gather(row["left_out"]))
     source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "dataset", "split")}
     return source | to_figures(add_shares(sums, world)) | row
 
@@ -163,6 +175,8 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)
         model, classes = SelectedClasses(model, selected).to(device), len(selected)
+    else:
+        check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
     check_classes(dataset, classes)
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
     judge: Judge = judge_by_label
@@ -177,7 +191,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
         interval=args.log_freq,
         judge=judge,
     )
-    speed = {"param_count": params / 1e6, "images_per_s": images_per_s}
+    speed = {"param_count": params / 1e6, "images_per_s": images_per_s, "left_out": len(loader.bad_images)}
     if device.type == "cuda":
         speed["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return sums, _describe_source(args, meta, data_config) | speed
@@ -238,12 +252,13 @@ def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
     if args.use_ema and row["weights"] == "raw":
         note = "note: --use-ema was given, but the checkpoint holds no moving average; the raw weights were measured\n"
     memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
+    left_out = f" ({row['left_out']} more are unreadable and left out)" if row["left_out"] else ""
     size = "x".join(map(str, row["input_size"]))
     return note + (
         f"{row['model']}, {row['weights']} weights {'of ' if row['checkpoint'] else ''}{row['checkpoint']}\n"
         f"  {size}, crop {row['crop_pct']} {row['crop_mode']}, {row['interpolation']}, "
         f"mean {row['mean']}, std {row['std']}, {row['precision']} on {world.size} x {world.device.type}\n"
-        f"  {row['images']} images: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
+        f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
         f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
     )
 

@@ -138,3 +138,9 @@ def add_loader(group: Group) -> None:
     group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="data loading processes")
     add_switch(group, "--pin-mem", "page-locked host memory for faster transfers to a GPU")
     group.add_argument("--no-prefetcher", action="store_true", help="normalise on the CPU, not on the device")
+    group.add_argument(
+        "--on-bad-image",
+        default="raise",
+        choices=("raise", "skip"),
+        help="an unreadable image ends the run, or is left out, named and counted",
+    )

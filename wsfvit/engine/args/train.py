@@ -146,7 +146,12 @@ def _add_train_device(group: Group) -> None:
     group.add_argument(
         "--device-modules", nargs="+", metavar="MODULE", help="modules to import that bring a device of their own"
     )
-    add_switch(group, "--deterministic", "same run, same bits, on a GPU too: slower, as only deterministic kernels run")
+    add_switch(
+        group,
+        "--deterministic",
+        "same run, same bits, on a GPU too: slower there, as only deterministic kernels run and none are tried out for "
+        "speed, and an operator that has none ends the run; a CPU repeats bit for bit without it",
+    )
 
 
 def _add_train_misc(group: Group) -> None:
@@ -156,10 +161,12 @@ def _add_train_misc(group: Group) -> None:
     )
     add_loader(group)
     group.add_argument(
-        "--on-bad-image",
-        default="raise",
-        choices=("raise", "skip"),
-        help="an unreadable image ends the run, or is left out and named",
+        "--max-bad-steps",
+        type=natural_int,
+        default=10,
+        metavar="N",
+        help="end the run after N updates in a row with a loss or gradient that is not finite; such updates are "
+        "skipped, counted, and the first ones dumped for python -m wsfvit replay (0: end at the first)",
     )
     group.add_argument(
         "--eval-metric", default="top1", choices=EVAL_METRICS, help="what the best checkpoint is best at"
@@ -192,3 +199,5 @@ def _add_logs(group: Group) -> None:
     group.add_argument("--wandb-project", metavar="NAME", help="its project")
     group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
     group.add_argument("--wandb-resume-id", default="", metavar="ID", help="its run to continue")
+    add_switch(group, "--log-trackio", "log to Trackio too")
+    group.add_argument("--trackio-project", default="wsfvit", metavar="NAME", help="its project")
