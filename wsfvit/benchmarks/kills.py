@@ -332,6 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # threads do not survive a fork
+    described = {"environment": environment(), "settings": vars(args)}
     cases = [Case("given", tuple(args.training), args.processes)] if args.training else short_cases()
     rng, checks = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as temporary:
@@ -343,8 +344,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{case.name}: {share} kills, {len(checks[-1]['differences'])} differences", flush=True)
     print_checks(checks)
     if args.out:
-        payload = {"environment": environment(), "settings": vars(args), "load_average": os.getloadavg()}
-        write_results(args.out, payload | {"results": checks})
+        write_results(args.out, described | {"load_average": os.getloadavg(), "results": checks})
         print(f"wrote {args.out}")
     sys.exit(any(check["differences"] for check in checks))
 
