@@ -11,6 +11,8 @@ SIGTERM, SIGUSR1 or Ctrl-C: saves after the current update and ends with exit co
 
 import sys
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.signals import STOPPED_EXIT_CODE
 from wsfvit.engine.train import run_training
@@ -23,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    record(run_main)(main)  # torchrun prints the traceback of the process that failed first

@@ -11,16 +11,15 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from wsfvit.benchmarks.kills import kill_at_call  # noqa: E402
 from wsfvit.engine.checkpoint import read_checkpoint  # noqa: E402
 from wsfvit.engine.store import CheckpointStore  # noqa: E402
 
-SYSTEM_CALLS = ("fsync", "link", "replace", "unlink")
 SAVES = 3  # of a run that is killed at a step: enough that files are replaced, ranked out and removed
 
 
@@ -45,31 +44,13 @@ def save_epochs(folder: Path, acknowledged: int, background: bool, count: float)
     store.wait()
 
 
-def kill_at(step: int) -> None:
-    """Makes this process kill itself just before its ``step``-th call that changes the folder."""
-    left = step
-
-    def counted(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-            return call(*args, **kwargs)
-
-        return wrapper
-
-    for name in SYSTEM_CALLS:
-        setattr(os, name, counted(getattr(os, name)))
-
-
 def run(folder: Path, step: int | None, seconds: float) -> tuple[int, bool]:
     """One run in a fork, killed at a step or after ``seconds``; returns the epochs it reported and if it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         if step is not None:
-            kill_at(step)
+            kill_at_call(step)
         save_epochs(folder, writing, background=step is None, count=SAVES if step is not None else float("inf"))
         os._exit(0)
     os.close(writing)

@@ -1,6 +1,5 @@
 """An interrupted and resumed training equals one that was not interrupted, bit for bit."""
 
-import csv
 import math
 import os
 import signal
@@ -9,6 +8,7 @@ import pytest
 import torch
 from engine.tiny_data import TINY_RUN
 
+from wsfvit.benchmarks.kills import first_difference, read_table
 from wsfvit.engine import loop
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.store import CheckpointStore
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("tiny_images")
 RECIPE = [*TINY_RUN, "--grad-accum-steps", "4", "--mixup", "0.4", "--cutmix", "1", "--reprob", "0.5", "--drop", "0.1"]
 RECIPE += ["--drop-path", "0.2", "--aa", "rand-m9-mstd0.5-inc1", "--color-jitter", "0.4", "--clip-grad", "1"]
 RECIPE += ["--model-ema", "--model-ema-decay", "0.7", "--sched-on-updates", "--experiment", "run"]
-TIMED = ("seconds", "images_per_s")
 
 
 def train(output, *more):
@@ -47,26 +46,8 @@ def state_of(folder):
     return content
 
 
-def assert_equal(one, two, path=""):
-    """Bit-equal tensors and equal primitives, at every depth."""
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            if key not in TIMED + ("args",):
-                assert_equal(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two), path
-        for index, (a, b) in enumerate(zip(one, two, strict=True)):
-            assert_equal(a, b, f"{path}[{index}]")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, two), path
-    else:
-        assert one == two, path
-
-
-def table_of(folder):
-    with open(folder / "summary.csv") as file:
-        return [{key: value for key, value in row.items() if key not in TIMED} for row in csv.DictReader(file)]
+def assert_equal(one, two):
+    assert first_difference(one, two) is None
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +74,7 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, monke
     assert resumed["finished"]
     assert f"after {updates} updates" in capsys.readouterr().out
     assert_equal(state_of(uninterrupted), state_of(tmp_path / "run"))
-    assert table_of(uninterrupted) == table_of(tmp_path / "run")
+    assert read_table(uninterrupted) == read_table(tmp_path / "run")
 
 
 def test_killed_and_resumed_from_a_recovery_save(uninterrupted, tmp_path, monkeypatch):

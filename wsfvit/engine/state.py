@@ -114,7 +114,13 @@ class TrainState:
         }
         if self.ema is not None:
             content["state_dict_ema"] = self.ema.module.state_dict()
+        if world.size > 1:
+            content["rank_buffers"] = world.gather([_statistics(module, device="cpu") for module in self._modules()])
         return content
+
+    def _modules(self) -> list[nn.Module]:
+        """The model, and its moving average where there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def load_state_dict(self, content: dict[str, Any], world: World, optimizer: bool = True) -> None:
         """Takes over what ``state_dict`` gave; ``optimizer`` False leaves out optimizer, scaler and schedule.
@@ -146,6 +152,19 @@ class TrainState:
             sums = [[math.fsum(loss for loss, _ in sums), sum(images for _, images in sums)]] + [[0.0, 0]] * world.size
         loss_sum, self.images = sums[world.rank]
         self.loss_sum.fill_(loss_sum)
+        buffers = content.get("rank_buffers", [])
+        if len(buffers) == world.size and world.size > 1:  # else all go on with those of rank 0
+            for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
+                for key, value in _statistics(module).items():
+                    value.copy_(saved[key])
+
+
+def _statistics(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
+    """The floating-point buffers of the state dictionary: batch norm's, which within an epoch each process has its own
+    of; moved to ``device`` if one is named."""
+    saved = module.state_dict().keys()
+    found = {key: value for key, value in module.named_buffers() if key in saved and value.is_floating_point()}
+    return found if device is None else {key: value.to(device) for key, value in found.items()}
 
 
 def running_statistics(model: nn.Module) -> list[torch.Tensor]:
