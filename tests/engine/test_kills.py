@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsfvit.benchmarks.kills import Case, compare_runs, first_difference, short_cases
+from wsfvit.benchmarks.kills import compare_runs, first_difference, short_cases
 
 ROOT = Path(__file__).parents[2]
 KILLS = 21
@@ -33,7 +33,6 @@ def test_the_cases_draw_from_everything():
     for option in ("-j 0", "-j 2", "--grad-accum-steps", "--model-ema", "bfloat16", "--mixup", "--cutmix", "--reprob"):
         assert option in argv
     assert "--drop-path" in argv and {case.processes for case in short_cases()} == {1, 2}
-    assert isinstance(short_cases()[0], Case)
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,26 @@ def join_world(device: str | None = None) -> World:
         found = torch.device("cuda", local_rank)
         torch.cuda.set_device(found)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "nccl" if found.type == "cuda" else "gloo"
+        # With a store PyTorch wants both numbers, without one it reads them as we do.
+        dist.init_process_group(backend, timeout=TIMEOUT, store=store_of_this_life(size), rank=rank, world_size=size)
     return World(found, rank, size, local_rank, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def store_of_this_life(size: int) -> dist.Store | None:
+    """Where the processes leave their addresses for each other, or None for PyTorch's choice.
+
+    ``torchrun --max-restarts`` hands restarted processes the store of those before, which holds their addresses still
+    (pytorch/pytorch#135712), so each life gets keys of its own. Several machines count their restarts differently; with
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` torchrun (c10d rendezvous) makes a new store each time.
+    """
+    environment = os.environ
+    one_machine = environment.get("LOCAL_WORLD_SIZE") == str(size)
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not one_machine:
+        return None
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    shared = dist.TCPStore(address, port, size, is_master=False, timeout=TIMEOUT)
+    return dist.PrefixStore(f"life_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
 
 
 def leave_world() -> None:
