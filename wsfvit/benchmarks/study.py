@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import yaml
 
@@ -219,7 +219,7 @@ class Runner:
     def run(self, rows: Sequence[Row]) -> bool:
         """Runs what is not finished and rewrites the report; returns False where it was asked to stop."""
         records = {row: read_record(self.study, row) for row in rows}
-        todo = [row for row in rows if (records[row] or {"error": ""}).get("error") is not None]
+        todo = [row for row, record in records.items() if record is None or "error" in record]
         print(f"{self.study.title}: {len(rows)} rows, {len(rows) - len(todo)} of them finished", flush=True)
         write_report(self.study)
         with StopRequests() as stop:
@@ -246,7 +246,7 @@ class Runner:
         return stop.requested or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def _run_row(self, row: Row, folder: Path, stop: StopRequests) -> int:
-        """Trains and measures one row in a process of its own; returns its exit code."""
+        """Trains and measures one row; returns its exit code."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "measured.json").unlink(missing_ok=True)
         config = row_settings(self.study, row) | {
@@ -259,25 +259,32 @@ class Runner:
         if self.data is not None:
             config |= {"dataset": f"hfds/{self.data}", "data_dir": str(self.output / "cache")}
         write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        command = [sys.executable, "-u", "-m", "wsfvit.benchmarks.study_row", str(folder)]
-        command += [str(self.study.measure[key]) for key in ("batch_size", "repeats")]
+        argv = [str(folder), *(str(self.study.measure[key]) for key in ("batch_size", "repeats"))]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            return self._execute(argv, log, stop)
+
+    def _execute(self, argv: list[str], log: TextIO, stop: StopRequests) -> int:
+        """Runs study_row in a process of its own and passes on requests to stop."""
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "wsfvit.benchmarks.study_row", *argv],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
             # In a session of its own: a terminal's Ctrl-C reaches it through this process alone, once.
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True
-            )
-            asked = False
-            try:
-                while process.poll() is None:
-                    if not asked and self._is_over(stop):
-                        process.send_signal(signal.SIGTERM)
-                        asked = True
-                    time.sleep(0.1)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-        # Before training begins, a signal ends the process outright: nothing to save, and nothing went wrong.
+            start_new_session=True,
+        )
+        asked = False
+        try:
+            while process.poll() is None:
+                if not asked and self._is_over(stop):
+                    process.send_signal(signal.SIGTERM)
+                    asked = True
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        # Outside the training a signal ends the process outright: nothing to save, and nothing went wrong.
         return STOPPED_EXIT_CODE if asked and process.returncode == -signal.SIGTERM else process.returncode
 
     def _record(self, row: Row, folder: Path, code: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ FOLDER/measured.json. Ends like train.py: exit code 75 after a request to stop, 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def measure_model(args: argparse.Namespace, batch_size: int, repeats: int) -> di
         complexity = count_complexity(model, torch.zeros(1, *shape))
     # Speed does not depend on the values, and the trained weights are not needed.
     layout = memory_format(args)
-    model = build_model(args).to(device, memory_format=layout)
+    model = build_model(args)
+    model.to(device=device, memory_format=layout)
     images = torch.randn(batch_size, *shape).to(device, memory_format=layout)
     labels = torch.randint(model.num_classes, (batch_size,), device=device)
 
@@ -75,8 +77,9 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    folder, batch_size, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def main(argv: Sequence[str] | None = None) -> None:
+    where, batch_size, repeats = sys.argv[1:] if argv is None else argv
+    folder = Path(where)
     args = parse_train_args(["-c", str(folder / "config.yaml")])
     table = folder / "summary.csv"
     epochs_before = len(read_run(table, args.model).epochs) if table.is_file() else 0
@@ -98,7 +101,7 @@ def main() -> None:
         "val_loss": rows[-1]["val_loss"],
         "training_seconds": sum(row["seconds"] for row in rows),
     }
-    measured |= measure_model(args, batch_size, repeats) | {"environment": environment()}
+    measured |= measure_model(args, int(batch_size), int(repeats)) | {"environment": environment()}
     write_text_atomic(folder / "measured.json", json.dumps(measured, indent=2) + "\n")
 
 
