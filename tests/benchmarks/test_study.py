@@ -97,6 +97,10 @@ def test_rows_run_once_and_a_failing_one_stops_none(study_file: Path, executed: 
     study_file.write_text(study_file.read_text().replace("epochs: 2", "epochs: 3"))
     with pytest.raises(UserError, match=r"small-seed0 was finished with other settings \(epochs 2 -> 3\)"):
         main(argv)
+    for path in (results / "small-seed0").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="small-seed0' holds a run with other settings: remove it"):
+        main([*argv, "--only", "small"])
 
 
 def test_an_interrupted_row_is_continued(

@@ -246,10 +246,15 @@ class Runner:
         return stop.requested or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def _run_row(self, row: Row, folder: Path, stop: StopRequests) -> int:
-        """Trains and measures one row; returns its exit code."""
+        """Trains and measures one row; returns its exit code.
+
+        Raises:
+            UserError: the folder holds an unfinished run with other settings.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "measured.json").unlink(missing_ok=True)
-        config = row_settings(self.study, row) | {
+        settings = row_settings(self.study, row)
+        config = settings | {
             "output": str(folder.parent),
             "experiment": row.name,
             "resume": "auto",
@@ -258,6 +263,9 @@ class Runner:
         }
         if self.data is not None:
             config |= {"dataset": f"hfds/{self.data}", "data_dir": str(self.output / "cache")}
+        before = _read_yaml(folder / "config.yaml") if (folder / "last.pth.tar").exists() else config
+        if len(before) != len(config) or any(before.get(key) != value for key, value in settings.items()):
+            raise UserError(f"'{folder}' holds a run with other settings: remove it, or pass another --output")
         write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         argv = [str(folder), *(str(self.study.measure[key]) for key in ("batch_size", "repeats"))]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:

@@ -87,14 +87,15 @@ def _systems_table(study: "Study", finished: Sequence[Record]) -> str:
 
 def _legend(finished: Sequence[Record]) -> str:
     batches = sorted({record["timed_batch_size"] for record in finished})
+    clocks = sorted({record["timed_by"] for record in finished})
     memory = ", ".join(sorted({record["peak_memory_of"] for record in finished}))
     machines = sorted({record["environment"]["card"] or record["environment"]["cpu"] for record in finished})
     threads = sorted({record["environment"]["threads"] for record in finished})
     epochs = sorted({record["epochs"] for record in finished})
     return (
         f"Top-1 of the last epoch (of {_or(epochs)}) on the validation split, mean ± standard deviation over the "
-        f"seeds; images per second of bare steps with batch {_or(batches)}, without loading; peak memory while "
-        f"training, of: {memory}. Speed and memory are medians over the seeds. Machine: {_or(machines)}, CPU threads: "
+        f"seeds. Images per second ({_or(clocks)}) of bare steps with batch {_or(batches)}, without loading; peak "
+        f"memory while training, of: {memory}; medians over the seeds. Machine: {_or(machines)}, CPU threads: "
         f"{_or(threads)}."
     )
 
@@ -170,10 +171,24 @@ def draw_costs(study: "Study", finished: Sequence[Record]) -> Any:
             if values:
                 points[system] = axis.errorbar(statistics.median(values), statistics.fmean(top1), bar, **style)
     for axis, (label, _) in zip(axes[0], PANELS, strict=True):
-        axis.set(xlabel=label, xscale="log")
+        axis.set_xlabel(label)
+        _choose_scale(axis)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("top-1 (%)")
     figure.legend(points.values(), points, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(study.title, fontsize=9)
     return figure
+
+
+def _choose_scale(axis: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5, where the points spread widely enough for that."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    low, high = axis.dataLim.intervalx
+    if high < 5 * low:
+        return
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())

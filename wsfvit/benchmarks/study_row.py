@@ -9,6 +9,7 @@ FOLDER/measured.json. Ends like train.py: exit code 75 after a request to stop, 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,12 +24,9 @@ from wsfvit.engine.build import build_model, resolve_data, resolve_device
 from wsfvit.engine.evaluate import amp_dtype, autocast, memory_format
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.flop_counter import count_complexity
-from wsfvit.engine.plot import read_run
 from wsfvit.engine.signals import STOPPED_EXIT_CODE
 from wsfvit.engine.train import run_training
 from wsfvit.errors import run_main
-
-NOT_MEASURED = {"peak_memory": None, "peak_memory_of": "not measured"}
 
 
 def measure_model(args: argparse.Namespace, batch_size: int, repeats: int) -> dict[str, Any]:
@@ -56,9 +54,13 @@ def measure_model(args: argparse.Namespace, batch_size: int, repeats: int) -> di
         model.train()
         training_step(model, images, labels, precision)
 
-    timings = measure_together({"inference": infer, "training": train}, 1, repeats, device)
+    # Rows are timed at different moments, and on a CPU other programs are felt; processor time leaves them out.
+    on_cpu = device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    timings = measure_together({"inference": infer, "training": train}, 1, repeats, device, clock)
     speeds = {f"{mode}_images_per_s": batch_size / timing.median for mode, timing in timings.items()}
-    return {"params": complexity.params, "macs": complexity.macs, "timed_batch_size": batch_size, **speeds}
+    timed = {"timed_batch_size": batch_size, "timed_by": "processor time" if on_cpu else "wall clock"}
+    return {"params": complexity.params, "macs": complexity.macs, **timed, **speeds}
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
     try:
         import resource
     except ImportError:  # Windows
-        return NOT_MEASURED.copy()
+        return {"peak_memory": None, "peak_memory_of": "not measured"}
     # KiB, but bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return {
@@ -81,16 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     where, batch_size, repeats = sys.argv[1:] if argv is None else argv
     folder = Path(where)
     args = parse_train_args(["-c", str(folder / "config.yaml")])
-    table = folder / "summary.csv"
-    epochs_before = len(read_run(table, args.model).epochs) if table.is_file() else 0
     result = run_training(args)
     if not result["finished"]:
         sys.exit(STOPPED_EXIT_CODE)
     rows, best = result["rows"], result["best"]
-    # Taken before the timing, whose batch may be another. A run that was complete already did not train here.
-    trained_here = len(rows) > epochs_before
-    measured = peak_memory(resolve_device(args.device)) if trained_here else NOT_MEASURED.copy()
-    measured |= {
+    # Taken before the timing, whose batch may be another, and kept: where that is interrupted, no training follows.
+    memory = folder / "memory.json"
+    if not memory.is_file():
+        write_text_atomic(memory, json.dumps(peak_memory(resolve_device(args.device))) + "\n")
+    measured = json.loads(memory.read_text()) | {
         "model": args.model,
         "epochs": len(rows),
         # The last epoch's: the best on the test set would be chosen by the test set.
