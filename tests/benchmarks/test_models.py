@@ -26,6 +26,18 @@ def test_program_writes_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "speed vs baseline" in capsys.readouterr().out
 
 
+def test_peers_are_built_for_the_size_asked_for() -> None:
+    peers = models.build_models(["peers"], 48)
+    assert set(models.PEERS) == set(peers) and {"mwa", "sa", "wavemix", "wacnn"} <= {n.split("_")[0] for n in peers}
+    assert peers["mwa_vit_xs_patch4_32"].img_size == (48, 48)
+    small = {name: peers[name] for name in ("wacnn_resnet18", "wacnn_resnet18_baseline")}
+    args = models.parse_args(
+        ["--models", "peers", "--img-size", "48", "--batch-size", "1", "--repeats", "1", "--train"]
+    )
+    timings = models.time_models(small, args, torch.device("cpu"))
+    assert all(timing.median > 0 for mode in ("inference", "training") for timing in timings[mode].values())
+
+
 def test_check_accepts_equal_and_refuses_different_models() -> None:
     baseline = create_baseline(NAME, img_size=64)
     pair = {NAME: copy.deepcopy(baseline), f"baseline:{NAME}": baseline}

@@ -65,7 +65,7 @@ def test_unknown_and_abbreviated_flags_are_refused(flag, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_hold_known_keys(path):
-    if path.parent.name not in ("cifar10", "digits", "imagenet"):
+    if path.parent.name not in ("cifar10", "digits", "imagenet") or path.stem.startswith("study"):
         pytest.skip("read by another command")
     args = parse_train_args(["-c", str(path)])
     for key, value in yaml.safe_load(path.read_text()).items():

@@ -3,10 +3,12 @@
     python -m wsfvit.benchmarks.models --models wsfvit_t_224 convnext_tiny --batch-size 4 --threads 2 --repeats 10
     python -m wsfvit.benchmarks.models --models wsfvit_t_224 maxvit_tiny_tf_224 --device cuda --batch-size 64 \\
         --channels-last --dtype bfloat16 --amp --train --out results/models_t_224.json
+    python -m wsfvit.benchmarks.models --models wsfvit_p0_224 peers --img-size 32 --batch-size 32 --threads 1
 
 A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
-is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone. Candidates take turns, and the tables give
-the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1 is faster).
+is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone, and `peers` for the other wavelet networks
+and token mixers, which are made for images of 32 pixels. Candidates take turns, and the tables give the median, the
+20 % and 80 % quantiles, and the speed relative to the baseline (above 1 is faster).
 """
 
 import argparse
@@ -33,6 +35,17 @@ from wsfvit.benchmarks.common import (
 )
 
 PREFIX = "baseline:"
+PEERS = (
+    "wavemix_lite_144_7",
+    "wacnn_mobilenetv2",
+    "wacnn_mobilenetv2_baseline",
+    "wacnn_resnet18",
+    "wacnn_resnet18_baseline",
+    "mwa_vit_xs_patch4_32",
+    "afno_vit_xs_patch4_32",
+    "gfn_vit_xs_patch4_32",
+    "sa_vit_xs_patch4_32",
+)
 OUTPUT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 
@@ -41,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wsfvit.benchmarks.models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME", help="timm names or baseline:NAME")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME", help="timm names, baseline:NAME or peers")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
@@ -64,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
     """Candidates by name; the baseline of a published name follows it, with the same weights."""
     models: dict[str, nn.Module] = {}
-    for name in names:
+    for name in (each for asked in names for each in (PEERS if asked == "peers" else (asked,))):
         if name.startswith(PREFIX):
             if name not in models:
                 models[name] = create_baseline(name.removeprefix(PREFIX), img_size)
@@ -78,12 +91,13 @@ def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
 
 def _create_timm_model(name: str, img_size: int) -> nn.Module:
     import timm
+    from timm.models import resolve_model_input_args
 
     import wsfvit  # noqa: F401  (registers our models)
 
-    cfg = timm.get_pretrained_cfg(name)
-    model_takes_size = name.startswith("wsfvit") or (cfg is not None and cfg.fixed_input_size)
-    model: nn.Module = timm.create_model(name, **({"img_size": img_size} if model_takes_size else {}))
+    # The size goes to those models alone that are built for one.
+    kwargs = resolve_model_input_args(name, {"img_size": img_size})
+    model: nn.Module = timm.create_model(**kwargs)
     return model
 
 
@@ -145,7 +159,8 @@ def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: 
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(args.seed)
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
-    target = torch.randint(1000, (args.batch_size,), generator=generator).to(device)
+    # The peers know 10 classes.
+    target = torch.randint(10, (args.batch_size,), generator=generator).to(device)
     x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=layout)
     for model in models.values():
         model.to(dtype=x.dtype, memory_format=layout)  # type: ignore[call-overload]
