@@ -16,6 +16,7 @@ from wsfvit.engine.args.common import (
     natural_int,
     positive_int,
 )
+from wsfvit.engine.args.precision import add_compile, add_precision
 from wsfvit.engine.args.recipe import add_augmentation, add_batch_norm, add_ema, add_optimizer, add_schedule
 from wsfvit.engine.args.refused import accepted, add_refused
 from wsfvit.engine.config import apply_config
@@ -121,24 +122,12 @@ def _add_train_model(group: Group) -> None:
     add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
     group.add_argument("--head-init-scale", type=float, metavar="F", help="factor on the new classifier's weights")
     group.add_argument("--head-init-bias", type=float, metavar="F", help="value of the new classifier's biases")
-    group.add_argument(
-        "--torchcompile",
-        nargs="?",
-        const="inductor",
-        metavar="BACKEND",
-        help="torch.compile (default backend: inductor)",
-    )
-    group.add_argument("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
+    add_compile(group)
 
 
 def _add_train_device(group: Group) -> None:
     add_device(group)
-    group.add_argument(
-        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="native alone"
-    )
-    group.add_argument(
-        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="data type of the weights (default: float32)"
-    )
+    add_precision(group)
     group.add_argument(
         "--no-ddp-bb", action="store_true", help="do not send rank 0's buffers to all processes at every step"
     )

@@ -15,7 +15,8 @@ from wsfvit.engine.args.common import (
     natural_int,
     positive_int,
 )
-from wsfvit.engine.args.refused import REFUSED_VALIDATE, accepted, add_refused
+from wsfvit.engine.args.precision import add_compile, add_precision
+from wsfvit.engine.args.refused import REFUSED_VALIDATE, add_refused
 
 
 def parse_validate_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,22 +97,10 @@ def _add_input(group: Group) -> None:
 
 def _add_device(group: Group) -> None:
     add_device(group)
-    group.add_argument(
-        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="native alone"
-    )
-    group.add_argument(
-        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="data type of the weights (default: float32)"
-    )
+    add_precision(group)
     add_switch(group, "--channels-last", "use the channels-last memory layout")
     add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
-    group.add_argument(
-        "--torchcompile",
-        nargs="?",
-        const="inductor",
-        metavar="BACKEND",
-        help="torch.compile (default backend: inductor)",
-    )
-    group.add_argument("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
+    add_compile(group)
 
 
 def _add_results(group: Group) -> None:
