@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from wsfvit.benchmarks import study_report, study_row
-from wsfvit.benchmarks.study import Row, Runner, choose_rows, load_study, main, row_settings
+from wsfvit.benchmarks.study import Runner, main
+from wsfvit.benchmarks.study_plan import Row, choose_rows, load_study, row_settings
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.build import build_model
 from wsfvit.engine.loop import LoopEvents
@@ -99,7 +100,7 @@ def test_rows_run_once_and_a_failing_one_stops_none(study_file: Path, executed: 
         main(argv)
     for path in (results / "small-seed0").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="small-seed0' holds a run with other settings: remove it"):
+    with pytest.raises(UserError, match="small-seed0' holds a run with other settings .epochs 2 -> 3.: remove it"):
         main([*argv, "--only", "small"])
 
 
@@ -161,8 +162,11 @@ def test_a_wrong_study_is_refused(study_file: Path, change: dict[str, Any], mess
 
 
 def test_choice_of_rows(study_file: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("seeds:\n- 0\n", "seeds: [0, 1, 2]\n"))
     study = load_study(str(study_file))
     assert choose_rows(study, "*r*", [1, 2]) == [Row("broken", 1), Row("other", 1), Row("broken", 2), Row("other", 2)]
+    with pytest.raises(UserError, match="--seeds 7: the study's seeds are 0, 1, 2"):
+        choose_rows(study, "*", [0, 7])
     with pytest.raises(UserError, match="--only big: no such system; there are small, broken, other"):
         choose_rows(study, "big", None)
 

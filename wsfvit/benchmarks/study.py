@@ -12,8 +12,6 @@ continues it. Several calls may share the work with --only or --seeds.
 """
 
 import argparse
-import difflib
-import fnmatch
 import json
 import os
 import signal
@@ -21,12 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import yaml
 
+from wsfvit.benchmarks.study_plan import Row, Study, choose_rows, load_study, row_settings
 from wsfvit.benchmarks.study_report import write_report
 from wsfvit.engine.args.common import Parser, natural_int, positive_float
 from wsfvit.engine.build import resolve_device
@@ -36,46 +34,7 @@ from wsfvit.engine.run_folder import changed_arguments
 from wsfvit.engine.signals import STOPPED_EXIT_CODE, StopRequests
 from wsfvit.errors import UserError, run_main
 
-STUDY_KEYS = ("title", "recipe", "results", "seeds", "train", "measure", "systems", "comparisons")
-REQUIRED_KEYS = ("title", "results", "seeds", "systems")
 DATA_VARIABLE = "WSFVIT_CIFAR10"
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study as its YAML file describes it.
-
-    Attributes:
-        name: Of the file, without its suffix.
-        title: Heading of the report.
-        results: Folder of the results.
-        seeds: Of every system.
-        settings: Arguments of train.py, as in its YAML files, for every row: the recipe and what the study changes.
-        measure: ``batch_size`` and ``repeats`` of the timing after each training.
-        systems: Arguments of train.py of each system, by name; ``note`` among them is shown in the table.
-        comparisons: ``system`` and ``against`` by name, and what was ``published`` about them.
-    """
-
-    name: str
-    title: str
-    results: Path
-    seeds: list[int]
-    settings: dict[str, Any]
-    measure: dict[str, int]
-    systems: dict[str, dict[str, Any]]
-    comparisons: list[dict[str, str]]
-
-
-class Row(NamedTuple):
-    """One system with one seed."""
-
-    system: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folders."""
-        return f"{self.system}-seed{self.seed}"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -102,69 +61,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_study(path: str) -> Study:
-    """Reads a study.
-
-    Raises:
-        UserError: the file or its recipe cannot be read, or does not hold what a study needs.
-    """
-    content = _read_yaml(Path(path))
-    for key in content:
-        if key not in STUDY_KEYS:
-            near = difflib.get_close_matches(str(key), STUDY_KEYS, n=1)
-            raise UserError(f"study '{path}': unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
-    if missing := [key for key in REQUIRED_KEYS if not content.get(key)]:
-        raise UserError(f"study '{path}' has no {', '.join(missing)}")
-    systems = content["systems"]
-    for name, system in systems.items():
-        if not isinstance(system, dict) or "model" not in system:
-            raise UserError(f"study '{path}': system '{name}' names no model")
-    comparisons = content.get("comparisons") or []
-    for comparison in comparisons:
-        for key in ("system", "against"):
-            if comparison.get(key) not in systems:
-                raise UserError(f"study '{path}': a comparison's {key} is '{comparison.get(key)}', which is no system")
-    recipe = _read_yaml(Path(content["recipe"])) if content.get("recipe") else {}
-    return Study(
-        name=Path(path).stem,
-        title=content["title"],
-        results=Path(content["results"]),
-        seeds=list(content["seeds"]),
-        settings=recipe | (content.get("train") or {}),
-        measure={"batch_size": 64, "repeats": 10} | (content.get("measure") or {}),
-        systems=systems,
-        comparisons=comparisons,
-    )
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two settings of a row and changes its result."""
+    return changed_arguments(before, now) + [f"{key} added or removed" for key in sorted(before.keys() ^ now.keys())]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as err:
-        raise UserError(f"'{path}' cannot be read: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UserError(f"'{path}' is not valid YAML: {' '.join(str(err).split())}") from err
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}' must be a list of 'key: value' lines")
-    return content
-
-
-def choose_rows(study: Study, only: str, seeds: Sequence[int] | None) -> list[Row]:
-    """The rows to run, one seed of all systems after the other: an early end leaves whole comparisons.
-
-    Raises:
-        UserError: no system fits the pattern.
-    """
-    systems = [name for name in study.systems if fnmatch.fnmatchcase(name, only)]
-    if not systems:
-        raise UserError(f"--only {only}: no such system; there are {', '.join(study.systems)}")
-    return [Row(system, seed) for seed in seeds or study.seeds for system in systems]
-
-
-def row_settings(study: Study, row: Row) -> dict[str, Any]:
-    """Arguments of train.py that define a row: the same everywhere, without places."""
-    system = {key: value for key, value in study.systems[row.system].items() if key != "note"}
-    return study.settings | system | {"seed": row.seed}
+def outcome(record: dict[str, Any]) -> str:
+    """What came out of a row, in a few words."""
+    return f"failed: {record['error']}" if "error" in record else f"top-1 {record['top1']:.2f} %"
 
 
 def read_record(study: Study, row: Row) -> dict[str, Any] | None:
@@ -177,9 +81,7 @@ def read_record(study: Study, row: Row) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
-    now = row_settings(study, row)
-    changed = changed_arguments(record["settings"], now)
-    changed += [f"{key} added or removed" for key in sorted(record["settings"].keys() ^ now.keys())]
+    changed = changed_settings(record["settings"], row_settings(study, row))
     if "error" not in record and changed:
         raise UserError(
             f"{row.name} was finished with other settings ({', '.join(changed)}): remove '{path.parent}' to run it "
@@ -196,7 +98,7 @@ def show_rows(study: Study, rows: Sequence[Row], output: Path) -> None:
             begun = (output / study.name / row.name / "last.pth.tar").exists()
             state = "interrupted, will continue" if begun else "not run"
         else:
-            state = f"failed: {record['error']}" if "error" in record else f"top-1 {record['top1']:.2f} %"
+            state = outcome(record)
         print(f"{row.name:40s} {state}")
 
 
@@ -236,8 +138,7 @@ class Runner:
                 if code == STOPPED_EXIT_CODE:
                     print(f"  {row.name} saved: start the same command again to continue", flush=True)
                     return False
-                record = self._record(row, folder, code)
-                shown = f"failed: {record['error']}" if "error" in record else f"top-1 {record['top1']:.2f} %"
+                shown = outcome(self._record(row, folder, code))
                 print(f"  {shown} ({duration(time.monotonic() - began)})", flush=True)
                 write_report(self.study)
         return True
@@ -263,9 +164,12 @@ class Runner:
         }
         if self.data is not None:
             config |= {"dataset": f"hfds/{self.data}", "data_dir": str(self.output / "cache")}
-        before = _read_yaml(folder / "config.yaml") if (folder / "last.pth.tar").exists() else config
-        if len(before) != len(config) or any(before.get(key) != value for key, value in settings.items()):
-            raise UserError(f"'{folder}' holds a run with other settings: remove it, or pass another --output")
+        begun = folder / "settings.json"
+        if (folder / "last.pth.tar").exists() and begun.is_file():
+            if changed := changed_settings(json.loads(begun.read_text()), settings):
+                shown = ", ".join(changed)
+                raise UserError(f"'{folder}' holds a run with other settings ({shown}): remove it, or change --output")
+        write_text_atomic(begun, json.dumps(settings))
         write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         argv = [str(folder), *(str(self.study.measure[key]) for key in ("batch_size", "repeats"))]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:

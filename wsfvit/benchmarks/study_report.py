@@ -3,14 +3,12 @@
 import json
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsfvit.benchmarks.common import markdown_table
+from wsfvit.benchmarks.study_plan import Study
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.pictures import new_panels, save_figure
-
-if TYPE_CHECKING:  # it writes the report
-    from wsfvit.benchmarks.study import Study
 
 Record = dict[str, Any]
 
@@ -24,7 +22,7 @@ PANELS = (
 )
 
 
-def write_report(study: "Study") -> None:
+def write_report(study: Study) -> None:
     """Rewrites results.json, results.md and results.png from the rows recorded so far."""
     records = [json.loads(path.read_text()) for path in sorted(study.results.glob("*/row.json"))]
     order = list(study.systems)
@@ -42,7 +40,7 @@ def write_report(study: "Study") -> None:
         save_figure(draw_costs(study, finished), study.results / "results.png")
 
 
-def _page(study: "Study", records: Sequence[Record], finished: Sequence[Record]) -> str:
+def _page(study: Study, records: Sequence[Record], finished: Sequence[Record]) -> str:
     planned = len(study.systems) * len(study.seeds)
     parts = [f"# {study.title}", f"{len(finished)} of {planned} rows are finished (system x seed)."]
     if finished:
@@ -61,7 +59,7 @@ def _page(study: "Study", records: Sequence[Record], finished: Sequence[Record])
     return "\n\n".join(parts) + "\n"
 
 
-def _systems_table(study: "Study", finished: Sequence[Record]) -> str:
+def _systems_table(study: Study, finished: Sequence[Record]) -> str:
     rows = []
     for system in study.systems:
         of_system = [record for record in finished if record["system"] == system]
@@ -137,7 +135,7 @@ def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple
     return statistics.fmean(differences), half, count
 
 
-def _comparisons_table(study: "Study", finished: Sequence[Record]) -> str:
+def _comparisons_table(study: Study, finished: Sequence[Record]) -> str:
     top1: dict[str, dict[int, float]] = {}
     for record in finished:
         top1.setdefault(record["system"], {})[record["seed"]] = record["top1"]
@@ -154,7 +152,7 @@ def _comparisons_table(study: "Study", finished: Sequence[Record]) -> str:
     return markdown_table(["comparison", "difference", "95 % interval", "seeds", "published"], rows)
 
 
-def draw_costs(study: "Study", finished: Sequence[Record]) -> Any:
+def draw_costs(study: Study, finished: Sequence[Record]) -> Any:
     """A figure of top-1 against MACs, speed and memory, one point per system, bars for the spread over seeds."""
     figure, axes = new_panels(1, len(PANELS), 3.6, 3.4, sharey=True)
     points: dict[str, Any] = {}
