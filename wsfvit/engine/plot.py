@@ -137,7 +137,9 @@ def draw_curves(runs: Sequence[Run]) -> Any:
                 # Ten colours; then the same with dashes. Points show where a run of few epochs was measured.
                 style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
                 style["marker"] = "o" if len(values) <= 20 else ""
-                lines[run.name] = axis.plot(run.epochs, values, markersize=3.5, linewidth=1.5, **style)[0]
+                # The first is the widest, so that equal curves show each other.
+                width = 1.5 * (len(runs) - index) if len(runs) <= 3 else 1.5
+                lines[run.name] = axis.plot(run.epochs, values, markersize=2 * width, linewidth=width, **style)[0]
         style_curves(axis, title, label)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(len(lines), 2), frameon=False)
     return figure
