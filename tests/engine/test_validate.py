@@ -107,6 +107,11 @@ def test_seven_images_on_several_processes(weights, tmp_path, processes):
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 
+def test_synthetic_data_has_the_classes_of_the_model(weights):
+    [row] = run("--dataset", "synthetic", "--num-samples", "5", "--checkpoint", weights)
+    assert row["images"] == 5
+
+
 @pytest.mark.usefixtures("seven")
 @pytest.mark.parametrize(
     "more",

@@ -164,9 +164,6 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     data_config = resolve_data(args, model, saved, test_size=not args.use_train_size)
     if args.crop_border_pixels:
         data_config["crop_border_pixels"] = args.crop_border_pixels
-    dataset = build_dataset(
-        args, args.split, args.num_samples, data_config["input_size"][0], batch_size=args.batch_size
-    )
     params = sum(parameter.numel() for parameter in model.parameters())
     classes = model.num_classes
     if args.reparam:
@@ -175,7 +172,9 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)
         model, classes = SelectedClasses(model, selected).to(device), len(selected)
-    else:
+    mode = {"batch_size": args.batch_size, "num_classes": classes}
+    dataset = build_dataset(args, args.split, args.num_samples, data_config["input_size"][0], **mode)
+    if not args.valid_labels:
         check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
     check_classes(dataset, classes)
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
