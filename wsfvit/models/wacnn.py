@@ -7,9 +7,10 @@ another wavelet. Where the attention stands:
 - VGG16-BN: in place of each max pooling.
 - MobileNetV2: in each block that strides, between the expansion and the depthwise convolution, which then has stride 1.
 
-Differences from the authors' code, none of which changes a value where that code runs: any image size (odd maps round
-up, for the baseline's poolings too, and the classifiers pool globally), any wavelet in every backbone, and no
-parameters without a gradient (their MobileNetV2 keeps the strided convolutions that the attention replaces).
+Values are the authors' wherever their code runs. What it cannot do and this can: any image size (odd maps round up, for
+the baseline's poolings too, and the classifiers pool globally); other wavelets in VGG and MobileNetV2, which there take
+Haar whatever is asked for. Their MobileNetV2 keeps the strided convolutions that the attention replaces, as parameters
+without a gradient; here they are gone.
 
 Read in this order: WACNNCfg, the three blocks, WACNN (its forward is StagedClassifier's), model_cfgs.
 """
