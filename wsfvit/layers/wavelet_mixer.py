@@ -1,5 +1,7 @@
 """The token mixer of MWA: convolutions of wavelet coefficients beside convolutions of the map."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
@@ -54,15 +56,18 @@ class WaveletMixer(nn.Module):
         super().__init__()
         if level < 1:
             raise ValueError(f"MWA: level is at least 1, not {level}")
-        pair: tuple[int, ...] = to_2tuple(groups)
-        if len(pair) != 2 or any(g < 1 or dim % g for g in pair):
-            raise ValueError(f"MWA: groups {pair} must be two divisors of the width {dim}, of 3x3 and 1x1 kernels")
+        groups3, *groups1 = to_2tuple(groups)
+        if len(groups1) != 1 or any(g < 1 or dim % g for g in (groups3, *groups1)):
+            raise ValueError(
+                f"MWA: groups {groups} must divide the width {dim}: one number, or one of 3x3 and one of 1x1"
+            )
         self.level = level
         self.wavelet = wavelet
-        self.conv3 = nn.Conv2d(dim, dim, 3, padding=1, groups=pair[0])
-        self.conv1 = nn.Conv2d(dim, dim, 1, groups=pair[1])
-        self.approx_conv = None if share_kernels else nn.Conv2d(dim, dim, 3, padding=1, groups=pair[0])
-        self.detail_conv = None if share_kernels else nn.Conv2d(dim, dim, 1, groups=pair[1])
+        conv3 = partial(nn.Conv2d, dim, dim, 3, padding=1, groups=groups3)
+        conv1 = partial(nn.Conv2d, dim, dim, 1, groups=groups1[0])
+        self.conv3, self.conv1 = conv3(), conv1()
+        self.approx_conv = None if share_kernels else conv3()
+        self.detail_conv = None if share_kernels else conv1()
         haar = wavelet in HAAR_NAMES
         self.dwt = None if haar else DWT2d(wavelet, level, mode="periodization")
         self.idwt = None if haar else IDWT2d(wavelet, mode="periodization")

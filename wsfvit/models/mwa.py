@@ -9,8 +9,8 @@ arXiv 2303.12398): one ViT for 32 x 32 images with 4 x 4 patches, in which only 
 
 The authors published no code. What their text leaves open is decided here and in the mixers: two residuals per block
 around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the scripts of their
-authors; LayerNorm with epsilon 1e-6; class scores from the mean over the normalised tokens, no class token, which the
-published parameters and multiply-accumulates fit.
+authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the mean over the
+normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
 
 Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 """
@@ -229,11 +229,9 @@ class MixerViT(Classifier):
         for name, module in self.named_modules():
             key = f"{prefix}{name}.complex_weight"
             weight = state_dict.get(key)
-            if (
-                isinstance(module, GlobalFilter)
-                and weight is not None
-                and weight.shape[:2] == (old[0], old[1] // 2 + 1)
-            ):
+            # What is no filter of that size is left for the strict check.
+            filter_shape = (old[0], old[1] // 2 + 1, self.embed_dim, 2)
+            if isinstance(module, GlobalFilter) and isinstance(weight, Tensor) and weight.shape == filter_shape:
                 resized[key] = resample_filter(weight, old, module.grid_size)
         return resized
 
