@@ -43,13 +43,18 @@ class RunLog:
         write_text_atomic(self.folder / "summary.csv", csv_text(rows))
         self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
 
-    def log_images(self, images: torch.Tensor, epoch: int, batch: int) -> None:
+    def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
         """Writes a batch (B, C, H, W) as one picture, if ``--save-images`` asks for that."""
-        if not self.save_images:
+        if not self.save_images or images is None:
             return
         from torchvision.utils import save_image
 
         save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
+
+    def log_picture(self, name: str, picture: torch.Tensor, update: int) -> None:
+        """Shows a picture (C, H, W), float in [0, 1] or uint8, in TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, update)
 
     def close(self) -> None:
         """Flushes and closes all of them."""
