@@ -97,7 +97,10 @@ class Run(LoopEvents):
         if state.scheduler is not None:
             state.scheduler.step(state.epoch + 1, row[self.metric])
         state.rows.append(row)
-        shown = [f"{key} {value:.4g}" for key, value in ({"train_loss": row["train_loss"]} | figures).items()]
+        shown = [
+            f"{key.replace('_', ' ')} {value:.4g}"
+            for key, value in ({"train_loss": row["train_loss"]} | figures).items()
+        ]
         speed = f"{duration(row['seconds'])}, {trained[f'{unit}_per_s']:.3g} {unit}/s"
         world.say(f"epoch {state.epoch}: {', '.join(shown)}, {speed}{self._left_out()}")
         return row
