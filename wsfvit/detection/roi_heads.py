@@ -1,8 +1,8 @@
 """Heads over proposals: one stage is Mask R-CNN, several are Cascade Mask R-CNN.
 
 He et al., arXiv 1703.06870; Cai and Vasconcelos, arXiv 1906.09756. Each stage pools the boxes of the one before, scores
-and moves them, and has a mask head of its own. At inference a class score is of the mean of the stages' logits, a box of
-the last stage, and a mask the mean of the stages' probabilities.
+and moves them, and has a mask head of its own. At inference a class score is taken from the mean of the stages' logits,
+a box from the last stage, and a mask is the mean of the stages' probabilities.
 """
 
 from typing import NamedTuple

@@ -1,17 +1,18 @@
-"""The published heads' parameter names as ours, and the fill rule of the fixtures that were made with them."""
+"""The published detectors' heads: their parameter names as ours, and detectors filled as the fixtures were."""
 
 import json
-import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from parity import fill_value
 from torch import Tensor, nn
 
 from wsfvit.detection.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
 from wsfvit.detection.detector import Detector
 
-FIXTURES = Path(__file__).parents[1] / "fixtures/detection"
+FIXTURES = Path(__file__).parent / "fixtures" / "detection"
 CONFIGS = {"maskrcnn": mask_rcnn_config, "cascade": cascade_mask_rcnn_config}
 CHANNELS = (64, 128, 256, 512)
 STRIDES = (4, 8, 16, 32)
@@ -29,7 +30,6 @@ HEADS = {
     "mask_head.": "mask_heads.",
     "fc_cls.": "cls.",
     "fc_reg.": "reg.",
-    "mask_heads.{}.convs.": "mask_heads.{}.convs.",
     "upsample.": "predictor.conv5_mask.",
     "conv_logits.": "predictor.mask_fcn_logits.",
     ".conv.": ".0.",
@@ -65,33 +65,25 @@ def our_name(key: str, kind: str) -> str:
     return f"roi_heads.{key}"
 
 
-def fill_value(key: str, shape: list[int]) -> Tensor:
-    """The fixtures' value of a published parameter: random, seeded by its name."""
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
-    if len(shape) >= 2:
-        return noise / (noise.numel() / shape[0]) ** 0.5
-    return 1 + 0.1 * noise if key.endswith("weight") else 0.1 * noise
-
-
 def build_published_detector(kind: str) -> Detector:
-    """The detector of a fixture, with its weights and over its feature maps."""
+    """The detector of a fixture, in evaluation mode, with its weights and over its feature maps."""
     maps = [
         torch.randn(1, channels, 224 // stride, 448 // stride, generator=torch.Generator().manual_seed(10 + i))
         for i, (channels, stride) in enumerate(zip(CHANNELS, STRIDES, strict=True))
     ]
     config: DetectorConfig = CONFIGS[kind]()
-    detector = Detector(config, FixedBackbone(maps))
+    with torch.device("meta"):
+        detector = Detector(config, FixedBackbone(maps)).to_empty(device="cpu")
     detector.load_state_dict(published_weights(kind), strict=True)
     return detector.eval()
 
 
+@cache
 def published_weights(kind: str) -> dict[str, Tensor]:
     shapes = json.loads((FIXTURES / f"det_heads_{kind}_state_keys.json").read_text())
     weights = {}
     for key, shape in shapes.items():
-        value = fill_value(key, shape) if shape else torch.tensor(0)
-        if key.endswith("running_var"):
-            value = RUNNING_VAR(value)
+        value = fill_value(key, torch.empty(shape)) if shape else torch.tensor(0)
         if "rpn_reg" in key or "fc_reg" in key:
             value = value * 0.1
         if key.endswith("conv_logits.weight"):
