@@ -224,19 +224,18 @@ def _nominal_size(name: str, options: Mapping[str, Any]) -> int:
 def _takes_multiples(
     body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int], channels_last: bool
 ) -> bool:
-    """Whether images of sides that ``multiple`` divides give maps of exactly side / stride."""
-    for rows, cols in ((1, 2), (3, 1)):
-        H, W = rows * multiple, cols * multiple
-        try:
-            with torch.no_grad():
-                maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
-        except REFUSALS:
-            return False
-        for x, width, stride in zip(maps, channels, strides, strict=True):
-            size = (H // stride, W // stride)
-            if tuple(x.shape) != ((1, *size, width) if channels_last else (1, width, *size)):
-                return False
-    return True
+    """Whether an image of sides that ``multiple`` divides, neither square nor nominal, gives maps of side / stride."""
+    H, W = 2 * multiple, 3 * multiple
+    try:
+        with torch.no_grad():
+            maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
+    except REFUSALS:
+        return False
+    sizes = [(H // stride, W // stride) for stride in strides]
+    expected = [
+        (1, *size, width) if channels_last else (1, width, *size) for size, width in zip(sizes, channels, strict=True)
+    ]
+    return [tuple(x.shape) for x in maps] == expected
 
 
 def _classifier_key(key: str) -> str:
