@@ -147,7 +147,7 @@ def test_cascade_stages_see_refined_boxes_and_the_objects_once(monkeypatch: pyte
     heads.compute_losses(MAPS, [PROPOSALS], [SIZE], [target])
     first, second = seen
     assert first.tolist() == [*target["boxes"].tolist(), *PROPOSALS.tolist()]
-    # An object's RoI moves as class 0, background as class 2; objects come first, and the moved one is still one (0.74).
+    # Objects come first: the moved proposal, as class 0, is still one (IoU 0.74). Background moves as class 2.
     expected = [[10, 10, 30, 28], [8, 10, 28, 30], [45, 40, 64, 60], [5, 40, 25, 60]]
     torch.testing.assert_close(second, torch.tensor(expected, dtype=torch.float32))
 
