@@ -1,7 +1,7 @@
 """COCO annotation files: read, checked entry by entry, and filtered for training.
 
-pycocotools takes whatever it is given, so everything is checked here first. Problems are named by the id of their entry:
-under ``raise`` they end the reading, under ``skip`` they are left out and counted.
+pycocotools takes whatever it is given, so everything is checked here first. Problems are named by the id of their
+entry: under ``raise`` they end the reading, under ``skip`` they are left out and counted.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from wsfvit.detection.coco_masks import check_segmentation, coco_mask_module, to_rle
 from wsfvit.errors import UserError
@@ -20,6 +20,8 @@ OnBadAnnotation = Literal["raise", "skip"]
 Entry = dict[str, Any]
 _logger = logging.getLogger(__name__)
 MAX_LOGGED = 10
+# What is kept of an annotation.
+KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,11 @@ class CocoData:
         return replace(self, images=images)
 
     def ground_truth(self) -> Entry:
-        """The checked images and annotations as a COCO dictionary, for an evaluation.
-
-        Annotations are numbered anew from 1: pycocotools takes a match with number 0 for none.
-        """
-        numbers = iter(range(1, 1 + sum(len(image.annotations) for image in self.images)))
+        """The checked images and annotations as a COCO dictionary, for an evaluation."""
         return {
             "images": [{"id": image.id, "height": image.height, "width": image.width} for image in self.images],
             "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
-            "annotations": [{**entry, "id": next(numbers)} for image in self.images for entry in image.annotations],
+            "annotations": [entry for image in self.images for entry in image.annotations],
         }
 
 
@@ -164,7 +162,7 @@ def _report(problems: Sequence[str], path: Any, on_bad_annotation: OnBadAnnotati
         _logger.warning("left out in all: %d entries of '%s'", len(problems), path)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -226,9 +224,7 @@ class _Reader:
             self.problems.append(f"annotation {key}: {problem}")
             return
         self._annotation_ids.add(key)
-        entry = {
-            name: entry.get(name) for name in ("image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
-        }
+        entry = {name: entry.get(name) for name in KEYS}
         entry["iscrowd"] = entry["iscrowd"] or 0
         if entry["area"] is None:
             entry["area"] = self._measure_area(entry)

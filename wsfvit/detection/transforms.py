@@ -122,7 +122,7 @@ def resize(view: View, size: Size) -> View:
 
 
 def crop(view: View, top: int, left: int, size: Size) -> View:
-    """Cuts out (h, w) pixels; boxes are cut off at its edges, and objects without any of their box in it are left out."""
+    """Cuts out (h, w) pixels; boxes are cut off at its edges, objects whose boxes lie outside are left out."""
     h, w = size
     boxes = _clip(view.boxes - view.boxes.new_tensor([left, top, left, top]), size)
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
