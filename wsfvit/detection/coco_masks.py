@@ -57,8 +57,9 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str:
         counts = np.asarray(counts) if _all_finite(counts) else None
     if not isinstance(counts, np.ndarray) or counts.dtype.kind != "i":
         return "its RLE counts are neither a list of whole numbers nor a compressed text"
-    if len(counts) and counts.min() < 0 or counts.sum() != height * width:
-        return f"its RLE counts add up to {counts.sum()}, the image has {height * width} pixels"
+    pixels = height * width
+    if counts.min(initial=0) < 0 or counts.max(initial=0) > pixels or counts.sum() != pixels:
+        return f"its RLE counts do not add up to {pixels}, the pixels of the image"
     return ""
 
 
