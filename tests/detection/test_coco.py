@@ -63,6 +63,7 @@ PROBLEMS = [
     ("annotation 1: a polygon is not a list", edit(segmentation=[[0, 0, 1, 1, 2, float("inf")]])),
     ("annotation 1: a polygon is not a list", edit(segmentation=[[[0, 0], [1, 1, 2], 3, 4, 5, 6]])),
     ("annotation 1: a polygon is not a list", edit(segmentation=[0, 0, 1, 1, 2, 2])),
+    ("annotation 1: a polygon lies far outside", edit(segmentation=[[0, 0, 1, 1, 2, 1e9]])),
     ("annotation 1: its RLE is of size [20, 10], the image of [10, 20]", rle([0, 200], (20, 10))),
     ("annotation 1: its RLE counts do not add up to 200", rle([0, 100])),
     ("annotation 1: its RLE counts do not add up to 200", rle([-1, 201])),
