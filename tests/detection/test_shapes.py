@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.coco import read_coco
 from wsfvit.detection.draw import category_color, draw_detections
 from wsfvit.detection.shapes import CATEGORIES, draw_shapes, write_shapes
@@ -30,8 +31,6 @@ def test_a_folder_of_shapes_is_a_sound_coco_folder(tmp_path):
 def test_boxes_and_areas_are_those_of_the_masks(tmp_path):
     annotations, _ = write_shapes(tmp_path, 5, (48, 64), seed=1)
     entries = iter(json.loads(annotations.read_text())["annotations"])
-    from wsfvit.data.seeding import derive_seed
-
     for number in range(1, 6):
         height, width = (64, 48) if number % 3 == 0 else (48, 64)
         pixels, labels, masks = draw_shapes(height, width, derive_seed(1, number))
