@@ -127,10 +127,10 @@ class SimVP(nn.Module):
         pad_h, pad_w = -H % self.config.reduction, -W % self.config.reduction
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
-        x, skip = self.encoder(x)
+        x, skip = self.encoder(_to_channels_last(x))
         _, D, h, w = x.shape
-        x = self.translator(x.reshape(B, -1, h, w))
-        x = self.decoder(x.reshape(-1, D, h, w), self._pair_skips(skip))
+        x = self.translator(_to_channels_last(x.reshape(B, -1, h, w)))
+        x = self.decoder(_to_channels_last(x.reshape(-1, D, h, w)), self._pair_skips(skip))
         return x[:, :, :H, :W].unflatten(0, (B, -1))
 
     def predict(self, frames: Tensor, length: int) -> Tensor:
@@ -274,6 +274,11 @@ class TranslatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.block(x))
+
+
+def _to_channels_last(x: Tensor) -> Tensor:
+    """The memory format in which convolutions, group norms and attention are fastest; the maps stay as they are."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _drop_path_rates(config: SimVPConfig) -> list[float]:
