@@ -1,15 +1,16 @@
 """Command-line options of the model, which every command that builds one shares."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 from wsfvit.engine.args.common import Group, positive_float, positive_int
 from wsfvit.errors import UserError
 from wsfvit.video.simvp import Family, SimVPConfig
 
 # Field of SimVPConfig: type of the option, help.
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "frames_in": (positive_int, "frames that the model sees"),
     "frames_out": (positive_int, "frames that it predicts in one pass"),
     "channels": (positive_int, "channels of a frame"),

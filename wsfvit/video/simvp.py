@@ -202,7 +202,7 @@ class ConvUnit(nn.Module):
         self.shuffle = nn.PixelShuffle(2) if upsample else nn.Identity()
         self.norm = nn.GroupNorm(self.NORM_GROUPS, out_chs)
         nn.init.trunc_normal_(self.conv.weight, std=0.02)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.shuffle(self.conv(x)))
@@ -282,5 +282,5 @@ def _to_channels_last(x: Tensor) -> Tensor:
 
 
 def _drop_path_rates(config: SimVPConfig) -> list[float]:
-    step = (config.drop_path - FIRST_DROP_PATH) / max(config.n_t - 1, 1)
-    return [FIRST_DROP_PATH + i * step for i in range(config.n_t)]
+    places = [i / max(config.n_t - 1, 1) for i in range(config.n_t)]
+    return [(1 - place) * FIRST_DROP_PATH + place * config.drop_path for place in places]
