@@ -149,7 +149,7 @@ def test_drop_path_follows_the_published_rule() -> None:
 
 @pytest.mark.parametrize("family", ["published", "dwt"])
 def test_compiles_as_one_graph(family: str) -> None:
-    model = create_tiny(family=family, frames_out=3)
+    model = create_tiny(family=family, frames_out=3, n_t=1)
     frames = random_frames(1, 4, 1, 18, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(frames), model(frames))
