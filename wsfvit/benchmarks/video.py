@@ -92,13 +92,13 @@ def record_inputs(model: nn.Module, parts: Sequence[str], frames: Tensor) -> dic
     return recorded
 
 
-def inference_step(part: Callable[..., Any], inputs: tuple[Any, ...], autocast: Autocast) -> None:
+def inference_step(part: Any, inputs: tuple[Any, ...], autocast: Autocast) -> None:
     """One call without gradients."""
     with torch.inference_mode(), autocast():
         part(*inputs)
 
 
-def training_step(part: nn.Module, inputs: tuple[Any, ...], autocast: Autocast) -> None:
+def training_step(part: Any, inputs: tuple[Any, ...], autocast: Autocast) -> None:
     """One call and the gradients of the weights and of the inputs that carry one."""
     with autocast():
         out = part(*inputs)
