@@ -99,10 +99,10 @@ class SimVPConfig:
 class SimVP(nn.Module):
     """Predicts `frames_out` frames from `frames_in` frames, of any size.
 
-    The skip connection gives each predicted frame the first encoder map of an input frame, counted from the end: the
-    last to the last, and so on, from the end again where more frames are predicted than seen. Frames that the encoder
-    cannot halve often enough are padded behind the front-end with zeros, as its convolutions pad, and cropped at the
-    end; frames that it can take neither path. Windows that do not divide the map are padded in the attention itself.
+    The skip connection brings the first encoder map of an input frame to each predicted one: that of the last frame to
+    the last, and so on backwards, from the last one again where more frames are predicted than seen. Frames whose size
+    the encoder cannot halve to the end are padded with zeros behind the front-end, as its convolutions pad, and cropped
+    at the end; all others take neither path. Windows that do not divide the map are padded in the attention itself.
 
     Args:
         config: Sizes and family; default: the published system.
