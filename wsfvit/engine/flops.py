@@ -90,7 +90,7 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
             name = m.name or "(whole model)"
             yield markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{100 * share:.2f}"))
     yield ""
-    yield from _describe_counting(found.operators)
+    yield from describe_counting(found.operators)
 
 
 def _report_all(args: argparse.Namespace) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _report_all(args: argparse.Namespace) -> Iterator[str]:
         yield ",".join(cells) if args.format == "csv" else markdown_row(cells)
     if args.format == "markdown":
         yield f"\n{ORIGIN}\n"
-        yield from _describe_counting(operators)
+        yield from describe_counting(operators)
 
 
 def _table_cells(args: argparse.Namespace, name: str, shape: tuple[int, ...], found: Complexity) -> list[str]:
@@ -152,7 +152,8 @@ def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[
             raise UserError(f"model {name} cannot be run on input {_size(shape)}: {err}") from err
 
 
-def _describe_counting(operators: dict[str, Cost]) -> Iterator[str]:
+def describe_counting(operators: dict[str, Cost]) -> Iterator[str]:
+    """Lines that state the convention and which operators were counted how."""
     yield CONVENTION
     titles = ("Operators that cost nothing", "Operators counted outside MACs", "Operators counted as MACs")
     for kind, title in reversed(list(enumerate(titles))):
@@ -173,10 +174,10 @@ def _size(shape: Iterable[int]) -> str:
 
 
 def markdown_head(columns: tuple[str, ...]) -> tuple[str, str]:
-    """The two lines that open a Markdown table."""
+    """The two lines that a Markdown table begins with."""
     return markdown_row(columns), "|" + "---|" * len(columns)
 
 
 def markdown_row(cells: Iterable[str]) -> str:
-    """One line of a Markdown table, a dash in empty cells."""
+    """One line of a Markdown table; an empty cell becomes a dash."""
     return f"| {' | '.join(cell or '-' for cell in cells)} |"
