@@ -226,7 +226,9 @@ class MovingMNIST(SequenceDataset):
         chosen, y, x, angle = np.moveaxis(draw_uniform(keys, 4 * digits).reshape(batch, digits, 4), -1, 0)
         path = move(np.stack([y, x], -1), 2 * np.pi * angle, motion.frames, motion.speed)
         free = np.subtract(motion.size, self.digits.shape[1:])
-        corners = (path * free).astype(np.int64).transpose(2, 3, 1, 0).reshape(digits, 2, -1)  # frames of a sequence last
+        corners = (
+            (path * free).astype(np.int64).transpose(2, 3, 1, 0).reshape(digits, 2, -1)
+        )  # frames of a sequence last
         images = self.digits[(chosen * len(self.digits)).astype(np.int64)]
         frames = np.zeros((batch * motion.frames, *motion.size), np.uint8)
         # All places that a digit can have, as a view: one assignment draws a digit into every frame.
@@ -241,7 +243,7 @@ class MovingMNIST(SequenceDataset):
         """Checksum of the bytes of all sequences, frame after frame."""
         digest = hashlib.sha256()
         for start in range(0, len(self), BLOCK):
-            digest.update(self.__getitems__(range(start, min(start + BLOCK, len(self)))).numpy())
+            digest.update(self.__getitems__(range(start, min(start + BLOCK, len(self)))).numpy().data)
         return digest.hexdigest()
 
     def check(self) -> bool:
@@ -273,7 +275,9 @@ def open_official_test(path: str | Path, frames: int = 20) -> ClipSequences:
     """
     array = read_array(Path(path))
     if array.shape != OFFICIAL_SHAPE or array.dtype != np.uint8:
-        raise UserError(f"'{path}' is not the official test: it must be uint8 {OFFICIAL_SHAPE}, not {array.dtype} {array.shape}")
+        raise UserError(
+            f"'{path}' is not the official test: it must be uint8 {OFFICIAL_SHAPE}, not {array.dtype} {array.shape}"
+        )
     sequences = open_sequences(path, Cut(frames, stride=OFFICIAL_SHAPE[0]), layout="TNHW")
     sequences.name = "official-test"
     return sequences

@@ -118,7 +118,8 @@ class PictureClip:
     def __init__(self, files: Sequence[Path], channels: Channels) -> None:
         self.name, self.num_frames = str(files[0].parent), len(files)
         self._files, self._channels = sorted(files, key=_natural_order), channels
-        self.shape = tuple(self._read_file(self._files[0]).shape)
+        height, width = self._read_file(self._files[0]).shape[1:]
+        self.shape = (int(channels), height, width)
 
     def read(self, times: range) -> Tensor:
         """See ``Clip``; pictures of several sizes are a UserError."""
@@ -223,8 +224,8 @@ def open_sequences(
     """Opens a user's own data.
 
     Args:
-        path: A .npy or .npz file, a video file, a folder of videos, or a folder of pictures: all pictures of one folder,
-            at any depth, are one clip.
+        path: A .npy or .npz file, a video file, a folder of videos, or a folder of pictures. The pictures that lie in
+            one folder, at any depth below ``path``, are one clip.
         cut: How clips become sequences.
         channels: 1 reads pictures and videos grey, 3 (the default) in colour; an array must have as many.
         layout: The axes of an array, in their order: T, H and W, maybe N (sequences) and C (channels); default NTHW
@@ -272,7 +273,7 @@ def read_array(path: Path) -> np.ndarray:
     if content.dtype != np.uint8 and not np.issubdtype(content.dtype, np.floating):
         raise UserError(f"'{path}' holds {content.dtype}: store frames as uint8 (0..255) or floats (0..1)")
     array: np.ndarray = content
-    return array
+    return array.view(np.ndarray)
 
 
 def _array_clips(path: Path, array: np.ndarray, layout: str | None) -> list[ArrayClip]:
@@ -293,9 +294,7 @@ def _array_clips(path: Path, array: np.ndarray, layout: str | None) -> list[Arra
 
 
 def _folder_clips(path: Path, channels: Channels) -> list[Clip]:
-    videos = [
-        file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS
-    ]
+    videos = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
     if videos:
         return [VideoClip(file, channels) for file in videos]
     folders: dict[Path, list[Path]] = {}
