@@ -16,7 +16,7 @@ VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".
 
 
 class VideoClip:
-    """The frames of a video file, decoded when they are asked for.
+    """The frames of a video file, decoded when they are asked for, as they are stored: not turned by a rotation tag.
 
     Args:
         path: The file.
