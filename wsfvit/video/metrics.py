@@ -6,7 +6,8 @@ With prediction p and truth t in [0, 1], each figure is the mean over sequences 
   them: they grow with the frame. ``mse_pixel``, ``mae_pixel``: the mean over its values instead.
 - ``ssim``: structural similarity (Wang et al., 2004) as scikit-image computes it with ``data_range=1``: uniform 7x7
   window, sample covariance, K1 0.01, K2 0.03. Tables made with the range 2 show higher values.
-- ``psnr``: 10 log10(1 / mean of (p - t)^2) in dB; infinite for a frame without any error.
+- ``psnr``: 10 log10(1 / mean of (p - t)^2) in dB, at most 100: one frame without any error, which copying the last
+  input does hit, would make the mean infinite.
 - ``psnr_uint8``: what published tables up to SimVPv2 call PSNR, to compare with those only. Both frames are cut to
   uint8, and their difference and its square wrap at 256, so errors look random. Right PSNR is about 15 dB lower there.
 
@@ -25,6 +26,7 @@ WINDOW = 7
 C1, C2 = 0.01**2, 0.03**2
 # Values that SSIM works on at once: on a CPU what fits into its cache, which is twice as fast as a whole batch.
 CHUNK = {"cpu": 2**15, "cuda": 2**23}
+MAX_PSNR = 100.0
 SUMMED = ("mse", "mae", "ssim", "psnr", "psnr_uint8")
 
 
@@ -93,7 +95,7 @@ class VideoMetrics:
                 error.square().sum((-3, -2, -1)),
                 error.abs().sum((-3, -2, -1)),
                 ssim(clipped, future),
-                -10 * (clipped - future).square().mean((-3, -2, -1)).log10(),
+                _psnr(clipped, future),
                 _psnr_uint8(clipped, future),
             ],
             dim=-1,
@@ -173,8 +175,13 @@ def _window_mean(x: Tensor) -> Tensor:
     return x / WINDOW**2
 
 
+def _psnr(one: Tensor, other: Tensor) -> Tensor:
+    mean: Tensor = (one - other).square().mean((-3, -2, -1))
+    return (-10 * mean.log10()).clamp(max=MAX_PSNR)
+
+
 def _psnr_uint8(one: Tensor, other: Tensor) -> Tensor:
     """The wrapping PSNR of (B, T, C, H, W), (B, T); NaN has no uint8 and is left to the caller."""
     difference = (one.nan_to_num() * 255).to(torch.uint8) - (other * 255).to(torch.uint8)
-    mean: Tensor = (difference * difference).float().mean((-3, -2, -1))
-    return 20 * math.log10(255) - 10 * mean.log10()
+    mean = (difference * difference).float().mean((-3, -2, -1))
+    return (20 * math.log10(255) - 10 * mean.log10()).clamp(max=MAX_PSNR)
