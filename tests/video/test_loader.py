@@ -68,9 +68,14 @@ def test_position_beyond_the_epoch():
         train_batches(1, 6)
 
 
-def test_epochs_differ():
-    (first, _), (second, _) = train_batches(0)[0], train_batches(1)[0]
-    assert not torch.equal(first, second)
+def test_a_sequence_is_new_in_each_epoch():
+    loader, drawn = train_loader(batch_size=11), []
+    for epoch in (0, 1):
+        loader.set_position(epoch)
+        (frames, _), indices = next(iter(loader)), loader.batch_indices(0)
+        drawn.append(dict(zip(indices, frames, strict=True)))
+    assert sorted(drawn[0]) == sorted(drawn[1]) == list(range(11)) and list(drawn[0]) != list(drawn[1])
+    assert all(not torch.equal(drawn[0][index], drawn[1][index]) for index in range(11))
 
 
 def test_world_size_does_not_change_a_global_batch():

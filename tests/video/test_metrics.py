@@ -97,6 +97,7 @@ def test_batches_and_processes_add_up():
     sums = torch.stack([part.sums() for part in parts]).sum(0)
     assert parts[0].compute(sums) == pytest.approx(whole.compute(), rel=1e-12)
     assert parts[0].per_frame(sums)["ssim"] == pytest.approx(whole.per_frame()["ssim"], rel=1e-12)
+    parts[0].sums().zero_()
     assert parts[0].compute()["sequences"] == 3, "sums() is a copy"
 
 

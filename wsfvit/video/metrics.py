@@ -87,7 +87,7 @@ class VideoMetrics:
         if not len(prediction):
             return
         prediction, future = prediction.float(), future.float()
-        finite = prediction.isfinite().all(-1).all(-1).all(-1)
+        finite = prediction.isfinite().flatten(2).all(-1)
         error = prediction - future
         clipped = prediction.clamp(0, 1)
         values = torch.stack(
@@ -145,7 +145,7 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
         other: The same shape.
 
     Returns:
-        (B, T).
+        (B, T), float64 where the device has it.
     """
     flat = [frames.flatten(0, 1) for frames in (one, other)]
     chunk = max(1, CHUNK.get(one.device.type, CHUNK["cuda"]) // flat[0][0].numel())
