@@ -133,7 +133,8 @@ def draw_uniform(keys: np.ndarray, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 (B, count): row b depends on ``keys[b]`` alone, uint64 (B,).
 
     SplitMix64 (Steele et al., 2014, "Fast Splittable Pseudorandom Number Generators"): number n of a key is a hash of
-    key + n * gamma, so that all numbers of all rows are drawn at once; a NumPy generator per sample takes 50 times as long.
+    key + n * gamma, so that all numbers of all rows are drawn at once. One NumPy generator per row takes 50 times
+    as long.
     """
     gamma = np.uint64(0x9E3779B97F4A7C15)
     z = keys[:, None] + gamma * np.arange(1, count + 1, dtype=np.uint64)
