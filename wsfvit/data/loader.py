@@ -206,7 +206,7 @@ def build_map_style(
         collate: Makes a batch of a list of items.
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
-    arguments = _loader_arguments(options, collate)
+    arguments = loader_arguments(options, ReportingCollate(collate))
     return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
 
 
@@ -216,7 +216,7 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    arguments = _loader_arguments(options, _collate(options))
+    arguments = loader_arguments(options, ReportingCollate(_collate(options)))
     return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 
@@ -224,10 +224,11 @@ def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
     return fast_collate if options.use_prefetcher else default_collate
 
 
-def _loader_arguments(options: LoaderOptions, collate: Callable[[list[Any]], Any]) -> dict[str, Any]:
+def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
+    """Arguments of a ``DataLoader`` that do not depend on what it loads."""
     return {
         "num_workers": options.num_workers,
-        "collate_fn": ReportingCollate(collate),
+        "collate_fn": collate,
         "pin_memory": options.pin_memory,
         "worker_init_fn": outlive_stop_signals,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,
