@@ -2,6 +2,8 @@
 
 ``python -m wsfvit predict IMAGE... --checkpoint FILE``: the most probable classes of pictures.
 
+``python -m wsfvit export --checkpoint FILE --output model.onnx``: a model for other runtimes.
+
 ``python -m wsfvit replay FILE``: an update of a training that was not finite, watched module by module.
 """
 
@@ -17,8 +19,10 @@ import torch.distributed as dist
 import torchvision
 
 import wsfvit
+from wsfvit.engine.args.export import add_export_args
 from wsfvit.engine.args.predict import add_predict_args
 from wsfvit.engine.args.replay import add_replay_args
+from wsfvit.engine.export import run_export
 from wsfvit.engine.predict import run_predict
 from wsfvit.engine.replay import run_replay
 from wsfvit.errors import run_main
@@ -48,6 +52,13 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_predict_args(predict)
+    export = commands.add_parser(
+        "export",
+        help="write a model for other runtimes: ONNX, torch.export, AOTInductor",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_export_args(export)
     replay = commands.add_parser(
         "replay",
         help="compute again an update of a training that was not finite, and say where it began",
@@ -57,6 +68,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "predict":
         run_predict(args)
+    elif args.command == "export":
+        run_export(args)
     elif args.command == "replay":
         run_replay(args)
     else:
