@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+from collections import Counter
 
 import PIL
 import timm
@@ -83,12 +84,18 @@ def print_info() -> None:
     print(f"images:    Pillow {PIL.__version__}, decoded by {torchvision.get_image_backend()}")
     print(f"data sets: folders and tar files, {_versions(DATA_PACKAGES)}")
     print(f"logs:      CSV, {_versions(LOG_PACKAGES)}")
-    print(f"models:    {len(timm.list_models('wsfvit*'))} registered as wsfvit*")
+    print(f"models:    {', '.join(f'{count} {family}' for family, count in _families().items())}")
     for device in _devices():
         print(f"device:    {_describe(device)}, wavelet backend {_backend(device)}")
     print(f"processes: {', '.join(_distributed_backends()) or 'one alone'}")
     for name, meaning in VARIABLES.items():
         print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
+
+
+def _families() -> dict[str, int]:
+    """Number of our registered models by the first part of their names."""
+    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("wsfvit.")]
+    return dict(Counter(f"{name.partition('_')[0]}_*" for name in ours))
 
 
 def _devices() -> list[torch.device]:
