@@ -54,7 +54,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--output {path}: a file of --format {args.format} ends in {SUFFIXES[args.format]}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no folder '{path.parent}'")
-    if args.format == "onnx" and torch.device(args.device).type != "cpu":
+    if args.format == "onnx" and args.device != "cpu":
         raise UserError(f"--device {args.device}: ONNX files do not depend on it, leave it out")
     if not args.model and not args.checkpoint:
         raise UserError("nothing to export: pass --checkpoint FILE, or --model NAME")
@@ -77,8 +77,10 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
         shown = " and ".join(map(str, batches))
         say(f"largest difference from PyTorch: {difference:.1e}, of outputs up to {scale:.1e} (batches of {shown})")
     write_atomic(path, lambda file: file.write(content))
-    write_text_atomic(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
-    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {path.with_suffix('.json').name}")
+    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
+    described = path.with_name(f"{path.name}.json")
+    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
+    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
     return description
 
 
