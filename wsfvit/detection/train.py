@@ -92,12 +92,13 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     train_data, val_data = _read_data(args)
     config = build_config(args, len(train_data.categories))
     detector = build_train_detector(args, config, world, start)
+    backbone: Any = detector.backbone
     sizes = build_sizes(args)
     setting = Setting(
         categories=dict(train_data.categories),
         transform=EvalTransform(args.val_short_side or max(sizes.short_sides), sizes.long_side),
         normalize=_normalize_of(args.model),
-        multiple=args.pad_multiple or detector.backbone.multiple,
+        multiple=args.pad_multiple or backbone.multiple,
     )
     transform = TrainTransform(sizes, args.hflip, args.crop_prob)
     options = partial(_loader_options, args, world)
