@@ -83,9 +83,10 @@ def test_giou_equals_the_published(published: dict[str, Tensor]) -> None:
 
 def test_levels(published: dict[str, Tensor]) -> None:
     assert torch.equal(pyramid_levels(published["rois"], 4), published["roi_level"])
-    sides = torch.tensor([0.0, 1, 111, 112, 223, 224, 447, 448, 5000])
-    boxes = torch.stack([torch.zeros(9), torch.zeros(9), sides, sides], dim=1)
-    assert pyramid_levels(boxes, 4).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    # A side that rounding left a little short of 112 counts as 112.
+    sides = torch.tensor([0.0, 1, 111, 111.99998, 112, 223, 224, 447, 448, 5000])
+    boxes = torch.stack([torch.zeros(10), torch.zeros(10), sides, sides], dim=1)
+    assert pyramid_levels(boxes, 4).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
 
 
 def test_pooling_takes_each_box_from_its_level_and_image() -> None:

@@ -188,9 +188,10 @@ def select(config: DetectorConfig, boxes: list[list[float]], scores: list[list[f
 def test_detections_score_above_the_threshold_and_are_suppressed_within_their_class() -> None:
     config = mask_rcnn_config(**TINY, score_threshold=0.0625)
     boxes = [[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4]]
-    scores = [[0.5, 0.0625, 0.1], [0.4, 0.7, 0.0], [0.3, 0.0, 0.0]]
+    scores = [[0.5, 0.0, 0.1], [0.4, 0.7, 0.0], [0.3, 0.0, 0.0625]]
     found, score, label = select(config, boxes, scores)
-    # Class 0 keeps the first and the third box (IoU 0.4); the second falls to the first (0.8).
+    # Class 0 keeps the first and the third box (IoU 0.4); the second falls to the first (0.8). A score at the
+    # threshold, of the third box and class 2, is not above it.
     assert score.tolist() == pytest.approx([0.7, 0.5, 0.3, 0.1])
     assert label.tolist() == [1, 0, 0, 2]
     assert found.tolist() == [boxes[1], boxes[0], boxes[2], boxes[0]]

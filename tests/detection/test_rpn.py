@@ -94,6 +94,14 @@ def test_without_objects_the_box_loss_is_zero_and_has_a_gradient() -> None:
     assert offsets.grad is not None and not offsets.grad.any() and logits.grad.all()
 
 
+@pytest.mark.parametrize("build", [mask_rcnn_config, cascade_mask_rcnn_config])
+def test_anchor_thresholds(build: type) -> None:
+    """Anchors of IoU 0.7, 0.5, 0.25 with the first object are one, ignored and background; 0.3 is the second's best."""
+    anchors = boxes((0, 0, 20, 14), (0, 0, 20, 10), (0, 0, 20, 5), (50, 50, 70, 56), (50, 50, 70, 55))
+    objects = boxes((0, 0, 20, 20), (50, 50, 70, 70))
+    assert build_rpn(build()).match_anchors(anchors, objects, SIZE).tolist() == [1, -1, 0, 2, 0]
+
+
 def test_cascade_ignores_anchors_that_leave_the_image() -> None:
     anchors = boxes((0, 0, 20, 20), (-1, 50, 19, 70), (190, 50, 201, 70), (50, 90, 60, 101))
     objects = boxes((-1, 50, 19, 70))

@@ -180,14 +180,14 @@ class CascadeRoIHeads(nn.Module):
     def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Objects of each image; arguments as in ``compute_losses``."""
         boxes, stages = proposals, self.config.stages
-        mean_logits = torch.zeros(())
+        all_logits = []
         for index, stage in enumerate(stages):
             logits, offsets = self.box_heads[index](self.pool_boxes(features, boxes))
-            mean_logits = mean_logits.to(logits) + logits / len(stages)
+            all_logits.append(logits)
             if index + 1 < len(stages):
                 boxes = self.refine(stage, boxes, logits, offsets, sizes)
         class_boxes = decode_boxes(offsets, torch.cat(boxes)[:, None], stages[-1].box_stds)
-        scores = mean_logits.softmax(dim=1)[:, :-1].split([len(x) for x in boxes])
+        scores = torch.stack(all_logits).mean(dim=0).softmax(dim=1)[:, :-1].split([len(x) for x in boxes])
         found = [
             self._select(image_boxes, image_scores)
             for image_boxes, image_scores in zip(self._split_and_clip(class_boxes, boxes, sizes), scores, strict=True)
