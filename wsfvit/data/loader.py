@@ -56,7 +56,8 @@ class LoaderOptions:
 
 
 class EvalLoader:
-    """Batches of images (B, C, H, W) float32, normalised, and labels (B,) int64.
+    """Batches as ``loader`` collates them: of ``build_eval_loader`` and ``build_train_loader`` images (B, C, H, W)
+    float32, normalised, and labels (B,) int64.
 
     Args:
         loader: Collates with ``ReportingCollate``.
@@ -94,7 +95,7 @@ class EvalLoader:
         """Number of batches of a whole pass."""
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
 
@@ -131,7 +132,7 @@ class TrainLoader(EvalLoader):
             return None
         return [index % sampler.num_samples for index in sampler.batch_indices(batch)]
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return itertools.islice(self._batches, self._batches_to_drop, None)
 
 

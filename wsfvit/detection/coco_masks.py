@@ -12,6 +12,8 @@ import numpy as np
 from wsfvit.errors import UserError
 
 Segmentation = list[list[float]] | dict[str, Any]
+# Coordinates of polygons may be this many times the longer side; sound annotations leave the image by some pixels.
+MAX_REACH = 4
 
 
 def coco_mask_module() -> Any:
@@ -36,6 +38,9 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not _all_finite(polygon):
             return "a polygon is not a list of x, y, x, y, ... with at least three points"
+        # pycocotools walks along the outline pixel by pixel, however long it is.
+        if max(map(abs, polygon)) > MAX_REACH * max(height, width):
+            return "a polygon lies far outside the image"
     return ""
 
 
@@ -57,8 +62,9 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str:
         counts = np.asarray(counts) if _all_finite(counts) else None
     if not isinstance(counts, np.ndarray) or counts.dtype.kind != "i":
         return "its RLE counts are neither a list of whole numbers nor a compressed text"
-    if len(counts) and counts.min() < 0 or counts.sum() != height * width:
-        return f"its RLE counts add up to {counts.sum()}, the image has {height * width} pixels"
+    pixels = height * width
+    if counts.min(initial=0) < 0 or counts.max(initial=0) > pixels or counts.sum() != pixels:
+        return f"its RLE counts do not add up to {pixels}, the pixels of the image"
     return ""
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,14 @@ Entry = dict[str, Any]
 KINDS = ("bbox", "segm")
 # Places of what is reported among the twelve figures of COCO's summary.
 FIGURES = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
+
+
+@dataclass(frozen=True)
+class _Rating:
+    """COCO's twelve figures, and the precision (10 thresholds, 101 recalls, categories) that their first is made of."""
+
+    figures: list[float]
+    precision: np.ndarray
 
 
 class CocoEvaluator:
@@ -42,7 +51,7 @@ class CocoEvaluator:
         self._truth = self._index({**ground_truth, "annotations": annotations})
         self._image_ids = {entry["id"] for entry in ground_truth["images"]}
         self._found: dict[int, list[Entry]] = {}
-        self._evaluations: dict[str, Any] | None = None
+        self._ratings: dict[str, _Rating] | None = None
 
     def add(self, image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor) -> None:
         """Adds the detections of one image.
@@ -59,14 +68,14 @@ class CocoEvaluator:
         """
         if image_id not in self._image_ids:
             raise ValueError(f"the ground truth has no image {image_id}")
-        self._evaluations = None
+        self._ratings = None
         self._found[image_id] = encode_detections(image_id, boxes, scores, labels, masks, self._category_ids)
 
     def gather(self, world: World) -> None:
-        """Collects the detections of all processes in each of them."""
-        for part in world.gather(self._found):
-            self._found = {**part, **self._found}
-        self._evaluations = None
+        """Collects the detections of all processes in each of them; the lowest rank's count where several have some."""
+        parts = world.gather(self._found)
+        self._found = {image_id: found for part in reversed(parts) for image_id, found in part.items()}
+        self._ratings = None
 
     def detections_json(self) -> list[Entry]:
         """All detections in COCO's format of results, by image id; ``bbox`` is x, y, width, height."""
@@ -78,31 +87,28 @@ class CocoEvaluator:
         Keys are ``bbox_`` or ``segm_`` and AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (areas up to 32^2,
         up to 96^2 and above), AR100 (recall with 100 detections per image). A figure of no objects at all is -1.
         """
-        evaluations = self._evaluate()
-        return {
-            f"{kind}_{name}": float(evaluations[kind].stats[place]) for kind in KINDS for name, place in FIGURES.items()
-        }
+        ratings = self._rate()
+        return {f"{kind}_{name}": ratings[kind].figures[place] for kind in KINDS for name, place in FIGURES.items()}
 
     def per_category(self) -> list[Entry]:
         """One row per category: id, name, number of objects, and AP and AP50 of boxes and masks; -1 without objects."""
-        evaluations = self._evaluate()
+        ratings = self._rate()
         rows = []
         for place, (key, name) in enumerate(self.categories.items()):
             objects = self._truth.loadAnns(self._truth.getAnnIds(catIds=[key]))
             row: Entry = {"id": key, "name": name, "objects": sum(not entry["iscrowd"] for entry in objects)}
             for kind in KINDS:
-                # IoU thresholds, recalls, categories, areas (the first: all), detections per image (the last: 100)
-                precision = evaluations[kind].eval["precision"][:, :, place, 0, -1]
+                precision = ratings[kind].precision[:, :, place]
                 row[f"{kind}_AP"], row[f"{kind}_AP50"] = _mean(precision), _mean(precision[0])
             rows.append(row)
         return rows
 
-    def _evaluate(self) -> dict[str, Any]:
-        if self._evaluations is None:
-            self._evaluations = {kind: self._evaluate_kind(kind) for kind in KINDS}
-        return self._evaluations
+    def _rate(self) -> dict[str, "_Rating"]:
+        if self._ratings is None:
+            self._ratings = {kind: self._rate_kind(kind) for kind in KINDS}
+        return self._ratings
 
-    def _evaluate_kind(self, kind: str) -> Any:
+    def _rate_kind(self, kind: str) -> "_Rating":
         # With a box in its entry a mask would count as small, medium or large by the area of that box.
         left_out = "segmentation" if kind == "bbox" else "bbox"
         found = [{key: value for key, value in entry.items() if key != left_out} for entry in self.detections_json()]
@@ -113,7 +119,9 @@ class CocoEvaluator:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        return evaluation
+        # IoU thresholds, recalls, categories, areas (the first: all), detections per image (the last: 100). A copy
+        # of this part, because the evaluation as a whole keeps every pairing of every image.
+        return _Rating(evaluation.stats.tolist(), evaluation.eval["precision"][:, :, :, 0, -1].copy())
 
     def _index(self, content: Entry) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
