@@ -142,6 +142,14 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_backbone_can_be_exported() -> None:
+    backbone = DetectionBackbone("wsfvit_p0_224", **TINY).eval().requires_grad_(False)
+    images = torch.randn(1, 3, 40, 64)  # one side is padded
+    program = torch.export.export(backbone, (images,))
+    for ours, exported in zip(backbone(images), program.module()(images), strict=True):
+        torch.testing.assert_close(exported, ours)
+
+
 def save_classifier(path: Path, name: str, **options: Any) -> dict[str, Tensor]:
     state = timm.create_model(name, num_classes=5, **options).state_dict()
     torch.save({"state_dict": state, "arch": name}, path)

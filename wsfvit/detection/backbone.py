@@ -5,9 +5,9 @@
     c2, c3, c4, c5 = backbone(images)  # strides 4, 8, 16, 32
 
 The published detector's backbone is the classification model without its head, plus a LayerNorm per stage on the way to
-the neck. Its tiny model was detected with other inter-subband heads than it was classified with; here both have the
-classifier's, as the weights were trained, unless `inter_heads=(4, 8, 16, 32)` asks for the other. No parameter's shape
-depends on it.
+the neck. The published tiny detector has other inter-subband heads than the classifier of the same name, and no
+parameter's shape tells. Here both have the classifier's, which its weights were trained with, unless
+`inter_heads=(4, 8, 16, 32)` asks for the detector's.
 """
 
 import logging
@@ -58,8 +58,8 @@ class DetectionBackbone(nn.Module):
     Attributes:
         channels: Of each map.
         strides: Of each map, in pixels of the image.
-        multiple: The image sides that the model takes as they are. Other sizes are padded to it with zeros at the
-            bottom and the right; callers that pad to it themselves save a copy.
+        multiple: The model takes images whose sides are multiples of this. Others are padded with zeros at the bottom
+            and the right, and the maps cut again; callers that pad to it themselves save a copy.
 
     Raises:
         UserError: no such model, it does not take the options, or it has no four strides or no free image size.
@@ -224,19 +224,18 @@ def _nominal_size(name: str, options: Mapping[str, Any]) -> int:
 def _takes_multiples(
     body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int], channels_last: bool
 ) -> bool:
-    """Whether images of sides that ``multiple`` divides give maps of exactly side / stride."""
-    for rows, cols in ((1, 2), (3, 1)):
-        H, W = rows * multiple, cols * multiple
-        try:
-            with torch.no_grad():
-                maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
-        except REFUSALS:
-            return False
-        for x, width, stride in zip(maps, channels, strides, strict=True):
-            size = (H // stride, W // stride)
-            if tuple(x.shape) != ((1, *size, width) if channels_last else (1, width, *size)):
-                return False
-    return True
+    """Whether an image of sides that ``multiple`` divides, neither square nor nominal, gives maps of side / stride."""
+    H, W = 2 * multiple, 3 * multiple
+    try:
+        with torch.no_grad():
+            maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
+    except REFUSALS:
+        return False
+    sizes = [(H // stride, W // stride) for stride in strides]
+    expected = [
+        (1, *size, width) if channels_last else (1, width, *size) for size, width in zip(sizes, channels, strict=True)
+    ]
+    return [tuple(x.shape) for x in maps] == expected
 
 
 def _classifier_key(key: str) -> str:
