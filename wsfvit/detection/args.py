@@ -2,6 +2,7 @@
 
 import argparse
 
+from wsfvit.detection.config import KINDS
 from wsfvit.detection.transforms import PUBLISHED_LONG_SIDE, TrainSizes
 from wsfvit.engine.args.common import (
     Group,
@@ -89,7 +90,7 @@ def _add_detector(group: Group) -> None:
         help="arguments of the backbone, such as inter_heads=(4,8,16,32)",
     )
     group.add_argument(
-        "--detector", default="mask_rcnn", choices=("mask_rcnn", "cascade"), help="Mask R-CNN or Cascade Mask R-CNN"
+        "--detector", default="mask_rcnn", choices=KINDS, help="kind of detector"
     )
     group.add_argument(
         "--detector-kwargs",
