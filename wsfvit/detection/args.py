@@ -89,9 +89,7 @@ def _add_detector(group: Group) -> None:
         metavar="K=V",
         help="arguments of the backbone, such as inter_heads=(4,8,16,32)",
     )
-    group.add_argument(
-        "--detector", default="mask_rcnn", choices=KINDS, help="kind of detector"
-    )
+    group.add_argument("--detector", default="mask_rcnn", choices=KINDS, help="kind of detector")
     group.add_argument(
         "--detector-kwargs",
         nargs="*",

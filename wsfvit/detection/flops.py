@@ -26,7 +26,7 @@ from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.engine.flops import CONVENTION, markdown_head, markdown_row
 from wsfvit.errors import UserError
 
-from .config import KINDS
+from .config import KINDS, DetectorConfig
 from .detector import Detector, build_detector
 from .heads import BOX_POOL, MASK_POOL
 

@@ -114,8 +114,9 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
         draw_found(validation.kept, paths, setting.names, log, update)
         validation.kept = []
 
+    images = f"{len(train_data.images)} training and {len(val_data.images)} validation images"
     return Plan(
-        title=f"{args.detector} on {args.model}, {len(train_data.images)} training and {len(val_data.images)} validation images",
+        title=f"{args.detector} on {args.model}, {images}",
         model=detector,
         task=DetectionTask(setting.normalize, setting.names, layout),
         train_loader=build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed),
