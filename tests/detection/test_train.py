@@ -25,7 +25,7 @@ from wsfvit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # Half a minute on a calm core.
-OVERFIT = ["--epochs", 80, "--eval-interval", 80, "--batch-size", 8, "--lr", 2e-3, "--decay-milestones", 65]
+OVERFIT = ["--epochs", 60, "--eval-interval", 60, "--batch-size", 8, "--lr", 2e-3, "--decay-milestones", 50]
 OVERFIT += ["--hflip", 0, "--crop-prob", 0, "--proposals", 60, "--max-detections", 10, "--warmup-updates", 20]
 OVERFIT += ["--long-side", 96, "--short-sides", 96, "--detector-kwargs", "fpn_width=32", "fc_width=128"]
 OVERFIT += ["roi_samples=32", "rpn_samples=64"]

@@ -75,7 +75,7 @@ def _add_on_bad_annotation(group: Group) -> None:
         "--on-bad-annotation",
         default="raise",
         choices=("raise", "skip"),
-        help="a malformed annotation, or one of a missing image or category, ends the command, or is left out and named",
+        help="a malformed annotation, or one of a missing image or category, ends the command, or is left out",
     )
 
 
