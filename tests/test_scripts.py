@@ -185,11 +185,11 @@ SMALL_DETECTOR = (
 SMALL_DETECTOR += "--long-side 64 --proposals 20 --detector-kwargs fpn_width=16 fc_width=32 roi_samples=16".split()
 
 
-@pytest.mark.parametrize("launcher", DETECTION_LAUNCHERS, ids=lambda path: path.stem)
-def test_dry_run_of_detectors(launcher: Path, tmp_path: Path) -> None:
+def test_dry_run_of_a_detector(tmp_path: Path) -> None:
+    """Of one; tests/detection dry-runs the recipes of the others without a process each."""
     for split in ("train", "val"):
         write_shapes(tmp_path / split, 2, (32, 48))
     variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = run_bash([str(launcher), str(tmp_path), "1", *SMALL_DETECTOR], variables)
+    done = run_bash([str(DETECTION_LAUNCHERS[0]), str(tmp_path), "1", *SMALL_DETECTOR], variables)
     assert done.returncode == 0, done.stderr
     assert "dry run" in done.stdout and "2 images an update" in done.stdout
