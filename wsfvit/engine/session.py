@@ -28,7 +28,7 @@ from wsfvit.engine.loop import StepConfig
 from wsfvit.engine.model import compile_model
 from wsfvit.engine.recipe import build_optimizer, build_scheduler, resolve_grad_accum_steps, resolve_lr
 from wsfvit.engine.run import Run
-from wsfvit.engine.run_folder import changed_arguments, create_folder, primitive, read_resumed, run_folder
+from wsfvit.engine.run_folder import PLACES, changed_arguments, create_folder, primitive, read_resumed, run_folder
 from wsfvit.engine.signals import StopRequests
 from wsfvit.engine.state import TrainState
 from wsfvit.engine.store import CheckpointStore
@@ -57,6 +57,7 @@ class Plan:
         counts: Numbers that must be equal in all processes, by name.
         optimizer_of: Builds the optimizer from arguments and model.
         scheduler_of: Builds the schedule and counts its epochs, from arguments, optimizer and updates per epoch.
+        eval_interval: Epochs between two validations; the last epoch always has one.
         after_epoch: Called by the main process after an epoch's figures are logged, with the log and the number of
             updates so far, for pictures and files.
         at_end: Called by every process, with the run, when all epochs are done.
@@ -72,6 +73,7 @@ class Plan:
     counts: dict[str, int]
     optimizer_of: BuildOptimizer = build_optimizer
     scheduler_of: BuildScheduler = build_scheduler
+    eval_interval: int = 1
     after_epoch: Callable[[RunLog, int], None] | None = None
     at_end: Callable[[Run], None] | None = None
 
@@ -160,6 +162,7 @@ def _train(
         lower_is_better=store.lower_is_better,
         recovery_interval=args.recovery_interval,
         dist_bn=args.dist_bn,
+        eval_interval=plan.eval_interval,
         after_epoch=plan.after_epoch,
     )
     try:
@@ -196,8 +199,7 @@ def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, in
         UserError: in every process, naming the first that differs from rank 0.
     """
     # Machines may keep the data, the YAML file and the output in different places.
-    places = ("config", "data", "data_dir", "output")
-    mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in places} | counts
+    mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in PLACES} | counts
     every = world.gather(mine)
     for rank, theirs in enumerate(every):
         for name, value in theirs.items():
