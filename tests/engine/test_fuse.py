@@ -17,7 +17,7 @@ def tiny(name: str = "wsfvit_p0_224", **options) -> nn.Module:
     """A model whose BatchNorms do something, from the moments of random data."""
     torch.manual_seed(0)
     model = timm.create_model(
-        name, img_size=64, depths=(1, 1, 1, 1), embed_dims=(12, 12, 24, 24), inter_heads=(1, 1, 2, 2), **options
+        name, img_size=64, depths=(1, 1), embed_dims=(12, 24), inter_heads=(1, 2), stage_strides=(2, 2), **options
     )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
