@@ -20,7 +20,7 @@ from pathlib import Path
 from wsfvit.benchmarks.common import environment, write_results
 
 MODELS = ["wsfvit_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
-TINY_MODELS = ["wsfvit_p0_224", "resnet10t"]
+TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
 HALF = ["--dtype", "bfloat16", "--amp"]
 
 

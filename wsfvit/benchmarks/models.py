@@ -8,7 +8,7 @@
 A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
 is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone, and `peers` for the other wavelet networks
 and token mixers, which are made for images of 32 pixels. `fused:NAME` is the copy for inference that
-`wsfvit.engine.fuse` makes of a model, with the same weights if that is in the run too; it is not trained. Candidates
+`wsfvit.models.fuse` makes of a model, with the same weights if that is in the run too; it is not trained. Candidates
 take turns, and the tables give the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1
 is faster).
 """
@@ -35,7 +35,7 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_results,
 )
-from wsfvit.engine.fuse import fuse_for_inference
+from wsfvit.models.fuse import fuse_for_inference
 
 PREFIX = "baseline:"
 FUSED_PREFIX = "fused:"

@@ -9,7 +9,7 @@ from parity import relative_error
 from torch import nn
 
 import wsfvit  # noqa: F401
-from wsfvit.engine.fuse import ConvGELU, LinearGELU, fuse_for_inference
+from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
 from wsfvit.layers import MBConv
 
 
