@@ -9,8 +9,8 @@ from parity import relative_error
 from torch import nn
 
 import wsfvit  # noqa: F401
-from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
 from wsfvit.layers import MBConv
+from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
 
 
 def tiny(name: str = "wsfvit_p0_224", **options) -> nn.Module:
