@@ -1,7 +1,7 @@
 """The Haar operators of `wsfvit.wavelets.reference`, written for eager execution: same arguments, layouts and values.
 
 Sums and differences go straight into one preallocated output, on a CPU a few images at a time, so that what is computed
-on the way stays in the cache. That is several times faster than stacking, which moves every coefficient three times. The
+on the way stays in the cache. Stacking moves every coefficient three times and is several times slower. The
 arithmetic is the reference's: float32 or wider, cast once, on the way into the output.
 
 `torch.compile` and export do better with the reference (they cannot plan memory around ``out=``), and get it.
