@@ -29,6 +29,7 @@ from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
     check_equal,
+    check_equal_output,
     environment,
     format_timing,
     markdown_table,
@@ -118,11 +119,8 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     for name in models:
         own = name.removeprefix(FUSED_PREFIX)
         if own != name and own in models:
-            with torch.inference_mode():
-                error = _relative_error(models[name](x), models[own].eval()(x))
-            if not error < OUTPUT_TOLERANCE:
-                raise SystemExit(f"{name} and {own} differ: {error}; nothing was timed")
-            checks.append({"model": name, "baseline": own, "relative_error": {"output": error}})
+            found = check_equal_output(name, models[name], models[own], x)
+            checks.append({"model": name, "baseline": own, "relative_error": found})
         if PREFIX + name not in models:
             continue
         found = check_equal(name, models[name], models[PREFIX + name], x)
