@@ -20,7 +20,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, DropPath, Mlp, SqueezeExcite, create_conv2d, create_pool2d
 
-GELUTanh = partial(nn.GELU, approximate="tanh")
 BatchNormGELU = partial(BatchNormAct2d, eps=1e-3, act_layer="gelu_tanh")
 
 
@@ -37,6 +36,17 @@ class BaselineCfg:
     img_size: int
 
 
+@dataclass(frozen=True)
+class BlockStyle:
+    """In what the published systems' blocks differ besides their sizes; the defaults are the classifier's."""
+
+    gelu: str = "tanh"  # or "none", exact: in convolutions and in the MLPs of local and global attention
+    bn_eps: float = 1e-3
+    ln_eps: float = 1e-5  # of local and global attention; the inter-subband part has 1e-5 everywhere
+    inter_mlp_ratio: int = 4
+
+
+CLASSIFIER = BlockStyle()
 _FEW, _MANY = (2, 4, 8, 16), (4, 8, 16, 32)
 # letter: embed dims, depths, inter-subband heads, window/grid head dim, stem width, head hidden width
 _SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int, int]] = {
@@ -126,19 +136,21 @@ class Stem(nn.Module):
 class MBConv(nn.Module):
     """Pre-norm inverted bottleneck with squeeze-excite, (B, dim, H, W) -> (B, dim_out, H/stride, W/stride)."""
 
-    def __init__(self, dim: int, dim_out: int, stride: int, drop_path: float) -> None:
+    def __init__(self, dim: int, dim_out: int, stride: int, drop_path: float, style: BlockStyle) -> None:
         super().__init__()
         mid = 4 * dim_out
+        act = "gelu_tanh" if style.gelu == "tanh" else "gelu"
+        norm_act = partial(BatchNormAct2d, eps=style.bn_eps, act_layer=act)
         self.shortcut = nn.Sequential()
         if stride == 2:
             self.shortcut.add_module("pool", create_pool2d("avg", 2, stride=2, padding="same"))
         if dim != dim_out:
             self.shortcut.add_module("expand", nn.Conv2d(dim, dim_out, 1))
-        self.pre_norm = BatchNormGELU(dim, apply_act=False)
+        self.pre_norm = norm_act(dim, apply_act=False)
         self.conv1_1x1 = create_conv2d(dim, mid, 1, bias=False)
-        self.norm1 = BatchNormGELU(mid)
+        self.norm1 = norm_act(mid)
         self.conv2_kxk = create_conv2d(mid, mid, 3, stride=stride, padding="same", groups=mid, bias=False)
-        self.norm2 = BatchNormGELU(mid)
+        self.norm2 = norm_act(mid)
         self.se = SqueezeExcite(mid, rd_channels=dim_out // 4, act_layer=nn.SiLU)
         self.conv3_1x1 = create_conv2d(mid, dim_out, 1, bias=True)
         self.drop_path = DropPath(drop_path)
@@ -196,14 +208,14 @@ class PartitionedSelfAttention(nn.Module):
 class PartitionAttention(nn.Module):
     """Window (`grid=False`) or dilated-grid attention and an MLP, both residual, (B, H, W, C) -> same."""
 
-    def __init__(self, dim: int, head_dim: int, window: int, grid: bool, drop_path: float) -> None:
+    def __init__(self, dim: int, head_dim: int, window: int, grid: bool, drop_path: float, style: BlockStyle) -> None:
         super().__init__()
         self.window, self.grid = window, grid
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps=style.ln_eps)
         self.attn = PartitionedSelfAttention(dim, head_dim, window, swap_roles=grid)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim, act_layer=GELUTanh)
+        self.norm2 = nn.LayerNorm(dim, eps=style.ln_eps)
+        self.mlp = Mlp(dim, 4 * dim, act_layer=partial(nn.GELU, approximate=style.gelu))
         self.drop_path2 = DropPath(drop_path)
 
     def _partitioned_attn(self, x: torch.Tensor) -> torch.Tensor:
@@ -258,14 +270,14 @@ class ChannelSelfAttention(nn.Module):
 class InterAttention(nn.Module):
     """Inter-subband part: two positional encodings, channel attention and an MLP, (B, N, C) -> same."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float, style: BlockStyle) -> None:
         super().__init__()
         self.cpe = nn.ModuleList([ConvPosEnc(dim), ConvPosEnc(dim)])
         self.norm1 = nn.LayerNorm(dim)
         self.attn = ChannelSelfAttention(dim, num_heads)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim, act_layer=nn.GELU)
+        self.mlp = Mlp(dim, style.inter_mlp_ratio * dim, act_layer=nn.GELU)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -279,13 +291,22 @@ class Block(nn.Module):
     """MBConv, window, channel and grid attention, (B, dim, H, W) -> (B, dim_out, H/stride, W/stride)."""
 
     def __init__(
-        self, dim: int, dim_out: int, stride: int, inter_heads: int, head_dim: int, window: int, drop_path: float
+        self,
+        dim: int,
+        dim_out: int,
+        stride: int,
+        inter_heads: int,
+        head_dim: int,
+        window: int,
+        drop_path: float,
+        style: BlockStyle = CLASSIFIER,
     ) -> None:
         super().__init__()
-        self.conv = MBConv(dim, dim_out, stride, drop_path)
-        self.attn_local = PartitionAttention(dim_out, head_dim, window, grid=False, drop_path=drop_path)
-        self.attn_inter = InterAttention(dim_out, inter_heads, drop_path)
-        self.attn_global = PartitionAttention(dim_out, head_dim, window, grid=True, drop_path=drop_path)
+        partition = partial(PartitionAttention, dim_out, head_dim, window, drop_path=drop_path, style=style)
+        self.conv = MBConv(dim, dim_out, stride, drop_path, style)
+        self.attn_local = partition(grid=False)
+        self.attn_inter = InterAttention(dim_out, inter_heads, drop_path, style)
+        self.attn_global = partition(grid=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv(x)

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Short functions are called several times per sample, so that the clock and the launch of the first call do not show.
 MIN_SAMPLE_SECONDS = 2e-3
 MAX_CALLS_PER_SAMPLE = 1000
+OUTPUT_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,35 @@ def forward_step(function: Callable[[Any], Any], x: torch.Tensor) -> Any:
 def forward_backward_step(function: Callable[[Any], Any], leaves: Sequence[torch.Tensor], grads: Any) -> Any:
     """One call on the first of ``leaves`` and the gradients of all of them for the output gradients ``grads``."""
     return torch.autograd.grad(function(leaves[0]), leaves, grads)
+
+
+def check_equal(name: str, ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """Relative errors of output and gradients between a model and its baseline; a difference ends the program."""
+    out, grads = _output_and_gradients(ours.eval(), x)
+    want, want_grads = _output_and_gradients(theirs.eval(), x)
+    found = {
+        "output": _relative_error(out, want),
+        "gradient": _relative_error(
+            torch.cat([grads[key].flatten() for key in want_grads]),
+            torch.cat([g.flatten() for g in want_grads.values()]),
+        ),
+    }
+    # "not below" rather than "above", so that NaN fails too
+    if not (found["output"] < OUTPUT_TOLERANCE and found["gradient"] < GRADIENT_TOLERANCE):
+        raise SystemExit(f"{name} and its baseline differ: {found}; nothing was timed")
+    return found
+
+
+def _output_and_gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    out = model(x)
+    named = dict(model.named_parameters())
+    grads = torch.autograd.grad(out.square().mean(), list(named.values()))
+    return out.detach(), dict(zip(named, grads, strict=True))
+
+
+def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    got, want = got.double(), want.double()
+    return float((got - want).norm() / want.norm())
 
 
 def measure(fn: Callable[[], Any], warmup: int = 3, repeats: int = 20, device: torch.device | str = "cpu") -> Timing:

@@ -26,6 +26,7 @@ from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
+    check_equal,
     environment,
     format_timing,
     markdown_table,
@@ -46,8 +47,6 @@ PEERS = (
     "gfn_vit_xs_patch4_32",
     "sa_vit_xs_patch4_32",
 )
-OUTPUT_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,33 +108,9 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     for name in models:
         if PREFIX + name not in models:
             continue
-        ours, theirs = models[name].eval(), models[PREFIX + name].eval()
-        out, grads = _output_and_gradients(ours, x)
-        want, want_grads = _output_and_gradients(theirs, x)
-        found = {
-            "output": _relative_error(out, want),
-            "gradient": _relative_error(
-                torch.cat([grads[key].flatten() for key in want_grads]),
-                torch.cat([g.flatten() for g in want_grads.values()]),
-            ),
-        }
-        # "not below" rather than "above", so that NaN fails too
-        if not (found["output"] < OUTPUT_TOLERANCE and found["gradient"] < GRADIENT_TOLERANCE):
-            raise SystemExit(f"{name} and its baseline differ: {found}; nothing was timed")
+        found = check_equal(name, models[name], models[PREFIX + name], x)
         checks.append({"model": name, "baseline": PREFIX + name, "relative_error": found})
     return checks
-
-
-def _output_and_gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    out = model(x)
-    named = dict(model.named_parameters())
-    grads = torch.autograd.grad(out.square().mean(), list(named.values()))
-    return out.detach(), dict(zip(named, grads, strict=True))
-
-
-def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    got, want = got.double(), want.double()
-    return float((got - want).norm() / want.norm())
 
 
 def inference_step(model: nn.Module, x: torch.Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Any:

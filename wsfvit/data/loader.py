@@ -11,7 +11,7 @@ they are made, not from the options here; that of wds/ leaves out samples that i
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +195,8 @@ def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: Loa
 
 
 def _build_map_style(dataset: Any, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
-    return DataLoader(dataset, **batches, **_loader_arguments(options), persistent_workers=options.num_workers > 0)
+    arguments = loader_arguments(options, _collate(options))
+    return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
@@ -204,13 +205,19 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **_loader_arguments(options))
+    arguments = loader_arguments(options, _collate(options))
+    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 
-def _loader_arguments(options: LoaderOptions) -> dict[str, Any]:
+def _collate(options: LoaderOptions) -> ReportingCollate:
+    return ReportingCollate(fast_collate if options.use_prefetcher else default_collate)
+
+
+def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
+    """Arguments of a ``DataLoader`` that do not depend on what it loads."""
     return {
         "num_workers": options.num_workers,
-        "collate_fn": ReportingCollate(fast_collate if options.use_prefetcher else default_collate),
+        "collate_fn": collate,
         "pin_memory": options.pin_memory,
         "worker_init_fn": outlive_stop_signals,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,

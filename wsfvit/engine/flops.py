@@ -83,14 +83,14 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
     yield f"  FLOPs               {(2 * found.macs + found.other_flops) / 1e9:.3f} G"
     yield f"  FLOPs outside MACs  {found.other_flops / 1e9:.3f} G"
     yield f"  activations         {found.activations / 1e6:.3f} M elements\n"
-    yield from _markdown_head(("module", "parameters (M)", "MACs (M)", "share (%)"))
+    yield from markdown_head(("module", "parameters (M)", "MACs (M)", "share (%)"))
     for m in modules:
         if m.params or m.cost.macs:
             share = m.cost.macs / max(found.macs, 1)
             name = m.name or "(whole model)"
-            yield _markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{100 * share:.2f}"))
+            yield markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{100 * share:.2f}"))
     yield ""
-    yield from _describe_counting(found.operators)
+    yield from describe_counting(found.operators)
 
 
 def _report_all(args: argparse.Namespace) -> Iterator[str]:
@@ -104,16 +104,16 @@ def _report_all(args: argparse.Namespace) -> Iterator[str]:
         yield ",".join(COLUMNS)
     else:
         yield f"Counted by `python get_flops.py --all` with torch {torch.__version__} and timm {timm.__version__}.\n"
-        yield from _markdown_head(COLUMNS)
+        yield from markdown_head(COLUMNS)
     operators: dict[str, Cost] = {}
     for name in names:
         found, shape = count_named(args, name)
         operators |= {key: max(cost, operators.get(key, cost), key=_kind) for key, cost in found.operators.items()}
         cells = _table_cells(args, name, shape, found)
-        yield ",".join(cells) if args.format == "csv" else _markdown_row(cells)
+        yield ",".join(cells) if args.format == "csv" else markdown_row(cells)
     if args.format == "markdown":
         yield f"\n{ORIGIN}\n"
-        yield from _describe_counting(operators)
+        yield from describe_counting(operators)
 
 
 def _table_cells(args: argparse.Namespace, name: str, shape: tuple[int, ...], found: Complexity) -> list[str]:
@@ -152,7 +152,8 @@ def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[
             raise UserError(f"model {name} cannot be run on input {_size(shape)}: {err}") from err
 
 
-def _describe_counting(operators: dict[str, Cost]) -> Iterator[str]:
+def describe_counting(operators: dict[str, Cost]) -> Iterator[str]:
+    """Lines that state the convention and which operators were counted how."""
     yield CONVENTION
     titles = ("Operators that cost nothing", "Operators counted outside MACs", "Operators counted as MACs")
     for kind, title in reversed(list(enumerate(titles))):
@@ -172,9 +173,11 @@ def _size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _markdown_head(columns: tuple[str, ...]) -> tuple[str, str]:
-    return _markdown_row(columns), "|" + "---|" * len(columns)
+def markdown_head(columns: tuple[str, ...]) -> tuple[str, str]:
+    """The two lines that a Markdown table begins with."""
+    return markdown_row(columns), "|" + "---|" * len(columns)
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table; an empty cell becomes a dash."""
     return f"| {' | '.join(cell or '-' for cell in cells)} |"

@@ -6,7 +6,7 @@ Two families from the same classes, with the same parameters and state-dict keys
 - `wsfvit_dwt_*`: the attention parts work on explicit Haar subbands. A block transforms its map once, folds the four
   half-resolution subbands into the batch, attends inside each subband and between them, and transforms back once.
 
-Read in this order: WSFViTCfg, WSFBlock, WSFViT (its forward is StagedClassifier's), model_cfgs.
+Read in this order: WSFBlockCfg, WSFBlock, WSFViTCfg, WSFViT (its forward is StagedClassifier's), model_cfgs.
 """
 
 from dataclasses import dataclass, replace
@@ -37,48 +37,59 @@ from ._staged import Stage, StagedClassifier
 from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 
-@dataclass(frozen=True)
-class WSFViTCfg:
-    """What defines a variant. Every field can be overridden by keyword: `create_model(name, depths=(1, 1, 1, 1))`.
+@dataclass(frozen=True, kw_only=True)
+class WSFBlockCfg:
+    """What the blocks of a model share, whatever their width.
 
     Attributes:
-        embed_dims: Width of each stage.
-        depths: Blocks of each stage.
-        inter_heads: Heads of the inter-subband attention in each stage.
         head_dim: Head width of local and global attention.
-        stem_width: Output width of the stem.
-        head_hidden_size: Hidden width of the classifier head.
-        explicit_dwt: Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
-        stem_stride: 2, or 1 for small images.
-        stage_strides: Stride of each stage's first block, 1 or 2.
         mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
         inter_mlp_ratio: The same for the inter-subband part.
         gelu: "tanh" approximation or "none" for the exact GELU, in convolutions and in the MLPs of local and global
             attention; the inter-subband MLP always has the exact one.
         conv_norm_eps: Epsilon of every BatchNorm.
         norm_eps: Epsilon of every LayerNorm.
+        inter_norm_eps: Epsilon of the LayerNorms of the inter-subband part; None: as everywhere.
         joint_subband_norm: Only with explicit_dwt: LayerNorm statistics over the four subbands of a location together.
         full_subband_scale: Only with explicit_dwt: inter-subband softmax scale (4d)^-1/2 instead of d^-1/2.
         subband_embed: Only with explicit_dwt: a learned vector per subband, added to its tokens (adds parameters).
     """
 
-    embed_dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    inter_heads: tuple[int, ...]
     head_dim: int
-    stem_width: int
-    head_hidden_size: int
-    explicit_dwt: bool = False
-    stem_stride: int = 2
-    stage_strides: tuple[int, ...] = (2, 2, 2, 2)
     mlp_ratio: float = 4.0
     inter_mlp_ratio: float = 4.0
     gelu: Literal["tanh", "none"] = "tanh"
     conv_norm_eps: float = 1e-3
     norm_eps: float = 1e-5
+    inter_norm_eps: float | None = None
     joint_subband_norm: bool = False
     full_subband_scale: bool = False
     subband_embed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSFViTCfg(WSFBlockCfg):
+    """What defines a variant. Every field can be overridden by keyword: `create_model(name, depths=(1, 1, 1, 1))`.
+
+    Attributes:
+        embed_dims: Width of each stage.
+        depths: Blocks of each stage.
+        inter_heads: Heads of the inter-subband attention in each stage.
+        stem_width: Output width of the stem.
+        head_hidden_size: Hidden width of the classifier head.
+        explicit_dwt: Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
+        stem_stride: 2, or 1 for small images.
+        stage_strides: Stride of each stage's first block, 1 or 2.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    inter_heads: tuple[int, ...]
+    stem_width: int
+    head_hidden_size: int
+    explicit_dwt: bool = False
+    stem_stride: int = 2
+    stage_strides: tuple[int, ...] = (2, 2, 2, 2)
 
 
 class WSFBlock(nn.Module):
@@ -87,7 +98,7 @@ class WSFBlock(nn.Module):
     Args:
         in_chs: Input channels C.
         out_chs: Output channels D.
-        cfg: The variant's configuration.
+        cfg: Configuration of the block, or of the variant.
         inter_heads: Heads of the inter-subband attention.
         window_size: Window and grid (P, Q).
         stride: Of the MBConv.
@@ -101,7 +112,7 @@ class WSFBlock(nn.Module):
         self,
         in_chs: int,
         out_chs: int,
-        cfg: WSFViTCfg,
+        cfg: WSFBlockCfg,
         inter_heads: int,
         window_size: tuple[int, int],
         stride: int = 1,
@@ -111,7 +122,8 @@ class WSFBlock(nn.Module):
         super().__init__()
         self.explicit_dwt = explicit_dwt
         joint_norm = explicit_dwt and cfg.joint_subband_norm
-        norm_layer = partial(SubbandLayerNorm if joint_norm else nn.LayerNorm, eps=cfg.norm_eps)
+        norm = SubbandLayerNorm if joint_norm else nn.LayerNorm
+        inter_norm_eps = cfg.norm_eps if cfg.inter_norm_eps is None else cfg.inter_norm_eps
         act_layer = partial(GELU, approximate=cfg.gelu)
         part = partial(
             PartitionAttention,
@@ -121,7 +133,7 @@ class WSFBlock(nn.Module):
             mlp_ratio=cfg.mlp_ratio,
             drop_path=drop_path,
             act_layer=act_layer,
-            norm_layer=norm_layer,
+            norm_layer=partial(norm, eps=cfg.norm_eps),
         )
         self.conv = MBConv(
             in_chs, out_chs, stride, act_layer=act_layer, norm_eps=cfg.conv_norm_eps, drop_path=drop_path
@@ -134,7 +146,7 @@ class WSFBlock(nn.Module):
             scale=(NUM_SUBBANDS * out_chs // inter_heads) ** -0.5 if explicit_dwt and cfg.full_subband_scale else None,
             mlp_ratio=cfg.inter_mlp_ratio,
             drop_path=drop_path,
-            norm_layer=norm_layer,
+            norm_layer=partial(norm, eps=inter_norm_eps),
         )
         self.attn_global = part(partition="grid")
         embeds = explicit_dwt and cfg.subband_embed

@@ -1,0 +1,114 @@
+"""``python -m wsfvit.video flops``: what one forward pass of the video model costs, part by part."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from wsfvit.engine.args.common import build_parser, positive_int
+from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.flop_counter import Complexity, count_complexity
+from wsfvit.engine.flops import describe_counting, markdown_head, markdown_row
+from wsfvit.errors import UserError
+from wsfvit.video.options import add_model_options, build_config
+from wsfvit.video.simvp import SimVP, SimVPConfig
+
+# As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
+PUBLISHED = (37.6, 14.0)
+# MACs (G) of the release's own code at the published setting, counted with fvcore.
+RECOUNTED = {
+    "": 14.002,
+    "encoder": 0.964,
+    "decoder": 3.810,
+    "translator.0.block.conv": 0.849,
+    "translator.0.block.attn_local": 1.281,
+    "translator.0.block.attn_inter": 2.108,
+    "translator.0.block.attn_global": 1.281,
+    "translator.0.proj": 0.084,
+    "translator.1.block.conv": 0.545,
+    "translator.1.block.attn_local": 0.823,
+    "translator.1.block.attn_inter": 1.350,
+    "translator.1.block.attn_global": 0.823,
+    "translator.1.proj": 0.084,
+}
+PUBLISHED_SIZE = (64, 64)
+BLOCK_PARTS = ("block.conv", "block.attn_local", "block.attn_inter", "block.attn_global", "proj")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Counts the model that ``argv`` asks for and prints or writes the table.
+
+    Raises:
+        UserError: options that do not fit each other, or a file that cannot be written.
+    """
+    args = _parse_args(argv)
+    writers = {".csv": _csv_lines, ".md": _markdown_lines}
+    for path in map(Path, args.output):
+        if path.suffix not in writers:
+            raise UserError(f"--output {path}: the table is written as .csv or .md")
+    config = build_config(args)
+    shape = (args.batch_size, config.frames_in, config.channels, *args.size)
+    found = count_video_model(config, shape)
+    if not args.output:
+        print("\n".join(_markdown_lines(config, shape, found)))
+    for path in map(Path, args.output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, "\n".join(writers[path.suffix](config, shape, found)) + "\n")
+        print(f"table: {path}")
+
+
+def count_video_model(config: SimVPConfig, shape: tuple[int, ...]) -> Complexity:
+    """Figures of one forward pass on frames of `shape` (B, frames_in, C, H, W); nothing is computed for it."""
+    with torch.device("meta"):
+        return count_complexity(SimVP(config), torch.zeros(shape))
+
+
+def part_names(config: SimVPConfig) -> list[str]:
+    """Paths of the modules that a table of the model lists, in the order in which they run."""
+    blocks = [f"translator.{i}.{part}" for i in range(config.n_t) for part in BLOCK_PARTS]
+    return ["front", "encoder", *blocks, "decoder"]
+
+
+def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
+    parser.prog = "python -m wsfvit.video flops"
+    add_model_options(parser.add_argument_group("model"))
+    parser.add_argument(
+        "--size", type=positive_int, nargs=2, default=PUBLISHED_SIZE, metavar=("H", "W"), help="size of a frame"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N sequences"
+    )
+    parser.add_argument(
+        "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
+    )
+    return parser.parse_args(argv)
+
+
+def _rows(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[tuple[str, int, int, str]]:
+    """Part, parameters, MACs, recounted MACs (G) where the setting is the published one."""
+    published = shape == (1, 10, 1, *PUBLISHED_SIZE) and config == SimVPConfig(drop_path=config.drop_path)
+    costs = {module.name: module for module in found.modules}
+    for name in (*part_names(config), ""):
+        recounted = f"{RECOUNTED[name]:.3f}" if published and name in RECOUNTED else ""
+        yield name or "total", costs[name].params, costs[name].cost.macs, recounted
+
+
+def _csv_lines(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[str]:
+    yield "part,params,macs,recounted_macs_g"
+    for name, params, macs, recounted in _rows(config, shape, found):
+        yield f"{name},{params},{macs},{recounted}"
+
+
+def _markdown_lines(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[str]:
+    size = "x".join(map(str, shape))
+    yield f"SimVP with a WSF-ViT translator ({config.family} family), input {size}, {config.frames_out} frames out.\n"
+    yield from markdown_head(("part", "parameters", "MACs (G)", "share (%)", "recounted MACs (G)"))
+    for name, params, macs, recounted in _rows(config, shape, found):
+        yield markdown_row((name, f"{params:,}", f"{macs / 1e9:.3f}", f"{100 * macs / found.macs:.1f}", recounted))
+    yield (
+        f"\nPublished: {PUBLISHED[0]} M parameters and {PUBLISHED[1]} G at 1x10x1x64x64. Recounted: the MACs of the "
+        "release's own code, counted with fvcore.\n"
+    )
+    yield from describe_counting(found.operators)

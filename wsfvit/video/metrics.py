@@ -1,0 +1,187 @@
+"""Metrics of predicted frames, summed up batch by batch on the device, each with its scale.
+
+With prediction p and truth t in [0, 1], each figure is the mean over sequences and predicted frames of, per frame:
+
+- ``mse``, ``mae``: the sum over the frame's values of (p - t)^2 and |p - t|, as published tables for Moving MNIST give
+  them: they grow with the frame. ``mse_pixel``, ``mae_pixel``: the mean over its values instead.
+- ``ssim``: structural similarity (Wang et al., 2004) as scikit-image computes it with ``data_range=1``: uniform 7x7
+  window, sample covariance, K1 0.01, K2 0.03. Tables made with the range 2 show higher values.
+- ``psnr``: 10 log10(1 / mean of (p - t)^2) in dB, at most 100: one frame without any error, which copying the last
+  input does hit, would make the mean infinite.
+- ``psnr_uint8``: what published tables up to SimVPv2 call PSNR, to compare with those only. Both frames are cut to
+  uint8, and their difference and its square wrap at 256, so errors look random. Right PSNR is about 15 dB lower there.
+
+MSE and MAE take the prediction as it is; the others clip it to [0, 1]. A frame with a value that is not finite makes
+all figures that contain it NaN, and is counted in ``non_finite_frames``.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from wsfvit.errors import UserError
+
+WINDOW = 7
+C1, C2 = 0.01**2, 0.03**2
+# Values that SSIM works on at once: on a CPU what fits into its cache, which is twice as fast as a whole batch.
+CHUNK = {"cpu": 2**15, "cuda": 2**23}
+MAX_PSNR = 100.0
+SUMMED = ("mse", "mae", "ssim", "psnr", "psnr_uint8")
+
+
+def copy_last_frame(frames: Tensor, length: int) -> Tensor:
+    """The baseline that every model must beat: the last input frame, ``length`` times.
+
+    Args:
+        frames: (B, T_in, C, H, W).
+        length: Number of predicted frames.
+
+    Returns:
+        (B, length, C, H, W), a view.
+    """
+    return frames[:, -1:].expand(-1, length, -1, -1, -1)
+
+
+class VideoMetrics:
+    """Sums of the metrics over the batches of one process; see the module's text for what they mean.
+
+    Args:
+        frames_out: Number of predicted frames.
+        channels: Channels of a frame.
+        size: (height, width) of a frame.
+        device: Where the sums are kept; the batches' device, so that adding up waits for nothing.
+
+    Raises:
+        UserError: frames smaller than SSIM's window.
+    """
+
+    def __init__(
+        self, frames_out: int, channels: int, size: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        if min(size) < WINDOW:
+            raise UserError(f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, not {size[0]}x{size[1]}")
+        self._shape = (frames_out, channels, *size)
+        device = torch.device(device)
+        # Apple's GPUs have no float64.
+        device = torch.device("cpu") if device.type == "mps" else device
+        # Per frame: the five sums, and how many frames were not finite; the number of sequences in each row.
+        self._sums = torch.zeros(frames_out, len(SUMMED) + 2, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, prediction: Tensor, future: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            prediction: (B, frames_out, C, H, W) floating.
+            future: The truth, of the same shape, in [0, 1].
+
+        Raises:
+            ValueError: another shape.
+        """
+        if prediction.shape[1:] != self._shape or prediction.shape != future.shape:
+            raise ValueError(
+                f"prediction {tuple(prediction.shape)} and truth {tuple(future.shape)} must both be (B, "
+                f"{', '.join(map(str, self._shape))})"
+            )
+        if not len(prediction):
+            return
+        prediction, future = prediction.float(), future.float()
+        finite = prediction.isfinite().flatten(2).all(-1)
+        error = prediction - future
+        clipped = prediction.clamp(0, 1)
+        values = torch.stack(
+            [
+                error.square().sum((-3, -2, -1)),
+                error.abs().sum((-3, -2, -1)),
+                ssim(clipped, future),
+                _psnr(clipped, future),
+                _psnr_uint8(clipped, future),
+            ],
+            dim=-1,
+        )
+        values = values.masked_fill(~finite[..., None], math.nan)
+        counts = torch.stack([~finite, torch.ones_like(finite)], dim=-1)
+        batch = torch.cat([values, counts.to(values.dtype)], dim=-1)
+        self._sums += batch.to(self._sums.device).double().sum(0)
+
+    def sums(self) -> Tensor:
+        """What several processes add up, ``World.sum``, before ``compute(sums)``: float64 (frames_out, 7), a copy."""
+        return self._sums.clone()
+
+    def compute(self, sums: Tensor | None = None) -> dict[str, float]:
+        """The figures over all sequences and frames.
+
+        Args:
+            sums: ``sums()`` added up over the processes (default: this one's own).
+
+        Returns:
+            ``mse``, ``mae``, ``ssim``, ``psnr``, ``psnr_uint8``, ``mse_pixel``, ``mae_pixel``, and as counts
+            ``sequences`` and ``non_finite_frames``.
+
+        Raises:
+            UserError: there are no sequences.
+        """
+        sums = self._sums if sums is None else sums
+        frames = {name: sum(values) / len(values) for name, values in self.per_frame(sums).items()}
+        return frames | {"sequences": int(sums[0, -1]), "non_finite_frames": int(sums[:, -2].sum())}
+
+    def per_frame(self, sums: Tensor | None = None) -> dict[str, list[float]]:
+        """The same figures for each predicted frame, without the counts; see ``compute``."""
+        means = (self._sums if sums is None else sums).cpu()
+        if not means[0, -1]:
+            raise UserError("there are no sequences to measure")
+        means = means / means[:, -1:]
+        figures = {name: means[:, column].tolist() for column, name in enumerate(SUMMED)}
+        values = math.prod(self._shape[1:])
+        return figures | {f"{name}_pixel": [sum_ / values for sum_ in figures[name]] for name in ("mse", "mae")}
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity of frames in [0, 1], mean over pixels and channels.
+
+    Args:
+        one: float32 (B, T, C, H, W).
+        other: The same shape.
+
+    Returns:
+        (B, T), float64 where the device has it.
+    """
+    flat = [frames.flatten(0, 1) for frames in (one, other)]
+    chunk = max(1, CHUNK.get(one.device.type, CHUNK["cuda"]) // flat[0][0].numel())
+    parts = [_ssim_map(*pair).mean((-3, -2, -1)) for pair in zip(*(f.split(chunk) for f in flat), strict=True)]
+    return torch.cat(parts).unflatten(0, one.shape[:2])
+
+
+def _ssim_map(one: Tensor, other: Tensor) -> Tensor:
+    """SSIM at each pixel whose window lies inside, (N, C, H-6, W-6)."""
+    # The differences of squares below lose up to 5e-5 of the result in float32; Apple's GPUs have nothing better.
+    one, other = (one, other) if one.device.type == "mps" else (one.double(), other.double())
+    mean_one, mean_other = _window_mean(one), _window_mean(other)
+    product, squares = mean_one * mean_other, mean_one.square() + mean_other.square()
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    covariance = sample * (_window_mean(one * other) - product)
+    variances = sample * (_window_mean(one.square() + other.square()) - squares)
+    return (2 * product + C1) * (2 * covariance + C2) / ((squares + C1) * (variances + C2))
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    """Mean over each 7x7 window inside: sums of 2 neighbours, then of 7; average pooling takes four times as long."""
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        two = x.narrow(dim, 0, size - 1) + x.narrow(dim, 1, size - 1)
+        seven = two.narrow(dim, 0, size - 6) + two.narrow(dim, 2, size - 6)
+        x = seven.add_(two.narrow(dim, 4, size - 6)).add_(x.narrow(dim, 6, size - 6))
+    return x / WINDOW**2
+
+
+def _psnr(one: Tensor, other: Tensor) -> Tensor:
+    mean: Tensor = (one - other).square().mean((-3, -2, -1))
+    return (-10 * mean.log10()).clamp(max=MAX_PSNR)
+
+
+def _psnr_uint8(one: Tensor, other: Tensor) -> Tensor:
+    """The wrapping PSNR of (B, T, C, H, W), (B, T); NaN has no uint8 and is left to the caller."""
+    difference = (one.nan_to_num() * 255).to(torch.uint8) - (other * 255).to(torch.uint8)
+    mean = (difference * difference).float().mean((-3, -2, -1))
+    return (20 * math.log10(255) - 10 * mean.log10()).clamp(max=MAX_PSNR)

@@ -1,0 +1,286 @@
+"""SimVP with a WSF-ViT translator: the next frames of a video in one pass.
+
+SimVP (Gao et al., 2022) encodes each frame alone, lets a translator mix the features of all frames, whose channels it
+lays side by side, and decodes each predicted frame alone. Here the frames enter as undecimated Haar subbands, and the
+translator is made of WSF blocks. At its defaults this is the published WSF-ViT system for Moving MNIST.
+
+Read in this order: SimVPConfig, SimVP.forward, the parts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsfvit.layers import PublishedHaarSWT2d
+from wsfvit.models.wsfvit import WSFBlock, WSFBlockCfg
+
+Family = Literal["published", "dwt"]
+# Stochastic depth of the translator's first block, which the published rule has whatever the rate asked for.
+FIRST_DROP_PATH = 0.01
+
+
+@dataclass(frozen=True)
+class SimVPConfig:
+    """What defines a model; numbers and strings alone, so that `asdict` of it goes into a checkpoint.
+
+    Attributes:
+        frames_in: Frames that the model sees.
+        frames_out: Frames that it predicts in one pass; `SimVP.predict` goes further.
+        channels: Channels of a frame.
+        hid_s: Width of encoder and decoder (spatial features of one frame).
+        hid_t: Width of the translator behind its first block (features of all frames).
+        n_s: Convolutions of the encoder, and of the decoder; every second one changes the resolution by 2.
+        n_t: WSF blocks of the translator.
+        mlp_ratio: Hidden width of the MLP of the inter-subband part over its width.
+        attn_mlp_ratio: The same for the MLPs of local and global attention.
+        head_dim: Head width of local and global attention.
+        inter_heads: Heads of the inter-subband attention.
+        window_size: Side of window and grid.
+        drop_path: Stochastic depth of the translator's last block; rises linearly from 0.01 in the first one.
+        family: "published": attention in the pixel domain; "dwt": on explicit Haar subbands. Same parameters.
+
+    Raises:
+        ValueError: On values that do not fit each other.
+    """
+
+    frames_in: int = 10
+    frames_out: int = 10
+    channels: int = 1
+    hid_s: int = 64
+    hid_t: int = 512
+    n_s: int = 4
+    n_t: int = 2
+    mlp_ratio: float = 8.0
+    attn_mlp_ratio: float = 4.0
+    head_dim: int = 32
+    inter_heads: int = 32
+    window_size: int = 8
+    drop_path: float = 0.1
+    family: Family = "published"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in ("drop_path", "family") and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is a probability below 1, got {self.drop_path}")
+        if self.family not in get_args(Family):
+            raise ValueError(f"family is one of {', '.join(get_args(Family))}, got '{self.family}'")
+        if self.hid_s % ConvUnit.NORM_GROUPS:
+            raise ValueError(f"hid_s must be even (its norms have two groups), got {self.hid_s}")
+        for width in self.widths[:-1]:
+            for name in ("head_dim", "inter_heads"):
+                if width % getattr(self, name):
+                    raise ValueError(
+                        f"{name} {getattr(self, name)} must divide every width of the translator: frames_in x hid_s = "
+                        f"{self.widths[0]}" + (f" and hid_t = {self.hid_t}" if self.n_t > 1 else "")
+                    )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width before each block of the translator, and behind the last one."""
+        hidden = (self.hid_t,) * (self.n_t - 1)
+        return (self.frames_in * self.hid_s, *hidden, self.frames_out * self.hid_s)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each convolution of the encoder; the decoder undoes them in reverse order."""
+        return tuple(1 + i % 2 for i in range(self.n_s))
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of a frame per position of the translator's map, along each axis."""
+        return 2 ** (self.n_s // 2)
+
+
+class SimVP(nn.Module):
+    """Predicts `frames_out` frames from `frames_in` frames, of any size.
+
+    The skip connection brings the first encoder map of an input frame to each predicted one: that of the last frame to
+    the last, and so on backwards, from the last one again where more frames are predicted than seen. Frames whose size
+    the encoder cannot halve to the end are padded with zeros behind the front-end, as its convolutions pad, and cropped
+    at the end; all others take neither path. Windows that do not divide the map are padded in the attention itself.
+
+    Args:
+        config: Sizes and family; default: the published system.
+
+    Shape: frames (B, frames_in, C, H, W), values in [0, 1] -> (B, frames_out, C, H, W), not limited to [0, 1].
+    """
+
+    def __init__(self, config: SimVPConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SimVPConfig()
+        self.front = FrontEnd(config.channels)
+        self.encoder = Encoder(4 * config.channels, config.hid_s, config.strides)
+        self.translator = nn.Sequential(
+            *(TranslatorBlock(config, i, rate) for i, rate in enumerate(_drop_path_rates(config)))
+        )
+        self.decoder = Decoder(config.hid_s, config.channels, config.strides)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        self._check_input(frames)
+        B, _, C, H, W = frames.shape
+        x = self.front(frames.flatten(0, 1))
+        pad_h, pad_w = -H % self.config.reduction, -W % self.config.reduction
+        if pad_h or pad_w:
+            x = F.pad(x, (0, pad_w, 0, pad_h))
+        x, skip = self.encoder(_to_channels_last(x))
+        _, D, h, w = x.shape
+        x = self.translator(_to_channels_last(x.reshape(B, -1, h, w)))
+        x = self.decoder(_to_channels_last(x.reshape(-1, D, h, w)), self._pair_skips(skip))
+        return x[:, :, :H, :W].unflatten(0, (B, -1))
+
+    def predict(self, frames: Tensor, length: int) -> Tensor:
+        """Predicts any number of frames: predictions are seen as frames until there are enough; surplus is cut off.
+
+        Args:
+            frames: (B, frames_in, C, H, W).
+            length: Frames wanted, at least 1.
+
+        Returns:
+            (B, length, C, H, W); the first `frames_out` of them are those of one pass. Gradients reach through all
+            passes unless they are switched off.
+        """
+        if length < 1:
+            raise ValueError(f"a prediction has at least one frame, got length {length}")
+        seen, predicted = frames, frames[:, :0]
+        while predicted.shape[1] < length:
+            following = self(seen)
+            predicted = torch.cat((predicted, following), 1)
+            seen = torch.cat((seen, following), 1)[:, -self.config.frames_in :]
+        return predicted[:, :length]
+
+    def _pair_skips(self, skip: Tensor) -> Tensor:
+        seen, wanted = self.config.frames_in, self.config.frames_out
+        if seen == wanted:
+            return skip
+        order = [(seen - wanted + i) % seen for i in range(wanted)]
+        return skip.unflatten(0, (-1, seen))[:, order].flatten(0, 1)
+
+    def _check_input(self, frames: Tensor) -> None:
+        wanted = (self.config.frames_in, self.config.channels)
+        if frames.ndim != 5 or tuple(frames.shape[1:3]) != wanted or 0 in frames.shape:
+            raise ValueError(
+                f"frames must have the shape (B, {wanted[0]}, {wanted[1]}, H, W), got {tuple(frames.shape)}: the model "
+                f"takes {wanted[0]} frames of {wanted[1]} channels"
+            )
+        if not frames.is_floating_point():
+            raise ValueError(f"frames must be floating point with values in [0, 1], got {frames.dtype}")
+
+
+class FrontEnd(nn.Module):
+    """Undecimated Haar subbands of each frame -> BatchNorm -> ReLU: (N, C, H, W) -> (N, 4 * C, H, W), any size.
+
+    Signs and border are the published ones: a square frame whose side is a power of two wraps around, any other sees
+    zeros beyond its last row and column.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwt = PublishedHaarSWT2d()
+        self.norm = nn.BatchNorm2d(4 * channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.dwt(x)))
+
+
+class ConvUnit(nn.Module):
+    """3x3 convolution -> GroupNorm -> SiLU; at `upsample`, PixelShuffle by 2 behind the convolution.
+
+    Shape: (N, C, H, W) -> (N, D, ceil(H / stride), ceil(W / stride)), or (N, D, 2 * H, 2 * W).
+    """
+
+    NORM_GROUPS = 2
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int = 1, upsample: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chs, out_chs * (4 if upsample else 1), 3, stride=stride, padding=1)
+        self.shuffle = nn.PixelShuffle(2) if upsample else nn.Identity()
+        self.norm = nn.GroupNorm(self.NORM_GROUPS, out_chs)
+        nn.init.trunc_normal_(self.conv.weight, std=0.02)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.shuffle(self.conv(x)))
+        # Where no gradient is wanted nobody else needs the norm's output.
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class Encoder(nn.Module):
+    """Convolutions at each of `strides`: (N, C, H, W) -> features at the last resolution, and those of the first one.
+
+    Shape of the second output, the skip connection's: (N, D, H, W).
+    """
+
+    def __init__(self, in_chs: int, width: int, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first = ConvUnit(in_chs, width, strides[0])
+        self.rest = nn.Sequential(*(ConvUnit(width, width, stride) for stride in strides[1:]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip = self.first(x)
+        return self.rest(skip), skip
+
+
+class Decoder(nn.Module):
+    """Undoes the `strides` of the encoder in reverse order, adds the skip connection before the last convolution.
+
+    Shape: features (N, D, h, w), skip (N, D, H, W) -> frames (N, C, H, W).
+    """
+
+    def __init__(self, width: int, channels: int, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        units = [ConvUnit(width, width, upsample=stride == 2) for stride in reversed(strides)]
+        self.first = nn.Sequential(*units[:-1])
+        self.last = units[-1]
+        self.readout = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.readout(self.last(self.first(x) + skip))
+
+
+class TranslatorBlock(nn.Module):
+    """A WSF block at constant width and resolution, and a 1x1 convolution where the next width is another one.
+
+    Shape: (B, C, h, w) -> (B, D, h, w), C and D the entries `index` and `index` + 1 of the configuration's widths.
+    """
+
+    def __init__(self, config: SimVPConfig, index: int, drop_path: float) -> None:
+        super().__init__()
+        width, next_width = config.widths[index : index + 2]
+        cfg = WSFBlockCfg(
+            head_dim=config.head_dim,
+            mlp_ratio=config.attn_mlp_ratio,
+            inter_mlp_ratio=config.mlp_ratio,
+            gelu="none",
+            conv_norm_eps=1e-5,
+            norm_eps=1e-6,
+            inter_norm_eps=1e-5,
+        )
+        self.block = WSFBlock(
+            width,
+            width,
+            cfg,
+            config.inter_heads,
+            (config.window_size, config.window_size),
+            explicit_dwt=config.family == "dwt",
+            drop_path=drop_path,
+        )
+        self.proj = nn.Conv2d(width, next_width, 1) if width != next_width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.block(x))
+
+
+def _to_channels_last(x: Tensor) -> Tensor:
+    """The memory format in which convolutions, group norms and attention are fastest; the maps stay as they are."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _drop_path_rates(config: SimVPConfig) -> list[float]:
+    places = [i / max(config.n_t - 1, 1) for i in range(config.n_t)]
+    return [(1 - place) * FIRST_DROP_PATH + place * config.drop_path for place in places]
