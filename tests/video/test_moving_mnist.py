@@ -192,8 +192,17 @@ def test_bad_idx_files(tmp_path, name, content, message):
 def test_impossible_motion(options, message):
     with pytest.raises(UserError, match=message):
         MovingMNIST(DIGITS, "train", Motion(**options))
-    with pytest.raises(UserError, match="needs sequences"):
+
+
+def test_empty_sets():
+    with pytest.raises(UserError, match="no train set of 0 sequences from 30 digit images"):
         MovingMNIST(DIGITS, "train", num_sequences=0)
+    with pytest.raises(UserError, match="no test set of 10000 sequences from 1 digit images"):
+        MovingMNIST(DigitImages(IMAGES[:1], "other"), "test")
+
+
+def test_motion_from_a_file_equals_the_default():
+    assert Motion(size=[64, 64]) == Motion()
 
 
 def official_file(folder, monkeypatch, shape=(20, 6, 64, 64), dtype=np.uint8):
