@@ -13,7 +13,8 @@ from wsfvit.errors import UserError
 # Arguments that may differ from run to run without a word: places, and what is shown.
 UNREMARKABLE = {
     "config", "data", "data_dir", "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval",
-    "output", "pretrained", "pretrained_path", "resume", "trust_checkpoint", "workers",
+    "mnist", "official_test", "output", "pretrained", "pretrained_path", "resume", "test_data", "trust_checkpoint",
+    "val_data", "workers",
 }  # fmt: skip
 
 

@@ -196,7 +196,7 @@ def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, in
         UserError: in every process, naming the first that differs from rank 0.
     """
     # Machines may keep the data, the YAML file and the output in different places.
-    places = ("config", "data", "data_dir", "output")
+    places = ("config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "val_data")
     mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in places} | counts
     every = world.gather(mine)
     for rank, theirs in enumerate(every):
