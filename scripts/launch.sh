@@ -1,15 +1,25 @@
-# Starts train.py on one GPU, several, or several machines; source it from the repository root.
+# Starts a training on one GPU, several, or several machines; source it from the repository root.
 
 # train_imagenet CONFIG DATA [NUM_GPUS] [FLAG...]: what every wsfvit_*_1k.sh does.
+# train_video CONFIG MNIST [NUM_GPUS] [FLAG...]: what every video/simvp_*.sh does.
 #
-# The run folder is output/imagenet/NAME, and a second start continues what is there. Flags go to train.py after ours, so
-# they win. The global batch is the recipe's for any number of GPUs: train.py accumulates gradients up to it.
+# The run folder is output/imagenet/NAME or output/video/NAME, and a second start continues what is there. Flags go to the
+# command after ours, so they win. The global batch is the recipe's for any number of GPUs: train.py accumulates gradients
+# up to it, a video model's smaller one is divided by the processes.
 train_imagenet() {
-    local config=$1 name
+    start_recipe imagenet "$@"
+}
+
+train_video() {
+    start_recipe video "$@"
+}
+
+start_recipe() {
+    local kind=$1 config=$2 name
     name=$(basename "$config" .yaml)
-    shift
+    shift 2
     if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-        print_usage "$name"
+        "print_${kind}_usage" "$name"
         [ $# -gt 0 ] && return 0 || return 2
     fi
     local data=$1 processes=1
@@ -22,8 +32,14 @@ train_imagenet() {
         echo "error: the number of GPUs is 1 or more, not '$processes'" >&2
         return 2
     fi
-    start_processes "$processes" train.py "$data" -c "$config" \
-        --output output/imagenet --experiment "$name" --resume auto "$@"
+    local command=(train.py "$data" -c "$config")
+    if [ "$kind" = video ]; then
+        local batch all=$((processes * ${NNODES:-1}))
+        [ "${WSFVIT_SLURM_TASKS:-}" = 1 ] && all=$SLURM_NTASKS
+        batch=$(sed -n 's/^global_batch_size: //p' "$config")
+        command=(-m wsfvit.video train --mnist "$data" -c "$config" --batch-size $((batch / all)))
+    fi
+    start_processes "$processes" "${command[@]}" --output "output/$kind" --experiment "$name" --resume auto "$@"
 }
 
 # finetune_imagenet CONFIG START DATA [NUM_GPUS] [FLAG...]: starts from --initial-checkpoint, or else from the best weights
@@ -44,7 +60,7 @@ finetune_imagenet() {
     train_imagenet "$config" "$@" "${initial[@]}"
 }
 
-print_usage() {
+print_imagenet_usage() {
     cat <<EOF
 Trains $1 on ImageNet-1k by configs/imagenet/$1.yaml.
 
@@ -52,6 +68,25 @@ Trains $1 on ImageNet-1k by configs/imagenet/$1.yaml.
 
 DATA is a folder with train/ and validation/ (or val/), one folder per class in each; NUM_GPUS is that of this machine
 (default 1). FLAGs go to train.py and win over the recipe (python train.py --help). Started again, it continues.
+EOF
+    print_variables
+}
+
+print_video_usage() {
+    cat <<EOF
+Trains $1 on Moving MNIST by configs/video/$1.yaml.
+
+    bash scripts/video/$1.sh MNIST [NUM_GPUS] [FLAG...]
+
+MNIST is a folder with MNIST's idx files, and mnist_test_seq.npy if you have it: it is then the test. NUM_GPUS is that of
+this machine (default 1). FLAGs go to python -m wsfvit.video train and win over the recipe (--help). Started again, it
+continues.
+EOF
+    print_variables
+}
+
+print_variables() {
+    cat <<EOF
 
 Variables: NNODES (machines, default 1), NODE_RANK (which of them this is, default 0), MASTER_ADDR (default localhost) and
 MASTER_PORT (default 29500) of the first one, MAX_RESTARTS (how often torchrun starts dead processes again, default 0),
@@ -59,7 +94,7 @@ PYTHON (default: .venv's, else python3).
 EOF
 }
 
-# start_processes N SCRIPT [ARG...]: one process for each of N GPUs on each of $NNODES machines. Inside a SLURM job step that
+# start_processes N SCRIPT|-m MODULE [ARG...]: one process for each of N GPUs on each of $NNODES machines. Inside a SLURM job step that
 # has its own task per GPU (scripts/slurm/), this task is the process.
 start_processes() {
     local processes=$1 nodes="${NNODES:-1}" python="${PYTHON:-}"

@@ -203,7 +203,8 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--from-end",
         action="store_true",
-        help="predict what follows the last frames of each of your own clips; there is no truth to compare with then",
+        help="predict what follows the last frames of each of your own clips, with no truth to compare with; always so "
+        "where a clip has too few frames for one",
     )
     parser.add_argument("--out", default="output/predictions", metavar="DIR", help="folder of the pictures")
     _add_drawing(parser)

@@ -64,7 +64,7 @@ def predict(model: SimVP, frames: Tensor, length: int, lower: torch.dtype | None
 
 
 def open_seen(args: argparse.Namespace, config: SimVPConfig, length: int) -> SequenceDataset:
-    """Opens the sequences, with the ``length`` true frames behind the input where there are as many.
+    """Opens the sequences with ``length`` true frames behind the input, or, if unknown, the last frames of each clip.
 
     Raises:
         UserError: they cannot be read, or are shorter than the input.
@@ -75,11 +75,15 @@ def open_seen(args: argparse.Namespace, config: SimVPConfig, length: int) -> Seq
         sequences = open_split(args, "test", config.frames_in + length, config.channels)
         assert sequences is not None  # Moving MNIST has all splits
         return sequences
-    seen = open_own(args, args.data, config.frames_in, config.channels, args.from_end)
-    whole = replace(seen.cut, frames=config.frames_in + length)
-    short = [clip for clip in seen.clips if clip.num_frames < whole.span]
-    if args.from_end or short:
-        why = "--from-end" if args.from_end else f"'{short[0].name}' has {short[0].num_frames} frames of {whole.span}"
-        print(f"nothing to compare with ({why})")
-        return seen
-    return ClipSequences(seen.name, seen.clips, whole)
+    ends = open_own(args, args.data, config.frames_in, config.channels, from_end=True)
+    whole = replace(ends.cut, frames=config.frames_in + length, from_end=False)
+    short = [clip for clip in ends.clips if clip.num_frames < whole.span]
+    if not (args.from_end or short):
+        return ClipSequences(ends.name, ends.clips, whole)
+    why = (
+        ""
+        if args.from_end
+        else f": '{short[0].name}' has {short[0].num_frames} frames, a truth would take {whole.span}"
+    )
+    print(f"predicting what follows the last frames{why}")
+    return ends
