@@ -23,10 +23,9 @@ from wsfvit.video.moving_mnist import NUM_SEQUENCES, Motion
 from wsfvit.video.options import add_model_options
 from wsfvit.video.pictures import ANIMATIONS
 from wsfvit.video.splits import MOVING_MNIST
-from wsfvit.video.validation import UNIT
+from wsfvit.video.validation import SHOWN_METRICS, UNIT
 
 PROG = "python -m wsfvit.video"
-METRICS = ("mse", "mae", "ssim", "psnr")
 HIGHER_IS_BETTER = ("ssim", "psnr")
 OWN_DATA = ".npy or .npz file, a video file, a folder of videos, or a folder of pictures"
 
@@ -57,7 +56,10 @@ def train_parser() -> argparse.ArgumentParser:
     misc = parser.add_argument_group("Miscellaneous parameters")
     add_running(misc, add_workers)
     misc.add_argument(
-        "--eval-metric", default="mse", choices=METRICS, help="validation figure that the best checkpoint is best at"
+        "--eval-metric",
+        default="mse",
+        choices=SHOWN_METRICS,
+        help="validation figure that the best checkpoint is best at",
     )
     misc.add_argument(
         "--pictures", type=natural_int, default=2, metavar="N", help="sequences to draw after each epoch and in the end"
@@ -70,7 +72,6 @@ def train_parser() -> argparse.ArgumentParser:
 
 def add_data(group: Group, defaults: bool = False) -> None:
     """What sequences are made of; without ``defaults``, what was trained with, from the checkpoint."""
-
     motion = Motion()
     missing = "" if defaults else " (default: as in training)"
     group.add_argument(

@@ -38,7 +38,7 @@ from wsfvit.video.validation import (
     MODEL,
     UNIT,
     VideoValidation,
-    describe_split,
+    describe_data,
     markdown_table,
     measure,
     write_report,
@@ -121,7 +121,7 @@ class FinalTest:
         if not world.is_main:
             return
         described = {
-            **describe_split(loader),
+            **describe_data(loader, found),
             "epoch": meta["epoch"],
             "num_updates": meta["num_updates"],
             "num_updates_of_the_run": run.state.num_updates,
@@ -129,8 +129,8 @@ class FinalTest:
         }
         write_report(run.folder, "test", described, found)
         world.say(
-            f"test, once, on {loader.dataset.name} ({len(loader.dataset)} sequences), weights of epoch "
-            f"{meta['epoch']}:\n{markdown_table(found.figures)}"
+            f"test, once, on {described['data']}, {described['sequences']} sequences, by the weights of epoch "
+            f"{meta['epoch']}\n{markdown_table(found.figures)}"
         )
 
 
@@ -196,6 +196,6 @@ def _open_splits(
         raise UserError(f"'{args.data}' has no folder validation or val: name other sequences with --val-data")
     for other in (val_set, test_set):
         if other is not None and other.shape != train_set.shape:
-            sizes = ("x".join(map(str, data.shape[2:])) for data in (other, train_set))
-            raise UserError("{} has frames of {}, training of {}: give one --size".format(other.name, *sizes))
+            sizes = ["x".join(map(str, data.shape[2:])) for data in (other, train_set)]
+            raise UserError(f"{other.name} has frames of {sizes[0]}, training of {sizes[1]}: give one --size")
     return train_set, val_set, test_set

@@ -16,7 +16,7 @@ from wsfvit.video.validation import (
     DEFINITIONS,
     MODEL,
     Measured,
-    describe_split,
+    describe_data,
     markdown_table,
     measure,
     write_report,
@@ -52,7 +52,7 @@ def _validate(args: argparse.Namespace, world: World) -> Measured:
     keep = args.count if args.out else 0
     predictors = {MODEL: model.predict, **BASELINES}
     found = measure(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
-    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_split(loader)}
+    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, found)}
     world.say(
         f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames seen, {loader.frames_out} predicted, "
         f"{found.sequences_per_s:.3g} sequences/s\n{markdown_table(found.figures)}\n"

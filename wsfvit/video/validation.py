@@ -28,6 +28,8 @@ BASELINES: dict[str, Predictor] = {
     "black": predict_black,
 }
 MODEL = "model"
+# Columns of summary.csv.
+SHOWN_METRICS = ("mse", "mae", "ssim", "psnr")
 UNIT = "sequences"
 DEFINITIONS = {
     "mse": "mean over frames of the sum of squared errors over a frame's values in 0..1, not clipped",
@@ -125,20 +127,20 @@ class VideoValidation:
     kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __call__(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        """Returns mse, mae, ssim and psnr."""
+        """Returns ``SHOWN_METRICS``."""
         assert isinstance(model, SimVP)
         predictors = {MODEL: model.predict}
         found = measure(predictors, loader, self.world, self.amp_dtype, title, self.log_interval, self.keep)
         self.kept = found.kept
-        return {name: found.figures[MODEL][name] for name in ("mse", "mae", "ssim", "psnr")}
+        return {name: found.figures[MODEL][name] for name in SHOWN_METRICS}
 
 
-def describe_split(loader: Loader) -> dict[str, Any]:
-    """What was measured on: name of the data, number and size of the sequences."""
+def describe_data(loader: Loader, measured: Measured) -> dict[str, Any]:
+    """What was measured on: name of the data, number, length and size of the sequences."""
     dataset = loader.dataset
     return {
         "data": dataset.name,
-        "sequences": len(dataset),
+        "sequences": measured.figures[MODEL]["sequences"],
         "frames_in": loader.frames_in,
         "frames_out": loader.frames_out,
         "channels": dataset.shape[1],
