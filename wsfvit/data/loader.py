@@ -56,7 +56,8 @@ class LoaderOptions:
 
 
 class EvalLoader:
-    """Batches of images (B, C, H, W) float32, normalised, and labels (B,) int64.
+    """Batches as ``loader`` collates them: of ``build_eval_loader`` and ``build_train_loader`` images (B, C, H, W)
+    float32, normalised, and labels (B,) int64.
 
     Args:
         loader: Collates with ``ReportingCollate``.
@@ -94,7 +95,7 @@ class EvalLoader:
         """Number of batches of a whole pass."""
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
 
@@ -131,7 +132,7 @@ class TrainLoader(EvalLoader):
             return None
         return [index % sampler.num_samples for index in sampler.batch_indices(batch)]
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return itertools.islice(self._batches, self._batches_to_drop, None)
 
 
@@ -169,7 +170,7 @@ def build_train_loader(
                 f"--batch-size {sampler.global_batch} (all processes) is more than the {size} training images"
             )
         seeded = SeededDataset(TransformedDataset(dataset, transform), seed)
-        loader = _build_map_style(seeded, options, batch_sampler=sampler)
+        loader = build_map_style(seeded, options, _collate(options), batch_sampler=sampler)
     return TrainLoader(loader, data_config, options, seed)
 
 
@@ -190,12 +191,22 @@ def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: Loa
     else:
         sampler = EvalSampler(len(dataset), options.world_size, options.rank)
         images = TransformedDataset(dataset, transform)
-        loader = _build_map_style(images, options, batch_size=options.batch_size, sampler=sampler)
+        loader = build_map_style(images, options, _collate(options), batch_size=options.batch_size, sampler=sampler)
     return EvalLoader(loader, data_config, options)
 
 
-def _build_map_style(dataset: Any, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
-    arguments = loader_arguments(options, _collate(options))
+def build_map_style(
+    dataset: Any, options: LoaderOptions, collate: Callable[[list[Any]], Any], **batches: Any
+) -> DataLoader[Any]:
+    """A ``DataLoader`` for ``EvalLoader`` and ``TrainLoader``.
+
+    Args:
+        dataset: Random access; an item that cannot be read is a ``BadImage``.
+        options: How batches are made; ``batch_size``, ``world_size`` and ``rank`` are left to ``batches``.
+        collate: Makes a batch of a list of items.
+        batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
+    """
+    arguments = loader_arguments(options, ReportingCollate(collate))
     return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
 
 
@@ -205,12 +216,12 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    arguments = loader_arguments(options, _collate(options))
+    arguments = loader_arguments(options, ReportingCollate(_collate(options)))
     return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 
-def _collate(options: LoaderOptions) -> ReportingCollate:
-    return ReportingCollate(fast_collate if options.use_prefetcher else default_collate)
+def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
+    return fast_collate if options.use_prefetcher else default_collate
 
 
 def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:

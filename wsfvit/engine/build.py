@@ -41,6 +41,14 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
+def check_model_name(name: str) -> None:
+    """Refuses a model that is not registered, and names those that are called nearly the same."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise UserError(f"unknown model '{name}': {hint}")
+
+
 def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """What ``create_model`` needs, besides the name, to build the model that ``args`` asks for.
 
@@ -49,10 +57,7 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: no such model, or the sizes asked for contradict each other.
     """
-    if not timm.is_model(args.model):
-        near = difflib.get_close_matches(args.model, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
-        raise UserError(f"unknown model '{args.model}': {hint}")
+    check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
     try:
         kwargs = resolve_model_input_args(args.model, request, num_classes=args.num_classes, **args.model_kwargs)

@@ -175,6 +175,30 @@ def _fft(inputs: Sequence[Any], output: Any) -> Cost:
     return Cost(other=round(5 * signal.numel() * math.log2(points)) // (2 if real else 1))
 
 
+@register_flop_rule("torchvision::roi_align")
+def _roi_align(inputs: Sequence[Any], output: Any) -> Cost:
+    """4 products and 4 additions per bilinear sample, and each bin averages its samples.
+
+    With a sampling ratio of 0 a bin of h x w cells of the map takes ceil(h) x ceil(w) samples (He et al., 2017). Where
+    the RoIs have no values, on the meta device, 2 x 2 are taken.
+    """
+    image, rois, scale, height, width, ratio, aligned = inputs
+    if ratio > 0 or rois.is_meta:
+        samples = output.numel() * (ratio if ratio > 0 else 2) ** 2
+    else:
+        sides = (rois[:, 3:] - rois[:, 1:3]) * scale
+        bins = (sides if aligned else sides.clamp(min=1)) / sides.new_tensor([width, height])
+        samples = int(bins.ceil().clamp(min=0).prod(dim=1).sum()) * height * width * image.shape[1]
+    return Cost(other=9 * samples)
+
+
+@register_flop_rule("torchvision::nms")
+def _nms(inputs: Sequence[Any], output: Any) -> Cost:
+    """The overlap of every pair of N boxes, at most: 14 operations for each of the N (N - 1) / 2."""
+    number = len(inputs[0])
+    return Cost(other=7 * number * (number - 1))
+
+
 _OTHER_ARITHMETIC: Mapping[Rule, str] = {
     elementwise: "gelu silu hardswish hardtanh leaky_relu mish elu celu rrelu glu renorm addcmul index_add scatter_add",
     _per_element_written(5): "_softmax _safe_softmax _log_softmax",
@@ -195,7 +219,7 @@ _DATA_MOVEMENT = """
     reflection_pad1d reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d resize roll
     scalar_tensor scatter searchsorted set slice_scatter sort split_with_sizes_copy stack topk tril triu unfold
     unfold_copy unsafe_chunk unsafe_split upsample_nearest2d _upsample_nearest_exact2d where zero zeros zeros_like
-    _local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view native_dropout
+    _local_scalar_dense _unique2 _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view native_dropout
 """
 for _rule, _names in _OTHER_ARITHMETIC.items():
     register_flop_rule(*(f"aten::{name}" for name in _names.split()))(_rule)

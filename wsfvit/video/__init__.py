@@ -1,4 +1,4 @@
-"""Video prediction: SimVP with a WSF-ViT translator, Moving MNIST and own sequences, metrics with their scale."""
+"""Video prediction: SimVP with a WSF-ViT translator, Moving MNIST and your own sequences, metrics with their scale."""
 
 from wsfvit.video.simvp import SimVP, SimVPConfig
 

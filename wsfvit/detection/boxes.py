@@ -1,0 +1,35 @@
+"""Boxes as offsets from other boxes, in float32.
+
+A box is x1, y1, x2, y2 in pixels, without the historic "+ 1". Girshick et al., arXiv 1311.2524, appendix C, has the
+offsets; the limit of their sizes is the usual one of Faster R-CNN codes.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp() of a larger size offset would scale a box by more than 1000 / 16.
+MAX_SIZE_OFFSET = math.log(1000 / 16)
+
+
+def encode_boxes(boxes: Tensor, references: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
+    """Offsets (dx, dy, dw, dh) of ``boxes`` from ``references``, both (..., 4), each divided by its ``stds``."""
+    boxes, references = boxes.float(), references.float()
+    sizes, reference_sizes = boxes[..., 2:] - boxes[..., :2], references[..., 2:] - references[..., :2]
+    centers, reference_centers = boxes[..., :2] + 0.5 * sizes, references[..., :2] + 0.5 * reference_sizes
+    offsets = torch.cat([(centers - reference_centers) / reference_sizes, (sizes / reference_sizes).log()], dim=-1)
+    return offsets / offsets.new_tensor(stds)
+
+
+def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
+    """Boxes that lie at ``offsets`` from ``references``, (..., 4) each and broadcast: undoes ``encode_boxes``.
+
+    The offsets of width and height are limited on both sides, to a factor of 1000 / 16. Nothing is clipped to an image.
+    """
+    offsets, references = offsets.float(), references.float()
+    offsets = offsets * offsets.new_tensor(stds)
+    reference_sizes = references[..., 2:] - references[..., :2]
+    centers = references[..., :2] + 0.5 * reference_sizes + offsets[..., :2] * reference_sizes
+    half_sizes = 0.5 * reference_sizes * offsets[..., 2:].clamp(-MAX_SIZE_OFFSET, MAX_SIZE_OFFSET).exp()
+    return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
