@@ -1,28 +1,28 @@
 # Starts a training on one GPU, several, or several machines; source it from the repository root.
 
 # train_imagenet CONFIG DATA [NUM_GPUS] [FLAG...]: what every wsfvit_*_1k.sh does.
-# train_video CONFIG MNIST [NUM_GPUS] [FLAG...]: what every video/simvp_*.sh does.
+train_imagenet() { start_training imagenet "$@"; }
+
+# train_detector CONFIG DATA [NUM_GPUS] [FLAG...]: what the scripts in scripts/detection do.
+train_detector() { start_training detection "$@"; }
+
+# train_video CONFIG MNIST [NUM_GPUS] [FLAG...]: what the scripts in scripts/video do.
+train_video() { start_training video "$@"; }
+
+# start_training imagenet|detection|video CONFIG DATA [NUM_GPUS] [FLAG...]
 #
-# The run folder is output/imagenet/NAME or output/video/NAME, and a second start continues what is there. Flags go to the
-# command after ours, so they win. The global batch is the recipe's for any number of GPUs: train.py accumulates gradients
-# up to it, a video model's smaller one is divided by the processes.
-train_imagenet() {
-    start_recipe imagenet "$@"
-}
-
-train_video() {
-    start_recipe video "$@"
-}
-
-start_recipe() {
-    local kind=$1 config=$2 name
+# The run folder is output/imagenet/NAME (output/detection/NAME, ...), and a second start continues what is there. Flags go
+# to the command after ours, so they win. The global batch is the recipe's for any number of GPUs: gradients accumulate up
+# to it; that of a video model is small, and divided by the processes.
+start_training() {
+    local task=$1 config=$2 name
     name=$(basename "$config" .yaml)
     shift 2
     if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-        "print_${kind}_usage" "$name"
+        print_usage "$task" "$name"
         [ $# -gt 0 ] && return 0 || return 2
     fi
-    local data=$1 processes=1
+    local data=$1 processes=1 command
     shift
     if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
         processes=$1
@@ -32,14 +32,17 @@ start_recipe() {
         echo "error: the number of GPUs is 1 or more, not '$processes'" >&2
         return 2
     fi
-    local command=(train.py "$data" -c "$config")
-    if [ "$kind" = video ]; then
-        local batch all=$((processes * ${NNODES:-1}))
-        [ "${WSFVIT_SLURM_TASKS:-}" = 1 ] && all=$SLURM_NTASKS
-        batch=$(sed -n 's/^global_batch_size: //p' "$config")
-        command=(-m wsfvit.video train --mnist "$data" -c "$config" --batch-size $((batch / all)))
-    fi
-    start_processes "$processes" "${command[@]}" --output "output/$kind" --experiment "$name" --resume auto "$@"
+    case $task in
+        imagenet) command=(train.py "$data" -c "$config") ;;
+        detection) command=(-m wsfvit.detection train "$data" -c "$config") ;;
+        video)
+            local batch all=$((processes * ${NNODES:-1}))
+            [ "${WSFVIT_SLURM_TASKS:-}" = 1 ] && all=$SLURM_NTASKS
+            batch=$(sed -n 's/^global_batch_size: //p' "$config")
+            command=(-m wsfvit.video train --mnist "$data" -c "$config" --batch-size $((batch / all)))
+            ;;
+    esac
+    start_processes "$processes" "${command[@]}" --output "output/$task" --experiment "$name" --resume auto "$@"
 }
 
 # finetune_imagenet CONFIG START DATA [NUM_GPUS] [FLAG...]: starts from --initial-checkpoint, or else from the best weights
@@ -60,33 +63,25 @@ finetune_imagenet() {
     train_imagenet "$config" "$@" "${initial[@]}"
 }
 
-print_imagenet_usage() {
+print_usage() {
+    local data="ImageNet-1k" script="scripts/$2_1k.sh" command="train.py"
+    local folders="train/ and validation/ (or val/), one folder per class in each"
+    if [ "$1" != imagenet ]; then
+        script="scripts/$1/$2.sh" command="-m wsfvit.$1 train"
+    fi
+    if [ "$1" = detection ]; then
+        data="COCO" folders="train2017/, val2017/ and annotations/, as COCO comes"
+    elif [ "$1" = video ]; then
+        data="Moving MNIST" folders="MNIST's idx files, and mnist_test_seq.npy, which then is the test, if you have it"
+    fi
     cat <<EOF
-Trains $1 on ImageNet-1k by configs/imagenet/$1.yaml.
+Trains $2 on $data by configs/$1/$2.yaml.
 
-    bash scripts/$1_1k.sh DATA [NUM_GPUS] [FLAG...]
+    bash $script DATA [NUM_GPUS] [FLAG...]
 
-DATA is a folder with train/ and validation/ (or val/), one folder per class in each; NUM_GPUS is that of this machine
-(default 1). FLAGs go to train.py and win over the recipe (python train.py --help). Started again, it continues.
-EOF
-    print_variables
-}
-
-print_video_usage() {
-    cat <<EOF
-Trains $1 on Moving MNIST by configs/video/$1.yaml.
-
-    bash scripts/video/$1.sh MNIST [NUM_GPUS] [FLAG...]
-
-MNIST is a folder with MNIST's idx files, and mnist_test_seq.npy if you have it: it is then the test. NUM_GPUS is that of
-this machine (default 1). FLAGs go to python -m wsfvit.video train and win over the recipe (--help). Started again, it
-continues.
-EOF
-    print_variables
-}
-
-print_variables() {
-    cat <<EOF
+DATA is a folder with $folders.
+NUM_GPUS is that of this machine (default 1). FLAGs win over the recipe (python $command --help).
+Started again, it continues.
 
 Variables: NNODES (machines, default 1), NODE_RANK (which of them this is, default 0), MASTER_ADDR (default localhost) and
 MASTER_PORT (default 29500) of the first one, MAX_RESTARTS (how often torchrun starts dead processes again, default 0),
@@ -94,8 +89,8 @@ PYTHON (default: .venv's, else python3).
 EOF
 }
 
-# start_processes N SCRIPT|-m MODULE [ARG...]: one process for each of N GPUs on each of $NNODES machines. Inside a SLURM job step that
-# has its own task per GPU (scripts/slurm/), this task is the process.
+# start_processes N SCRIPT [ARG...], or N -m MODULE [ARG...]: one process for each of N GPUs on each of $NNODES machines.
+# Inside a SLURM job step that has its own task per GPU (scripts/slurm/), this task is the process.
 start_processes() {
     local processes=$1 nodes="${NNODES:-1}" python="${PYTHON:-}"
     shift

@@ -95,7 +95,7 @@ def test_missing_or_wrong_arguments_say_what_is_wanted(launcher: Path, arguments
 
 def test_help_is_help(echo: str) -> None:
     usages = {launcher: f"scripts/{launcher.name} DATA" for launcher in LAUNCHERS}
-    usages |= {launcher: f"scripts/video/{launcher.name} MNIST" for launcher in VIDEO_LAUNCHERS}
+    usages |= {launcher: f"scripts/video/{launcher.name} DATA" for launcher in VIDEO_LAUNCHERS}
     for launcher, usage in usages.items():
         done = run_bash([str(launcher), "--help"], {"PYTHON": echo})
         assert done.returncode == 0 and usage in done.stdout
