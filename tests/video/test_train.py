@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from wsfvit.video import train
 from wsfvit.video.args import train_parser
 from wsfvit.video.recipe import OneCycleScheduler
 from wsfvit.video.saved import load_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*argv, flags=TINY):
@@ -127,6 +130,13 @@ def test_own_arrays_in_colour_with_the_other_family_and_a_start(tmp_path, capsys
     weights = dict(load_model(second / "model_best.pth.tar")[0].named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "video").glob("*.yaml")), ids=lambda path: path.stem)
+def test_dry_run_of_every_recipe(path, tmp_path, capsys):
+    """At widths and sizes that make it cheap."""
+    assert run("-c", path, "--global-batch-size", 2, "--dry-run", "--output", tmp_path)["finished"]
+    assert "dry run: one update" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from wsfvit.engine.distributed import World
 from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
+# Where machines keep their data and write to.
+PLACES = {"config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "val_data"}
 # Arguments that may differ from run to run without a word: places, and what is shown.
-UNREMARKABLE = {
-    "config", "data", "data_dir", "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval",
-    "mnist", "official_test", "output", "pretrained", "pretrained_path", "resume", "test_data", "trust_checkpoint",
-    "val_data", "workers",
+UNREMARKABLE = PLACES | {
+    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
+    "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
 
 

@@ -49,8 +49,8 @@ class OneCycleScheduler(Scheduler):
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """Sets rate and momentum of the update that follows ``num_updates`` updates."""
-        lr, momentum = self.values(num_updates)
-        self.update_groups(lr)
+        super().step_update(num_updates, metric)
+        _, momentum = self.values(num_updates)
         for group in self.optimizer.param_groups:
             if "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])
