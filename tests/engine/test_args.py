@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from wsfvit.detection.args import train_parser as detection_train_parser
 from wsfvit.engine.args import parse_train_args, parse_validate_args, train_parser, validate_parser
 from wsfvit.engine.args.refused import REFUSED, REFUSED_VALIDATE, REFUSED_VALUES
 from wsfvit.engine.args.run import parse_with_config
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 # The command that reads the files of each folder of configs/.
 CONFIG_PARSERS = {
     "cifar10": train_parser,
+    "detection": detection_train_parser,
     "digits": train_parser,
     "imagenet": train_parser,
     "video": video_train_parser,

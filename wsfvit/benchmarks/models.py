@@ -7,8 +7,10 @@
 
 A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
 is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone, and `peers` for the other wavelet networks
-and token mixers, which are made for images of 32 pixels. Candidates take turns, and the tables give the median, the
-20 % and 80 % quantiles, and the speed relative to the baseline (above 1 is faster).
+and token mixers, which are made for images of 32 pixels. `fused:NAME` is the copy for inference that
+`wsfvit.models.fuse` makes of a model, with the same weights if that is in the run too; it is not trained. Candidates
+take turns, and the tables give the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1
+is faster).
 """
 
 import argparse
@@ -34,8 +36,10 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_results,
 )
+from wsfvit.models.fuse import fuse_for_inference
 
 PREFIX = "baseline:"
+FUSED_PREFIX = "fused:"
 PEERS = (
     "wavemix_lite_144_7",
     "wacnn_mobilenetv2",
@@ -53,7 +57,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wsfvit.benchmarks.models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME", help="timm names, baseline:NAME or peers")
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="NAME", help="timm names, baseline:NAME, fused:NAME, peers"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
@@ -81,6 +87,10 @@ def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
             if name not in models:
                 models[name] = create_baseline(name.removeprefix(PREFIX), img_size)
             continue
+        if name.startswith(FUSED_PREFIX):
+            own = name.removeprefix(FUSED_PREFIX)
+            models[name] = fuse_for_inference(models[own] if own in models else _create_timm_model(own, img_size))
+            continue
         models[name] = _create_timm_model(name, img_size)
         if name in BASELINE_CFGS:
             models[PREFIX + name] = create_baseline(name, img_size)
@@ -106,6 +116,13 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, 3, img_size, img_size, generator=generator).to(device)
     for name in models:
+        own = name.removeprefix(FUSED_PREFIX)
+        if own != name and own in models:
+            with torch.inference_mode():
+                error = _relative_error(models[name](x), models[own].eval()(x))
+            if not error < OUTPUT_TOLERANCE:
+                raise SystemExit(f"{name} and {own} differ: {error}; nothing was timed")
+            checks.append({"model": name, "baseline": own, "relative_error": {"output": error}})
         if PREFIX + name not in models:
             continue
         found = check_equal(name, models[name], models[PREFIX + name], x)
@@ -150,15 +167,16 @@ def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: 
     timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
     if args.train:
         steps = {name: partial(training_step, model, x, target, autocast) for name, model in models.items()}
-        for model in models.values():
-            model.train()
+        steps = {name: step for name, step in steps.items() if not name.startswith(FUSED_PREFIX)}
+        for name in steps:
+            models[name].train()
         timings["training"] = measure_together(steps, args.warmup, args.repeats, device)
     return timings
 
 
 def baseline_of(name: str, names: list[str]) -> str | None:
     """The baseline to relate a candidate to: its own, else the first one of the run."""
-    own = name if name.startswith(PREFIX) else PREFIX + name
+    own = name if name.startswith(PREFIX) else PREFIX + name.removeprefix(FUSED_PREFIX)
     if own in names:
         return own
     return next((other for other in names if other.startswith(PREFIX)), None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
+from wsfvit.detection.args import shapes_parser
 from wsfvit.detection.coco_masks import encode_masks
 from wsfvit.engine.files import write_atomic, write_text_atomic
 from wsfvit.errors import UserError
@@ -112,3 +114,12 @@ def _describe(image: int, labels: list[int], masks: np.ndarray, first_id: int) -
         entry = {"id": number, "image_id": image, "category_id": label + 1, "iscrowd": 0}
         entries.append({**entry, "bbox": box, "area": int(mask.sum()), "segmentation": rle})
     return entries
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """The shapes command: writes a training and a validation folder of different pictures."""
+    args = shapes_parser(prog).parse_args(argv)
+    for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
+        annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
+        print(f"{count} pictures: {annotations}")
+    print(f"next: python -m wsfvit.detection train {args.folder} -c configs/detection/shapes.yaml")

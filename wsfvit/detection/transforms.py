@@ -147,15 +147,17 @@ class TrainTransform:
     Attributes:
         sizes: What it draws from.
         flip_chance: Probability of the mirror image.
+        crop_chance: Probability of a crop.
     """
 
     sizes: TrainSizes = TrainSizes()
     flip_chance: float = 0.5
+    crop_chance: float = 0.5
 
     def __call__(self, view: View) -> View:
         if float(torch.rand(())) < self.flip_chance:
             view = flip(view)
-        if _draw(0, 1):
+        if float(torch.rand(())) < self.crop_chance:
             view = self._random_crop(self._random_resize(view, self.sizes.crop_short_sides))
         return self._random_resize(view, self.sizes.short_sides)
 

@@ -72,9 +72,9 @@ class RunLog:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """A table with the keys of the first row as its header."""
+    """A table with the keys of the longest row as its header; cells that a row has no value for are empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=max((list(row) for row in rows), key=len))
     writer.writeheader()
     for row in rows:
         writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})

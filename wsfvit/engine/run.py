@@ -33,6 +33,7 @@ class Run(LoopEvents):
         lower_is_better: It is best where it is lowest.
         recovery_interval: Batches between two saves within an epoch; 0 for none.
         dist_bn: How processes agree on batch norm's running statistics after an epoch: reduce, broadcast or not at all.
+        eval_interval: See ``Plan``.
         after_epoch: See ``Plan``.
     """
 
@@ -50,6 +51,7 @@ class Run(LoopEvents):
     lower_is_better: bool = False
     recovery_interval: int = 0
     dist_bn: str = "reduce"
+    eval_interval: int = 1
     after_epoch: Callable[[RunLog, int], None] | None = None
     saved_at: int = field(default=0, init=False)
 
@@ -69,13 +71,13 @@ class Run(LoopEvents):
                 if self.after_epoch is not None:
                     self.after_epoch(self.log, state.num_updates)
             state.begin_epoch(state.epoch + 1)
-            self.save(row["epoch"], row[self.metric])
+            self.save(row["epoch"], row.get(self.metric))
             if state.epoch < self.cfg.epochs and self.cfg.world.any(self.stop.requested):
                 return False
         return True
 
     def finish_epoch(self, trained: dict[str, Any], started: float) -> dict[str, Any]:
-        """Validates, steps the schedule, and adds the epoch's line of summary.csv.
+        """Validates where that is due, steps the schedule, and adds the epoch's line of summary.csv.
 
         Its figures are those of the moving average where there is one, as in timm.
         """
@@ -84,7 +86,8 @@ class Run(LoopEvents):
             distribute_bn(state.model, world.size, self.dist_bn == "reduce")
             if state.ema is not None:
                 distribute_bn(state.ema.module, world.size, self.dist_bn == "reduce")
-        figures = self.validate(self.judged, self.val_loader, f"validate {state.epoch}")
+        due = (state.epoch + 1) % self.eval_interval == 0 or state.epoch + 1 == self.cfg.epochs
+        figures = self.validate(self.judged, self.val_loader, f"validate {state.epoch}") if due else {}
         unit = self.cfg.task.unit
         row = {
             "epoch": state.epoch,
@@ -95,7 +98,7 @@ class Run(LoopEvents):
             f"{unit}_per_s": trained[f"{unit}_per_s"],
         }
         if state.scheduler is not None:
-            state.scheduler.step(state.epoch + 1, row[self.metric])
+            state.scheduler.step(state.epoch + 1, row.get(self.metric))
         state.rows.append(row)
         shown = [
             f"{key.replace('_', ' ')} {value:.4g}"
@@ -125,9 +128,10 @@ class Run(LoopEvents):
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of summary.csv of the best epoch, the first of equals; None before the first epoch's end."""
+        """The line of summary.csv of the best epoch, the first of equals; None before the first validation."""
         sign = -1 if self.lower_is_better else 1
-        return max(self.state.rows, key=lambda row: sign * row[self.metric], default=None)
+        judged = (row for row in self.state.rows if self.metric in row)
+        return max(judged, key=lambda row: sign * row[self.metric], default=None)
 
     def close(self) -> None:
         """Waits until everything is written.

@@ -11,7 +11,10 @@ from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
 # Where machines keep their data and write to.
-PLACES = {"config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "val_data"}
+PLACES = {
+    "config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "train_annotations", "train_images",
+    "val_annotations", "val_data", "val_images",
+}  # fmt: skip
 # Arguments that may differ from run to run without a word: places, and what is shown.
 UNREMARKABLE = PLACES | {
     "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",

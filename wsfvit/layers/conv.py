@@ -19,10 +19,14 @@ class StridedConv2dSame(nn.Conv2d):
         super().__init__(in_chs, out_chs, 3, stride=2, groups=groups, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        _, _, H, W = input.shape
-        skip_h, skip_w = 1 - H % 2, 1 - W % 2
-        x = F.conv2d(input, self.weight, self.bias, self.stride, (1 + skip_h, 1 + skip_w), groups=self.groups)
+        padding, (skip_h, skip_w) = self.padding_and_skips(input)
+        x = F.conv2d(input, self.weight, self.bias, self.stride, padding, groups=self.groups)
         return x[:, :, skip_h:, skip_w:]
+
+    def padding_and_skips(self, input: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Zeros at both ends of each axis, and how many values are then cut off at its start."""
+        skip_h, skip_w = (1 - size % 2 for size in input.shape[2:])
+        return (1 + skip_h, 1 + skip_w), (skip_h, skip_w)
 
 
 class GELU(nn.Module):

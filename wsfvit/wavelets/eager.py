@@ -1,13 +1,13 @@
 """The Haar operators of `wsfvit.wavelets.reference`, written for eager execution: same arguments, layouts and values.
 
-Sums and differences go straight into one preallocated output, the first axis through two buffers of half the work. On a
-CPU that is several times faster than building the result by stacking, which moves every coefficient three times. The
+Sums and differences go straight into one preallocated output, on a CPU a few images at a time, so that what is computed
+on the way stays in the cache. Stacking moves every coefficient three times and is several times slower. The
 arithmetic is the reference's: float32 or wider, cast once, on the way into the output.
 
 `torch.compile` and export do better with the reference (they cannot plan memory around ``out=``), and get it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -49,14 +49,10 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     B, C, H, W = x.shape
     if is_channels_last(x):
         out = x.new_empty(B, H, W, 4, C)
-        _swt(x.permute(0, 2, 3, 1), out.unbind(3), None, mode, average, flip_details, NHWC_AXES)
+        _swt(x.permute(0, 2, 3, 1), out.unbind(3), mode, average, flip_details, NHWC_AXES)
         return out.permute(0, 3, 4, 1, 2)
     out = x.new_empty(B, 4, C, H, W)
-    # Fresh memory costs as much as arithmetic: what is not needed any more when cV is written can wait in its place.
-    size = C * (H + 1) * (W + 1)
-    fits = out.dtype == compute_dtype(x.dtype) and size <= 2 * C * H * W
-    place = out[:, 2:].flatten(1)[:, :size].view(B, C, H + 1, W + 1) if fits else None
-    _swt(x, out.unbind(1), place, mode, average, flip_details, NCHW_AXES)
+    _swt(x, out.unbind(1), mode, average, flip_details, NCHW_AXES)
     return out
 
 
@@ -77,51 +73,61 @@ def haar_swt2d_adjoint(
 
 def _dwt(x: torch.Tensor, out: tuple[torch.Tensor, ...], axes: tuple[int, int]) -> None:
     height, width = axes
-    x = x.to(compute_dtype(x.dtype)) * 0.5
-    if x.shape[height] % 2 or x.shape[width] % 2:
-        # Padding counts from the last axis: in NHWC the channels come first.
-        channels = (0, 0) * (x.ndim - 1 - width)
-        x = F.pad(x, (*channels, 0, x.shape[width] % 2, 0, x.shape[height] % 2))
-    even, odd = cut(x, width, 0, step=2), cut(x, width, 1, step=2)
-    for along_width, (along_both, across) in ((even + odd, out[:2]), (even - odd, out[2:])):
-        even_rows, odd_rows = cut(along_width, height, 0, step=2), cut(along_width, height, 1, step=2)
-        torch.add(even_rows, odd_rows, out=along_both)
-        torch.sub(even_rows, odd_rows, out=across)
+    dtype = compute_dtype(x.dtype)
+    for images, cA, cH, cV, cD in _groups(x, *out):
+        images = images.to(dtype)
+        if images.shape[height] % 2 or images.shape[width] % 2:
+            # Padding counts from the last axis: in NHWC the channels come first.
+            channels = (0, 0) * (images.ndim - 1 - width)
+            images = F.pad(images, (*channels, 0, images.shape[width] % 2, 0, images.shape[height] % 2))
+        even_rows, odd_rows = cut(images, height, 0, step=2), cut(images, height, 1, step=2)
+        # Rows first: what lies side by side in memory stays so, and only half as much is then taken apart by columns.
+        for combine, along_width, across in ((torch.add, cA, cV), (torch.sub, cH, cD)):
+            rows = combine(even_rows, odd_rows).mul_(0.5)
+            even, odd = cut(rows, width, 0, step=2), cut(rows, width, 1, step=2)
+            torch.add(even, odd, out=along_width)
+            torch.sub(even, odd, out=across)
 
 
 def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
     height, width = axes
-    cA, cH, cV, cD = (y.to(compute_dtype(y.dtype)) * 0.5).unbind(1)
-    for start, low, high in ((0, cA + cH, cV + cD), (1, cA - cH, cV - cD)):
-        rows = cut(out, height, start, step=2)
-        low, high = (cut(part, height, 0, rows.shape[height]) for part in (low, high))
-        for first, combine in ((0, torch.add), (1, torch.sub)):
-            pixels = cut(rows, width, first, step=2)
-            n = pixels.shape[width]
-            combine(cut(low, width, 0, n), cut(high, width, 0, n), out=pixels)
+    dtype = compute_dtype(y.dtype)
+    for subbands, images in _groups(y, out):
+        cA, cH, cV, cD = subbands.to(dtype).unbind(1)
+        for start, combine_rows in ((0, torch.add), (1, torch.sub)):
+            rows = cut(images, height, start, step=2)
+            low, high = (
+                cut(combine_rows(first, second).mul_(0.5), height, 0, rows.shape[height])
+                for first, second in ((cA, cH), (cV, cD))
+            )
+            for first_column, combine in ((0, torch.add), (1, torch.sub)):
+                pixels = cut(rows, width, first_column, step=2)
+                n = pixels.shape[width]
+                combine(cut(low, width, 0, n), cut(high, width, 0, n), out=pixels)
+
+
+def _groups(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Views of some images at a time of tensors (B, ...), on a CPU so few that what is computed from them is cached."""
+    B = tensors[0].shape[0]
+    group = min(max(B * GROUP_ELEMENTS // tensors[0].numel(), 1), B) if tensors[0].device.type == "cpu" else B
+    for start in range(0, B, group):
+        yield tuple(tensor[start : start + group] for tensor in tensors)
 
 
 def _swt(
     x: torch.Tensor,
     out: tuple[torch.Tensor, ...],
-    place: torch.Tensor | None,
     mode: SwtMode,
     average: bool,
     flip_details: bool,
     axes: tuple[int, int],
 ) -> None:
-    """Fills ``out``; ``place``, one row and column larger than ``x``, may share memory with its last two subbands."""
     height, width = axes
-    B, dtype = x.shape[0], compute_dtype(x.dtype)
-    # Large batches on a CPU go in groups of images, in buffers that are used again and stay in the cache.
-    group = min(max(B * GROUP_ELEMENTS // x.numel(), 1), B) if x.device.type == "cpu" else B
-    row_buffer = x.new_empty(_enlarged(x[:group].shape, (height,)), dtype=dtype)
-    half_buffer = place if place is not None else x.new_empty(_enlarged(x[:group].shape, axes), dtype=dtype)
+    dtype = compute_dtype(x.dtype)
     difference = _next_minus_own if flip_details else torch.sub
-    for start in range(0, B, group):
-        images, cA, cH, cV, cD = (tensor[start : start + group] for tensor in (x, *out))
-        rows = row_buffer[: images.shape[0]]
-        half = half_buffer[: images.shape[0]] if place is None else place[start : start + group]
+    for images, cA, cH, cV, cD in _groups(x, *out):
+        rows = x.new_empty(_enlarged(images.shape, (height,)), dtype=dtype)
+        half = x.new_empty(_enlarged(images.shape, axes), dtype=dtype)
         inside = cut(cut(half, height, None, -1), width, None, -1)
         torch.mul(images.to(dtype), 0.5, out=inside)
         if average:
@@ -142,12 +148,13 @@ def _swt_adjoint(
     axes: tuple[int, int],
 ) -> None:
     height, width = axes
-    cA, cH, cV, cD = (subband.to(compute_dtype(out.dtype)) for subband in subbands)
-    low, high = _gather(cA, cH, height, mode, flip_details), _gather(cV, cD, height, mode, flip_details)
-    x = _gather(low, high, width, mode, flip_details).mul_(0.5)
-    if average:
-        _divide_by_block_count(x, mode, axes)
-    out.copy_(x)
+    for images, *group in _groups(out, *subbands):
+        cA, cH, cV, cD = (subband.to(compute_dtype(out.dtype)) for subband in group)
+        low, high = _gather(cA, cH, height, mode, flip_details), _gather(cV, cD, height, mode, flip_details)
+        x = _gather(low, high, width, mode, flip_details).mul_(0.5)
+        if average:
+            _divide_by_block_count(x, mode, axes)
+        images.copy_(x)
 
 
 def _combine_with_next(combine: Callable[..., torch.Tensor], x: torch.Tensor, axis: int, out: torch.Tensor) -> None:

@@ -142,6 +142,10 @@ def add_workers(group: Group) -> None:
 def add_loader(group: Group) -> None:
     add_workers(group)
     group.add_argument("--no-prefetcher", action="store_true", help="normalise on the CPU, not on the device")
+    add_on_bad_image(group)
+
+
+def add_on_bad_image(group: Group) -> None:
     group.add_argument(
         "--on-bad-image",
         default="raise",

@@ -1,0 +1,61 @@
+"""The one command for a GPU: its programs start, results stay, failures and the end of the time are told."""
+
+import importlib
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from wsfvit.benchmarks import gpu
+
+
+def run_here(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Stands in for subprocess.run: the measuring programs in this process, the tests not at all."""
+    module, arguments = command[2], command[3:]
+    if module == "pytest":
+        options["stdout"].write("7 passed\n")
+    else:
+        importlib.import_module(module).main(arguments)
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    stand_in = SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(gpu, "subprocess", stand_in)
+    # The rest of the plan differs from these in sizes and models alone, which the test below looks at.
+    names = ["tests", "wavelets_reference_bfloat16_backward", "models_t_float32", "models_t_train"]
+    argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
+    gpu.main(argv)
+    assert {path.stem for path in tmp_path.glob("*.json")} == set(names)
+    assert json.loads((tmp_path / "tests.json").read_text())["outcome"] == "7 passed"
+    assert json.loads((tmp_path / "models_t_train.json").read_text())["results"]
+    monkeypatch.setattr(gpu, "subprocess", None)  # starting one again would be an error
+    gpu.main(argv)
+    assert capsys.readouterr().out.count("done    models_t_train") == 2
+
+
+def test_the_real_plan_is_understood_by_the_programs() -> None:
+    steps = list(gpu.plan("cuda", tiny=False))
+    tiny = {step.name for step in gpu.plan("cuda", tiny=True)}
+    assert {step.name for step in steps} == tiny and len(tiny) == len(steps)
+    for step in steps:
+        if step.measures:
+            importlib.import_module(step.arguments[0]).parse_args(step.arguments[1:])
+        else:
+            assert all(Path(__file__).parents[2].joinpath(path).exists() for path in step.arguments[4:])
+    assert {step.variables.get("WSFVIT_WAVELET_BACKEND") for step in steps} == {None, "reference", "triton"}
+
+
+def test_failures_and_lack_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", "wavelets_reference_float32"]
+    gpu.main([*argv, "--minutes", "0"])
+    assert "goes on with: wavelets_reference_float32 wavelets_reference_float32_backward" in capsys.readouterr().out
+    wrong = gpu.Step("wrong", ["no_such_program"])
+    assert "exit status 1" in gpu.run_step(wrong, "cpu", tmp_path / "wrong.json", 100)
+    assert "no_such_program" in (tmp_path / "wrong.log").read_text()
+    assert "not done within 0 s" in gpu.run_step(wrong, "cpu", tmp_path / "wrong.json", 0.01)
+    assert not list(tmp_path.glob("*.json"))
+    with pytest.raises(SystemExit, match="no step begins with nothing"):
+        gpu.main(["--only", "nothing"])

@@ -1,0 +1,67 @@
+"""The copy for inference computes what the model computes."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from parity import relative_error
+from torch import nn
+
+import wsfvit  # noqa: F401
+from wsfvit.layers import MBConv
+from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
+
+
+def tiny(name: str = "wsfvit_p0_224", **options) -> nn.Module:
+    """A model whose BatchNorms do something, from the moments of random data."""
+    torch.manual_seed(0)
+    sizes = dict(embed_dims=(12, 24), inter_heads=(1, 2), depths=(1, 1), stage_strides=(2, 2)) | options
+    model = timm.create_model(name, img_size=64, **sizes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name, options", [("wsfvit_p0_224", {}), ("wsfvit_dwt_p0_224", {"gelu": "none"})])
+def test_values(name, options, layout) -> None:
+    exact = tiny(name, **options).double()
+    model = tiny(name, **options).to(memory_format=layout)
+    state = copy.deepcopy(model.state_dict())
+    fused = {torch.float32: fuse_for_inference(model), torch.float64: fuse_for_inference(exact)}
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items()), "the original was changed"
+    for size in ((64, 64), (75, 50)):
+        x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+        with torch.inference_mode():
+            expected = exact(x.double())
+            for dtype, limit in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+                assert relative_error(fused[dtype](x.to(dtype)), expected) < limit
+        # Where gradients are wanted, of the image say, the operators that have none are left alone.
+        actual = fused[torch.float32](x.requires_grad_())
+        assert relative_error(actual.detach(), expected) < 1e-6 and actual.requires_grad
+
+
+def test_every_batch_norm_behind_a_convolution_is_gone() -> None:
+    fused = fuse_for_inference(tiny())
+    norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == ["stem.norm1"]  # behind the transform, which has no weights
+    kinds = [type(module) for module in fused.modules()]
+    blocks = kinds.count(MBConv)
+    assert (kinds.count(ConvGELU), kinds.count(LinearGELU)) == (2 + 2 * blocks, 3 * blocks)
+    assert not any(p.requires_grad for p in fused.parameters()) and not fused.training
+
+
+def test_autocast_and_compiler() -> None:
+    one_stage = dict(embed_dims=(12,), inter_heads=(1,), depths=(1,), stage_strides=(2,))
+    fused, x = fuse_for_inference(tiny(**one_stage)), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = fused(x)
+        compiled = torch.compile(fused, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(fused(x).float(), expected, rtol=0.05, atol=0.05)

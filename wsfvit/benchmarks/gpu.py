@@ -1,0 +1,144 @@
+"""Measure everything on a GPU: correctness tests, Haar transforms, models in training and inference, latency, scaling.
+
+    python -m wsfvit.benchmarks.gpu                    # again, until it says that all is done
+    python -m wsfvit.benchmarks.gpu --only latency     # some steps, by the beginning of their names
+    python -m wsfvit.benchmarks.gpu --tiny --device cpu --out /tmp/tiny      # does every step start?
+
+Each step is one of the other measuring programs, in a process of its own, and leaves one JSON file. A step whose file
+exists is not run again, so the command can be repeated after anything; it stops by itself when --minutes are over.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsfvit.benchmarks.common import environment, write_results
+
+MODELS = ["wsfvit_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
+TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
+HALF = ["--dtype", "bfloat16", "--amp"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program to run: `arguments` after ``python -m``, without --device and --out; `variables` of its environment."""
+
+    name: str
+    arguments: list[str]
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the program writes its own results, which the tests do not."""
+        return self.arguments[0].startswith("wsfvit.")
+
+
+def plan(device: str, tiny: bool) -> Iterator[Step]:
+    """All steps, the most wanted first; ``tiny``: the same ones on the smallest models and images."""
+    tests = ["tests/wavelets/test_eager.py"] if tiny else ["tests/wavelets", "tests/layers", "tests/models"]
+    required = {"WSFVIT_REQUIRE_GPU": "1"} if device.startswith("cuda") else {}
+    yield Step("tests", ["pytest", "-q", "--device", device.partition(":")[0], *tests], required)
+    shapes = ["1x2x8x8"] if tiny else ["64x3x224x224", "64x64x56x56"]
+    for backend in ("triton", "reference") if device.startswith("cuda") else ("reference",):
+        for dtype in ("float32", "bfloat16"):
+            for direction in ([], ["--backward"]):
+                name = "_".join(["wavelets", backend, dtype, *(each.strip("-") for each in direction)])
+                arguments = ["wsfvit.benchmarks.wavelets", "--shapes", *shapes, "--dtype", dtype, *direction]
+                yield Step(name, arguments + _rounds(tiny), {"WSFVIT_WAVELET_BACKEND": backend})
+    yield _models("models_t_float32", [*MODELS, "fused:wsfvit_t_224"], 64, tiny)
+    yield _models("models_t_train", MODELS, 64, tiny, [*HALF, "--train"])
+    yield _models("models_dwt_t_train", ["wsfvit_t_224", "wsfvit_dwt_t_224"], 64, tiny, [*HALF, "--train"])
+    for size in ("p0", "n", "b"):
+        yield _models(f"models_{size}_train", [f"wsfvit_{size}_224"], 64, tiny, [*HALF, "--train"])
+    yield _models("latency_batch_1", [*MODELS, "wsfvit_p0_224", "wsfvit_dwt_t_224"], 1, tiny, HALF)
+    for batch in (16, 256):
+        yield _models(f"scaling_batch_{batch}", MODELS[:2], batch, tiny, HALF)
+    for pixels in (384, 512):
+        yield _models(f"scaling_size_{pixels}", ["wsfvit_t_224", "wsfvit_dwt_t_224"], 16, tiny, HALF, img_size=pixels)
+
+
+def _models(
+    name: str, models: list[str], batch: int, tiny: bool, options: list[str] | None = None, img_size: int = 224
+) -> Step:
+    sizes = ["2", "--img-size", "32"] if tiny else [str(batch), "--img-size", str(img_size)]
+    chosen = ["--models", *(TINY_MODELS if tiny else models), "--batch-size", *sizes]
+    return Step(name, ["wsfvit.benchmarks.models", *chosen, "--channels-last", *(options or []), *_rounds(tiny)])
+
+
+def _rounds(tiny: bool) -> list[str]:
+    return ["--warmup", "1", "--repeats", "1"] if tiny else ["--warmup", "5", "--repeats", "30"]
+
+
+def run_step(step: Step, device: str, out: Path, seconds: float) -> str | None:
+    """Runs one step and puts its results at ``out``.
+
+    Returns:
+        None, or what went wrong; then nothing is at ``out``, and what the program said is beside it in a .log.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, log = out.with_suffix(".part"), out.with_suffix(".log")
+    results = ["--device", device, "--out", str(part)] if step.measures else []
+    with log.open("w") as stream:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", *step.arguments, *results],
+                env=os.environ | step.variables,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            return f"not done within {seconds:.0f} s, see {log}"
+    if done.returncode:
+        return f"exit status {done.returncode}, see {log}"
+    if not step.measures:
+        last = log.read_text().strip().splitlines()[-1]
+        write_results(part, {"environment": environment(), "arguments": step.arguments, "outcome": last})
+    part.replace(out)
+    return None
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wsfvit.benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: cuda)")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER", help="default: results/gpu")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="steps whose names begin like this")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time after which it stops (default: 9)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to try every step")
+    parser.add_argument("--list", action="store_true", help="show the steps and which of them are done")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    steps = [step for step in plan(args.device, args.tiny) if step.name.startswith(tuple(args.only))]
+    if not steps:
+        raise SystemExit(f"no step begins with {' or '.join(args.only)}; --list shows all")
+    end = time.monotonic() + 60 * args.minutes
+    failed, missing = [], []
+    for step in steps:
+        out = args.out / f"{step.name}.json"
+        if args.list or out.exists():
+            print(f"{'done' if out.exists() else 'open':8}{step.name}: {' '.join(step.arguments)}")
+            continue
+        if time.monotonic() >= end:
+            missing.append(step.name)
+            continue
+        problem = run_step(step, args.device, out, max(end - time.monotonic(), 1))
+        print(f"{'failed' if problem else 'done':8}{step.name}{f': {problem}' if problem else ''}", flush=True)
+        failed += [step.name] if problem else []
+    if missing:
+        print(f"{args.minutes:g} minutes are over; the same command goes on with: {' '.join(missing)}")
+    if failed:
+        raise SystemExit(f"failed: {' '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
