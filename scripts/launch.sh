@@ -6,11 +6,14 @@ train_imagenet() { start_training imagenet "$@"; }
 # train_detector CONFIG DATA [NUM_GPUS] [FLAG...]: what the scripts in scripts/detection do.
 train_detector() { start_training detection "$@"; }
 
-# start_training imagenet|detection CONFIG DATA [NUM_GPUS] [FLAG...]
+# train_video CONFIG MNIST [NUM_GPUS] [FLAG...]: what the scripts in scripts/video do.
+train_video() { start_training video "$@"; }
+
+# start_training imagenet|detection|video CONFIG DATA [NUM_GPUS] [FLAG...]
 #
-# The run folder is output/imagenet/NAME (output/detection/NAME), and a second start continues what is there. Flags go to
-# the command after ours, so they win. The global batch is the recipe's for any number of GPUs: gradients accumulate up to
-# it.
+# The run folder is output/imagenet/NAME (output/detection/NAME, ...), and a second start continues what is there. Flags go
+# to the command after ours, so they win. The global batch is the recipe's for any number of GPUs: gradients accumulate up
+# to it; that of a video model is small, and divided by the processes.
 start_training() {
     local task=$1 config=$2 name
     name=$(basename "$config" .yaml)
@@ -19,8 +22,7 @@ start_training() {
         print_usage "$task" "$name"
         [ $# -gt 0 ] && return 0 || return 2
     fi
-    local data=$1 processes=1 command=(train.py)
-    [ "$task" = detection ] && command=(-m wsfvit.detection train)
+    local data=$1 processes=1 command
     shift
     if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
         processes=$1
@@ -30,8 +32,17 @@ start_training() {
         echo "error: the number of GPUs is 1 or more, not '$processes'" >&2
         return 2
     fi
-    start_processes "$processes" "${command[@]}" "$data" -c "$config" \
-        --output "output/$task" --experiment "$name" --resume auto "$@"
+    case $task in
+        imagenet) command=(train.py "$data" -c "$config") ;;
+        detection) command=(-m wsfvit.detection train "$data" -c "$config") ;;
+        video)
+            local batch all=$((processes * ${NNODES:-1}))
+            [ "${WSFVIT_SLURM_TASKS:-}" = 1 ] && all=$SLURM_NTASKS
+            batch=$(sed -n 's/^global_batch_size: //p' "$config")
+            command=(-m wsfvit.video train --mnist "$data" -c "$config" --batch-size $((batch / all)))
+            ;;
+    esac
+    start_processes "$processes" "${command[@]}" --output "output/$task" --experiment "$name" --resume auto "$@"
 }
 
 # finetune_imagenet CONFIG START DATA [NUM_GPUS] [FLAG...]: starts from --initial-checkpoint, or else from the best weights
@@ -55,17 +66,22 @@ finetune_imagenet() {
 print_usage() {
     local data="ImageNet-1k" script="scripts/$2_1k.sh" command="train.py"
     local folders="train/ and validation/ (or val/), one folder per class in each"
+    if [ "$1" != imagenet ]; then
+        script="scripts/$1/$2.sh" command="-m wsfvit.$1 train"
+    fi
     if [ "$1" = detection ]; then
-        data="COCO" script="scripts/detection/$2.sh" command="-m wsfvit.detection train"
-        folders="train2017/, val2017/ and annotations/, as COCO comes"
+        data="COCO" folders="train2017/, val2017/ and annotations/, as COCO comes"
+    elif [ "$1" = video ]; then
+        data="Moving MNIST" folders="MNIST's idx files, and mnist_test_seq.npy, which then is the test, if you have it"
     fi
     cat <<EOF
 Trains $2 on $data by configs/$1/$2.yaml.
 
     bash $script DATA [NUM_GPUS] [FLAG...]
 
-DATA is a folder with $folders; NUM_GPUS is that of this
-machine (default 1). FLAGs win over the recipe (python $command --help). Started again, it continues.
+DATA is a folder with $folders.
+NUM_GPUS is that of this machine (default 1). FLAGs win over the recipe (python $command --help).
+Started again, it continues.
 
 Variables: NNODES (machines, default 1), NODE_RANK (which of them this is, default 0), MASTER_ADDR (default localhost) and
 MASTER_PORT (default 29500) of the first one, MAX_RESTARTS (how often torchrun starts dead processes again, default 0),

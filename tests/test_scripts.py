@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wsfvit.detection.shapes import write_shapes
@@ -16,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted((ROOT / "scripts").glob("wsfvit_*_1k.sh"))
 DETECTION_LAUNCHERS = sorted((ROOT / "scripts" / "detection").glob("*.sh"))
 NAMES = [path.name.removesuffix("_1k.sh") for path in LAUNCHERS]
+VIDEO_LAUNCHERS = sorted((ROOT / "scripts" / "video").glob("*.sh"))
+VIDEO_NAMES = [path.stem for path in VIDEO_LAUNCHERS]
 
 
 def run_bash(arguments: Sequence[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -92,17 +95,32 @@ def test_flags_may_follow_the_data_at_once_and_spaces_survive(tmp_path: Path) ->
     assert "<train.py></my data>" in done.stdout and done.stdout.endswith("<--opt-kwargs><a b>")
 
 
+@pytest.mark.parametrize("launcher", VIDEO_LAUNCHERS, ids=VIDEO_NAMES)
+def test_a_video_model_is_trained_by_the_recipe_of_that_name(launcher: Path, echo: str) -> None:
+    done = run_bash([str(launcher), "/mnist", "4", "--amp"], {"PYTHON": echo})
+    assert done.returncode == 0, done.stderr
+    config = f"configs/video/{launcher.stem}.yaml"
+    expected = (
+        f"--max-restarts 0 -m wsfvit.video train --mnist /mnist -c {config} --batch-size 4 --output output/video "
+    )
+    assert expected + f"--experiment {launcher.stem} --resume auto --amp" in " ".join(done.stdout.split())
+    assert (ROOT / config).is_file()
+
+
+@pytest.mark.parametrize("launcher", [LAUNCHERS[0], VIDEO_LAUNCHERS[0]], ids=["imagenet", "video"])
 @pytest.mark.parametrize("arguments", [[], ["/data", "0"], ["/data", "many"]])
-def test_missing_or_wrong_arguments_say_what_is_wanted(arguments: list[str], echo: str) -> None:
-    done = run_bash([str(LAUNCHERS[0]), *arguments], {"PYTHON": echo})
+def test_missing_or_wrong_arguments_say_what_is_wanted(launcher: Path, arguments: list[str], echo: str) -> None:
+    done = run_bash([str(launcher), *arguments], {"PYTHON": echo})
     assert done.returncode == 2
     assert "GPU" in done.stdout + done.stderr
 
 
 def test_help_is_help(echo: str) -> None:
-    for launcher in LAUNCHERS:
+    usages = {launcher: f"scripts/{launcher.name} DATA" for launcher in LAUNCHERS}
+    usages |= {launcher: f"scripts/video/{launcher.name} DATA" for launcher in VIDEO_LAUNCHERS}
+    for launcher, usage in usages.items():
         done = run_bash([str(launcher), "--help"], {"PYTHON": echo})
-        assert done.returncode == 0 and f"scripts/{launcher.name} DATA" in done.stdout
+        assert done.returncode == 0 and usage in done.stdout
 
 
 def test_fine_tuning_without_weights_is_refused(echo: str) -> None:
@@ -167,6 +185,19 @@ def test_dry_run(launcher: Path) -> None:
     done = run_bash([str(launcher), "/nowhere", "1", *DRY_RUN], {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "dry run" in done.stdout and launcher.name.removesuffix("_1k.sh") in done.stdout
+
+
+def test_dry_run_of_a_video_model(tmp_path: Path) -> None:
+    """The dwt recipe, at a width and size that make it cheap, on digits of its own."""
+    for name in ("train", "t10k"):
+        digits = np.random.default_rng(0).integers(0, 256, (4, 8, 8), dtype=np.uint8)
+        header = b"\0\0\x08\x03" + np.array(digits.shape, ">u4").tobytes()
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + digits.tobytes())
+    flags = "--dry-run --device cpu -j 0 --size 16 16 --hid-s 2 --hid-t 8 --head-dim 4 --inter-heads 4".split()
+    launcher = ROOT / "scripts" / "video" / "simvp_wsfvit_dwt_200ep.sh"
+    done = run_bash([str(launcher), str(tmp_path), "1", *flags], {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "dry run" in done.stdout and "SimVP (dwt family)" in done.stdout and "generated-test" in done.stdout
 
 
 def test_dry_run_on_two_machines(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from wsfvit.engine.args.refused import REFUSED, REFUSED_VALIDATE, REFUSED_VALUES
 from wsfvit.engine.args.run import parse_with_config
 from wsfvit.engine.recipe import resolve_grad_accum_steps
 from wsfvit.errors import UserError, run_main
+from wsfvit.video.args import train_parser as video_train_parser
 
 ROOT = Path(__file__).parents[2]
 # The command that reads the files of each folder of configs/.
@@ -21,6 +22,7 @@ CONFIG_PARSERS = {
     "detection": detection_train_parser,
     "digits": train_parser,
     "imagenet": train_parser,
+    "video": video_train_parser,
 }
 
 

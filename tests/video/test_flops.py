@@ -49,4 +49,5 @@ def test_every_command_has_a_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 2
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
-    assert ended.value.code == 0 and all(command in capsys.readouterr().out for command in COMMANDS)
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and all(f"  {command} " in shown for command in COMMANDS)

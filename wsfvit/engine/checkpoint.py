@@ -25,7 +25,7 @@ from wsfvit.models import describe_misfit
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
-META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric")
+META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric", "num_updates")
 # create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
 RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -96,7 +96,7 @@ def load_state_dict_file(
     Returns:
         The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
         and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
-        another model, ``epoch`` and ``metric``.
+        another model, ``epoch``, ``metric`` and ``num_updates``.
 
     Raises:
         UserError: as ``read_checkpoint``, or the file holds no weights, or those of another task.

@@ -47,6 +47,18 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are missing.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"the folder '{folder}' cannot be made: {err.strerror or err}") from err
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes the rename itself durable; only POSIX systems can open a folder for that."""
     if os.name != "posix":

@@ -12,7 +12,8 @@ from wsfvit.errors import UserError
 
 # Where machines keep their data and write to.
 PLACES = {
-    "config", "data", "data_dir", "output", "train_annotations", "train_images", "val_annotations", "val_images",
+    "config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "train_annotations", "train_images",
+    "val_annotations", "val_data", "val_images",
 }  # fmt: skip
 # Arguments that may differ from run to run without a word: places, and what is shown.
 UNREMARKABLE = PLACES | {

@@ -10,6 +10,9 @@ from wsfvit.errors import run_main
 
 # Each is a module of this package with a function `main(argv)`, imported only when it is asked for.
 COMMANDS = {
+    "train": "train on Moving MNIST or your own sequences, choose on validation, test once",
+    "validate": "measure a checkpoint beside the baselines, frame by frame",
+    "predict": "predict how sequences go on: strips of frames and animations",
     "flops": "count parameters and multiply-accumulates, part by part",
 }
 

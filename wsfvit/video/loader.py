@@ -29,6 +29,8 @@ class SequenceLoader:
         device: Where the batches go.
     """
 
+    bad_images: tuple[str, ...] = ()  # what the engine counts: none, as a sequence that cannot be read ends the run
+
     def __init__(self, loader: DataLoader[Any], dataset: SequenceDataset, frames_in: int, device: torch.device) -> None:
         self.dataset, self.frames_in = dataset, frames_in
         self._loader, self._device = loader, device

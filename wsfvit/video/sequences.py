@@ -146,12 +146,14 @@ class Cut:
         step: Frames of the clip from one frame of the sequence to the next.
         stride: Frames of the clip from the start of one sequence to that of the next (default: no overlap).
         size: (height, width) that frames are resized to; None keeps theirs.
+        from_end: One sequence of a clip alone, its last frames.
     """
 
     frames: int = 20
     step: int = 1
     stride: int | None = None
     size: tuple[int, int] | None = None
+    from_end: bool = False
 
     def __post_init__(self) -> None:
         for name in ("frames", "step", "stride"):
@@ -167,6 +169,8 @@ class Cut:
 
     def windows(self, num_frames: int) -> list[range]:
         """The frame numbers of each sequence of a clip."""
+        if self.from_end:
+            return [range(num_frames - self.span, num_frames, self.step)]
         stride = self.stride or self.span
         return [range(start, start + self.span, self.step) for start in range(0, num_frames - self.span + 1, stride)]
 

@@ -1,0 +1,95 @@
+"""The validate command: the figures of a run again, over several processes too, and longer horizons."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from wsfvit.engine.distributed import World
+from wsfvit.errors import UserError
+from wsfvit.video.args import validate_parser
+from wsfvit.video.loader import build_eval_loader
+from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
+from wsfvit.video.moving_mnist import Motion, open_moving_mnist
+from wsfvit.video.saved import load_model
+from wsfvit.video.splits import loader_options
+from wsfvit.video.validate import run_validation
+from wsfvit.video.validation import BASELINES, MODEL, measure
+
+
+def validate(tiny_run, *argv):
+    fixed = ["--checkpoint", str(tiny_run["run_folder"] / "model_best.pth.tar"), "--device", "cpu", "-j", "0"]
+    return run_validation(validate_parser().parse_args([*fixed, *map(str, argv)]))
+
+
+def test_the_run_is_measured_again(tiny_run, tmp_path, capsys):
+    """Data, size and frames come from the checkpoint; batches of another size change nothing but rounding."""
+    found = validate(tiny_run, "--use-ema", "--sequences", 3, "-b", 3, "--out", tmp_path / "new", "--count", 1)
+    tested = json.loads((tiny_run["run_folder"] / "test.json").read_text())
+    again = json.loads((tmp_path / "new" / "test.json").read_text())
+    for predictor, figures in tested["figures"].items():
+        assert again["figures"][predictor] == found.figures[predictor] == pytest.approx(figures, rel=1e-5)
+    assert again["num_updates"] == tested["num_updates"] and again["size"] == [30, 32]
+    assert len(list((tmp_path / "new").iterdir())) == 5
+    out = capsys.readouterr().out
+    assert "generated-test of built-in digits, 3 sequences" in out and "| copy-last-frame |" in out
+    best = validate(tiny_run, "--use-ema", "--split", "validation", "--sequences", 3).figures[MODEL]
+    assert best["mse"] == pytest.approx(tiny_run["best"]["mse"], rel=1e-5)
+
+
+def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):
+    found = validate(tiny_run, "--sequences", 2, "--length", 5, "--count", 1, "--movie", ".gif", "--out", tmp_path)
+    assert {len(values["mse"]) for values in found.per_frame.values()} == {5}
+    path = tmp_path / "own.npy"
+    np.save(path, np.random.default_rng(0).random((2, 6, 12, 14), dtype=np.float32))
+    own = validate(tiny_run, "--data", path)
+    assert own.figures[MODEL]["sequences"] == 2
+    with pytest.raises(UserError, match="has 6 frames, a sequence needs 13"):
+        validate(tiny_run, "--data", path, "--length", 10)
+    with pytest.raises(UserError, match="does not say how its video model is built"):
+        torch.save({"task": "video", "state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
+        load_model(tmp_path / "other.pth")
+
+
+class Recorded(World):
+    """One of several processes, whose sums are kept and not added up."""
+
+    def sum(self, tensor):
+        self.kept.append(tensor.clone())
+        return tensor
+
+
+def test_processes_add_up_to_the_whole(tiny_run):
+    model, _ = load_model(tiny_run["run_folder"] / "model_best.pth.tar")
+    dataset = open_moving_mnist("test", None, Motion(5, (30, 32)), 5)
+    args = validate_parser().parse_args(["--checkpoint", "", "-j", "0"])
+    predictors = {MODEL: model.predict, **BASELINES}
+    shares = []
+    for size in (1, 3):
+        shares.append([])
+        for rank in range(size):
+            world = Recorded(torch.device("cpu"), rank, size)
+            object.__setattr__(world, "kept", shares[-1])
+            measure(predictors, build_eval_loader(dataset, 3, loader_options(args, world, 2)), world)
+    whole, parts = shares
+    metrics = VideoMetrics(2, 1, (30, 32))
+    for place, alone in enumerate(whole):
+        together = sum(parts[place :: len(predictors)])
+        assert metrics.compute(together) == pytest.approx(metrics.compute(alone), rel=1e-6)
+        assert metrics.compute(together)["sequences"] == 5
+
+
+def test_baselines():
+    frames = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1, 1).expand(2, 3, 1, 7, 8)
+    expected = {"copy-last-frame": 1.0, "mean-of-input": 0.5, "black": 0.0}
+    for name, predict in BASELINES.items():
+        assert torch.equal(predict(frames, 4), torch.full((2, 4, 1, 7, 8), expected[name]))
+    assert BASELINES["black"] is predict_black and BASELINES["mean-of-input"] is repeat_mean_frame
+
+
+def test_help_names_every_flag_once():
+    text = validate_parser().format_help()
+    flags = re.findall(r"^  (?:-\w[^\n]*, )?(--[a-z-]+)", text, re.M)
+    assert len(flags) == len(set(flags)) and "--official-test" in flags and "python -m wsfvit.video validate" in text

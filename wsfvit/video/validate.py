@@ -1,0 +1,64 @@
+"""``python -m wsfvit.video validate``: a checkpoint over every sequence of a split, beside the baselines."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.evaluate import amp_dtype
+from wsfvit.video.args import validate_parser
+from wsfvit.video.loader import build_eval_loader
+from wsfvit.video.saved import fill_data_options, load_model
+from wsfvit.video.splits import loader_options, open_own, open_split
+from wsfvit.video.validation import (
+    BASELINES,
+    DEFINITIONS,
+    MODEL,
+    Measured,
+    describe_data,
+    markdown_table,
+    measure,
+    write_report,
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and measures."""
+    run_validation(validate_parser().parse_args(argv))
+
+
+def run_validation(args: argparse.Namespace) -> Measured:
+    """Measures, in this process or as one of those that ``torchrun`` started, and prints and writes what came out.
+
+    Raises:
+        UserError: checkpoint or sequences cannot be read, or do not fit each other.
+    """
+    world = join_world(args.device)
+    try:
+        return _validate(args, world)
+    finally:
+        leave_world()
+
+
+def _validate(args: argparse.Namespace, world: World) -> Measured:
+    model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
+    fill_data_options(args, meta.pop("data"))
+    config = model.config
+    frames = config.frames_in + (args.length or config.frames_out)
+    sequences = open_split(args, args.split, frames, config.channels, args.sequences)
+    sequences = sequences or open_own(args, args.data, frames, config.channels)
+    loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
+    keep = args.count if args.out else 0
+    predictors = {MODEL: model.predict, **BASELINES}
+    found = measure(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
+    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, found)}
+    world.say(
+        f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames seen, {loader.frames_out} predicted, "
+        f"{found.sequences_per_s:.3g} sequences/s\n{markdown_table(found.figures)}\n"
+        + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
+    )
+    if args.out and world.is_main:
+        for path in write_report(Path(args.out), args.split, described, found, args.movie):
+            print(path)
+    return found
