@@ -2,6 +2,8 @@
 
 ``python -m wsfvit predict IMAGE... --checkpoint FILE``: the most probable classes of pictures.
 
+``python -m wsfvit export --checkpoint FILE --output model.onnx``: a model for other runtimes.
+
 ``python -m wsfvit replay FILE``: an update of a training that was not finite, watched module by module.
 """
 
@@ -9,6 +11,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+from collections import Counter
 
 import PIL
 import timm
@@ -17,8 +20,10 @@ import torch.distributed as dist
 import torchvision
 
 import wsfvit
+from wsfvit.engine.args.export import add_export_args
 from wsfvit.engine.args.predict import add_predict_args
 from wsfvit.engine.args.replay import add_replay_args
+from wsfvit.engine.export import run_export
 from wsfvit.engine.predict import run_predict
 from wsfvit.engine.replay import run_replay
 from wsfvit.errors import run_main
@@ -48,6 +53,13 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_predict_args(predict)
+    export = commands.add_parser(
+        "export",
+        help="write a model for other runtimes: ONNX, torch.export, AOTInductor",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_export_args(export)
     replay = commands.add_parser(
         "replay",
         help="compute again an update of a training that was not finite, and say where it began",
@@ -57,6 +69,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "predict":
         run_predict(args)
+    elif args.command == "export":
+        run_export(args)
     elif args.command == "replay":
         run_replay(args)
     else:
@@ -70,12 +84,18 @@ def print_info() -> None:
     print(f"images:    Pillow {PIL.__version__}, decoded by {torchvision.get_image_backend()}")
     print(f"data sets: folders and tar files, {_versions(DATA_PACKAGES)}")
     print(f"logs:      CSV, {_versions(LOG_PACKAGES)}")
-    print(f"models:    {len(timm.list_models('wsfvit*'))} registered as wsfvit*")
+    print(f"models:    {', '.join(f'{count} {family}' for family, count in _families().items())}")
     for device in _devices():
         print(f"device:    {_describe(device)}, wavelet backend {_backend(device)}")
     print(f"processes: {', '.join(_distributed_backends()) or 'one alone'}")
     for name, meaning in VARIABLES.items():
         print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
+
+
+def _families() -> dict[str, int]:
+    """Number of our registered models by the first part of their names."""
+    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("wsfvit.")]
+    return dict(Counter(f"{name.partition('_')[0]}_*" for name in ours))
 
 
 def _devices() -> list[torch.device]:

@@ -1,5 +1,6 @@
 """Errors that a user can cause, and how a command ends on one."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -8,16 +9,39 @@ class UserError(Exception):
     """A mistake in what the user passed in (a name, a value, a file); its text is one line that says what to do."""
 
 
+def first_line(err: BaseException) -> str:
+    """The first line of an exception's text that is not empty."""
+    return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
+
+
 def run_main(main: Callable[[], object]) -> None:
     """Runs a command and ends the process: exit code 0, or 2 with one line on stderr after a ``UserError``.
 
-    Every other exception is a defect of this code and keeps its traceback.
+    Ctrl-C, and a reader of the output that has gone (``| head``), end it as they end other programs, with 128 plus the
+    number of the signal. Every other exception is a defect of this code and keeps its traceback.
     """
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if _stdout_is_read():  # then it was a pipe of this code's own
+            raise
+        # What is still buffered has nowhere to go, and Python would complain about that on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _stdout_is_read() -> bool:
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return False
+    return True

@@ -118,7 +118,15 @@ MODELS = {
     "vit_tiny_patch16_224": ("blocks.10", {"img_size": 64}),
     "swin_tiny_patch4_window7_224": ("layers.2", {"img_size": 64, **SMALL_SWIN}),
     "maxvit_rmlp_pico_rw_256": ("stages.2", {"img_size": 64}),
+    "wavemix_192_16_l3": ("layers.1", {"depth": 2, "embed_dim": 16, "patch_size": 16}),
+    "wacnn_resnet18": ("stages.2", {"widths": (8, 8, 16), "stem_width": 8}),
+    **{
+        f"{mixer}_vit_xs_patch4_32": ("blocks.1", {"depth": 2, "embed_dim": 24, "img_size": 64, "groups": 8})
+        for mixer in ("mwa", "afno", "gfn", "sa")
+    },
 }
+# Side of the map of 64 x 64 pixels; 4 for all others.
+SIDES = {"wacnn_resnet18": 16, **{f"{mixer}_vit_xs_patch4_32": 16 for mixer in ("mwa", "afno", "gfn", "sa")}}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +137,8 @@ def test_registered_models_need_no_reshape_code(name):
     model = timm.create_model(name, num_classes=7, **kwargs).eval().requires_grad_(False)
     images = torch.randn(2, 3, 64, 64)
     layer = find_target_layer(model, images[:1])
-    assert (layer.name, layer.grid) == (expected, (4, 4))
+    side = SIDES.get(name, 4)
+    assert (layer.name, layer.grid) == (expected, (side, side))
     seen = []
     handle = layer.module.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     features = model.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")

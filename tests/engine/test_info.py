@@ -1,7 +1,10 @@
 """python -m wsfvit info."""
 
 import importlib.metadata
+import re
 import sys
+
+import timm
 
 import wsfvit.__main__ as command
 
@@ -16,6 +19,9 @@ def test_info_names_versions_devices_and_variables(monkeypatch, capsys):
     assert f"Pillow {importlib.metadata.version('Pillow')}, decoded by PIL" in out
     assert "webdataset " in out and "trackio " in out and "threads of" in out
     assert "processes: gloo" in out
+    counts = {family: int(count) for count, family in re.findall(r"(\d+) (\w+_\*)", out)}
+    assert counts.keys() == {f"{name}_*" for name in ("afno", "gfn", "mwa", "sa", "wacnn", "wavemix", "wsfvit")}
+    assert counts["wsfvit_*"] == len(timm.list_models("wsfvit_*")) and counts["mwa_*"] == 3
     assert "OMP_NUM_THREADS=3" in out
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsfvit.wavelets import BoundaryMode, DetailCoeffs2d, dwt2d, haar_dwt2d, idwt2d
+from wsfvit.wavelets import BoundaryMode, DetailCoeffs2d, dwt2d, filterbank, haar_dwt2d, idwt2d
 
 MODES = get_args(BoundaryMode)
 WAVELETS = ["haar", "db2", "sym5", "coif1", "bior2.2", "rbio3.1", "dmey"]
@@ -243,3 +243,38 @@ def test_export(device):
             assert node.target.namespace == "aten", node.target
     for actual, expected in zip(exported.module()(x), RoundTrip("symmetric")(x), strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_matrices_equal_convolutions(device, mode, monkeypatch):
+    """The two ways of computing: values, all derivatives, in- and outside of vmap and autocast, any strides."""
+
+    def everything(wavelet: str, size: tuple[int, int]) -> list[torch.Tensor]:
+        def round_trip(x: torch.Tensor) -> torch.Tensor:
+            cA, (cH, cV, cD), _ = dwt2d(x, wavelet, 2, mode)
+            return idwt2d([cA * cH, (cV, cD, cA)], wavelet, mode)
+
+        x = normal((2, 2, *size), device).requires_grad_()
+        coeffs = dwt2d(x, wavelet, 2, mode)
+        y = idwt2d(coeffs, wavelet, mode, size)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            (grad,) = torch.autograd.grad(round_trip(x).pow(3).sum(), x, create_graph=True)
+            (second,) = torch.autograd.grad(grad.square().sum(), x)
+        tangent = torch.func.jvp(round_trip, (x,), (x.mT.contiguous().mT,))[1]
+        mapped = torch.func.vmap(round_trip, 1)(x.unsqueeze(1))
+        return [*flat(coeffs), y, grad, second, tangent, mapped]
+
+    for wavelet, size in (("db2", (12, 9)), ("bior2.2", (7, 7)), ("haar", (2, 5))):
+        monkeypatch.setattr(filterbank, "MIN_MATRIX_MAPS", 10**9)
+        expected = everything(wavelet, size)
+        monkeypatch.setattr(filterbank, "MIN_MATRIX_MAPS", 1)
+        assert filterbank._suits_matrices(torch.zeros(1, 1, *size), torch.zeros(2, 4))
+        for ours, theirs in zip(everything(wavelet, size), expected, strict=True):
+            close(ours.detach(), theirs.detach())
+
+
+def test_long_sides_and_taps_to_be_learned_are_convolved(device, monkeypatch):
+    taps = torch.zeros(2, 4, device=device)
+    monkeypatch.setattr(filterbank, "_multiply", lambda *_: pytest.fail("matrices"))
+    flat(dwt2d(normal((2, 4, filterbank.MAX_MATRIX_SIDE + 1, 8), device), "db2"))
+    flat(filterbank.analyse(normal((2, 4, 8, 8), device, torch.float32), taps.requires_grad_(), 1, "zero"))

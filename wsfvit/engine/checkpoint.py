@@ -19,7 +19,7 @@ from torch import nn
 from wsfvit.engine.files import write_atomic, write_text_atomic
 from wsfvit.engine.integrity import find_damage, write_sealed
 from wsfvit.engine.pickle_scan import refused_globals
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 from wsfvit.models import describe_misfit
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -137,7 +137,7 @@ def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.Pat
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as err:
-        raise UserError(f"checkpoint '{path}': {describe_misfit(model, state_dict) or _first_line(err)}") from err
+        raise UserError(f"checkpoint '{path}': {describe_misfit(model, state_dict) or first_line(err)}") from err
 
 
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -158,14 +158,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         blob = path.read_bytes()
         content: dict[str, Any] = {"state_dict": safetensors.torch.load(blob)}
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as err:
-        raise UserError(f"checkpoint '{path}' is damaged or no safetensors file ({_first_line(err)})") from err
+        raise UserError(f"checkpoint '{path}' is damaged or no safetensors file ({first_line(err)})") from err
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return content
     try:
         described = json.loads(sidecar.read_text())
     except (OSError, ValueError) as err:
-        raise UserError(f"'{sidecar}', which describes '{path.name}', cannot be read ({_first_line(err)})") from err
+        raise UserError(f"'{sidecar}', which describes '{path.name}', cannot be read ({first_line(err)})") from err
     if not isinstance(described, dict):
         raise UserError(f"'{sidecar}', which describes '{path.name}', is not a JSON object")
     if "sha256" in described and described["sha256"] != hashlib.sha256(blob).hexdigest():
@@ -195,7 +195,7 @@ def _read_torch(path: Path, trust: bool) -> Any:
                 "Only if you know where the file is from: --trust-checkpoint"
             ) from err
         # torch's text for this one advises to load without the restriction, which helps nobody with a damaged file.
-        reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else _first_line(err)
+        reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else first_line(err)
         raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
 
 
@@ -252,7 +252,3 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
         del state_dict[key]
     state_dict.update(ours)
     return max((len(value) for value in theirs.values() if value.ndim), default=0)
-
-
-def _first_line(err: Exception) -> str:
-    return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()

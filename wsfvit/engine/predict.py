@@ -24,7 +24,7 @@ from wsfvit.engine.build import DataConfig, build_model, resolve_data, resolve_d
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
 from wsfvit.engine.pictures import new_panels, picture_path, save_figure, show_image
 from wsfvit.engine.validate import with_checkpoint_defaults
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 MAX_DRAWN = 48
 
@@ -49,8 +49,15 @@ class Classifier:
 
     @property
     def mode(self) -> str:
-        """The PIL mode of the model's images."""
-        return "L" if self.data_config["input_size"][0] == 1 else "RGB"
+        """The PIL mode of the model's images.
+
+        Raises:
+            UserError: the model takes neither grey nor colour images.
+        """
+        channels = self.data_config["input_size"][0]
+        if channels not in (1, 3):
+            raise UserError(f"{self.name} takes {channels} channels, pictures have 1 or 3")
+        return "L" if channels == 1 else "RGB"
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: image -> (C, H, W) float32, normalised."""
@@ -74,8 +81,7 @@ class Classifier:
             logits = self.model(images.to(self.device))
         except (AssertionError, RuntimeError, ValueError) as err:
             size = "x".join(map(str, images.shape[2:]))
-            reason = (str(err).splitlines() or ["no reason given"])[0]
-            raise UserError(f"{self.name} cannot be run on images of {size} pixels: {reason}") from err
+            raise UserError(f"{self.name} cannot be run on images of {size} pixels: {first_line(err)}") from err
         return logits.float().softmax(dim=1).cpu()
 
 
@@ -111,8 +117,6 @@ def load_classifier(
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise UserError(f"no pretrained weights of {args.model}: {reason}") from err
     data_config = resolve_data(args, model, meta.get("data_config") if args.model == meta.get("arch") else None)
-    if data_config["input_size"][0] not in (1, 3):
-        raise UserError(f"{args.model} takes {data_config['input_size'][0]} channels, pictures have 1 or 3")
     if state_dict is not None:
         apply_state_dict(model, state_dict, str(checkpoint))
     model.to(device).eval().requires_grad_(False)

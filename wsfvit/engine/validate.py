@@ -35,7 +35,7 @@ from wsfvit.engine.jobs import Job, list_jobs
 from wsfvit.engine.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
 from wsfvit.engine.model import build_pretrained, compile_model
 from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 Result = TypeVar("Result")
 
@@ -263,5 +263,4 @@ def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
 
 
 def _reason(err: Exception) -> str:
-    text = next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
-    return text if isinstance(err, UserError) else f"{type(err).__name__}: {text}"
+    return first_line(err) if isinstance(err, UserError) else f"{type(err).__name__}: {first_line(err)}"

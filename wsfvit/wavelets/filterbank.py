@@ -8,6 +8,9 @@ where x continues beyond its ends as ``mode`` says. In mode "periodization" k ru
 all others it runs over floor((n + F - 1) / 2) values and s = 1. The inverse is the transposed convolution with the
 reconstruction filters. In two dimensions the axes are treated one after the other (Mallat 1989).
 
+A CPU is slow at convolutions of one channel and fast at matrix products. There, images with short sides are multiplied
+by the matrices of the transform, which are what the convolution makes of the identity, borders included.
+
 Everything is plain differentiable torch: arithmetic in float32 or wider whatever autocast says (float64 on CUDA, see
 `arithmetic_dtype`), one final cast to the dtype that came in, any strides.
 """
@@ -15,16 +18,22 @@ Everything is plain differentiable torch: arithmetic in float32 or wider whateve
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import Function
 
 from wsfvit.wavelets.reference import compute_dtype
 from wsfvit.wavelets.types import BoundaryMode, DetailCoeffs2d
 
 if TYPE_CHECKING:
     import pywt
+
+# Longest side that is multiplied by a matrix: the cost per pixel grows with the side, that of a convolution does not.
+MAX_MATRIX_SIDE = 256
+# Fewest maps (images times channels) for which it pays to make the matrices.
+MIN_MATRIX_MAPS = 8
 
 WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
 """``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, coarsest level first."""
@@ -141,16 +150,12 @@ def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode)
         )
     check_mode("dwt2d", mode)
     check_level("dwt2d", level)
-    B, C, _, _ = x.shape
     details: list[DetailCoeffs2d] = []
     with without_autocast(x.device):
         cA = x.to(taps.dtype)
         for _ in range(level):
-            _, _, H, W = cA.shape
-            # Every filter makes a pair (low, high): first along the width, then along the height of each of the two.
-            rows = _analyse_axis(cA.reshape(B * C, 1, H, W), taps, 3, mode)
-            both = _analyse_axis(rows.reshape(B * C * 2, 1, H, rows.shape[3]), taps, 2, mode)
-            cA, cH, cV, cD = both.reshape(B, C, 4, both.shape[2], both.shape[3]).unbind(2)
+            analyse_level = _analyse_by_matrices if _suits_matrices(cA, taps) else _analyse_by_convolution
+            cA, cH, cV, cD = analyse_level(cA, taps, mode)
             details.append(DetailCoeffs2d(cH.to(x.dtype), cV.to(x.dtype), cD.to(x.dtype)))
     return [cA.to(x.dtype), *reversed(details)]
 
@@ -164,7 +169,6 @@ def synthesise(
     """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor, whose dtype is that of the arithmetic."""
     first = first_coefficients(coeffs)
     check_mode("idwt2d", mode)
-    B, C, _, _ = first.shape
     with without_autocast(first.device):
         cA = first.to(taps.dtype)
         for detail in coeffs[1:]:
@@ -172,13 +176,102 @@ def synthesise(
             # The level below an odd size gives one row or column too many.
             _, _, h, w = detail[0].shape
             cA = _crop(cA, (h, w), "the details of the next level")
-            both = torch.stack((cA, *(subband.to(cA.dtype) for subband in detail)), 2)
-            columns = _synthesise_axis(both.reshape(B * C * 2, 2, h, w), taps, 2, mode)
-            rows = _synthesise_axis(columns.reshape(B * C, 2, columns.shape[2], w), taps, 3, mode)
-            cA = rows.reshape(B, C, rows.shape[2], rows.shape[3])
+            synthesise_level = _synthesise_by_matrices if _suits_matrices(cA, taps, 2) else _synthesise_by_convolution
+            cA = synthesise_level((cA, *(subband.to(cA.dtype) for subband in detail)), taps, mode)
         if output_size is not None:
             cA = _crop(cA, output_size, "output_size")
     return cA.to(first.dtype)
+
+
+def _suits_matrices(x: torch.Tensor, taps: torch.Tensor, scale: int = 1) -> bool:
+    """Whether matrices do better on images whose sides are ``scale`` times those of x (B, C, h, w)."""
+    if x.device.type != "cpu" or taps.requires_grad:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        return False  # a graph stays valid for other sizes, and its operations countable
+    B, C, h, w = x.shape
+    return B * C >= MIN_MATRIX_MAPS and scale * max(h, w) <= MAX_MATRIX_SIDE
+
+
+class _MatrixProduct(Function):
+    """left @ x @ right, differentiable in x to any order; in the dtype of x whatever autocast says, backward too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        with without_autocast(x.device):
+            return left @ (x @ right)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        left, right = ctx.saved_tensors
+        return _multiply(grad, left.mT, right.mT), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        return _multiply(tangent, *ctx.saved_tensors)
+
+
+def _multiply(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, _MatrixProduct.apply(x, left, right))  # type: ignore[no-untyped-call]
+
+
+def _analyse_by_convolution(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode) -> tuple[torch.Tensor, ...]:
+    """(B, C, H, W) -> cA, cH, cV, cD, each (B, C, h, w)."""
+    B, C, H, W = x.shape
+    # Every filter makes a pair (low, high): first along the width, then along the height of each of the two.
+    rows = _analyse_axis(x.reshape(B * C, 1, H, W), taps, 3, mode)
+    both = _analyse_axis(rows.reshape(B * C * 2, 1, H, rows.shape[3]), taps, 2, mode)
+    return both.reshape(B, C, 4, both.shape[2], both.shape[3]).unbind(2)
+
+
+def _analyse_by_matrices(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode) -> tuple[torch.Tensor, ...]:
+    """As `_analyse_by_convolution`."""
+    _, _, H, W = x.shape
+    rows = _analysis_matrix(W, taps, mode)
+    columns = rows if H == W else _analysis_matrix(H, taps, mode)
+    # Low then high pass on either axis: the subbands are the quarters of the product.
+    low, high = _multiply(x, columns.mT, rows).chunk(2, 2)
+    (cA, cV), (cH, cD) = low.chunk(2, 3), high.chunk(2, 3)
+    return cA, cH, cV, cD
+
+
+def _analysis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+    """(n, 2 * count): a row of n samples times it gives its low-pass coefficients, then its high-pass ones."""
+    identity = torch.eye(n, dtype=taps.dtype, device=taps.device)
+    return _analyse_axis(identity.view(n, 1, 1, n), taps, 3, mode).flatten(1)
+
+
+def _synthesise_by_convolution(
+    subbands: tuple[torch.Tensor, ...], taps: torch.Tensor, mode: BoundaryMode
+) -> torch.Tensor:
+    """cA, cH, cV, cD, each (B, C, h, w) -> (B, C, H, W)."""
+    B, C, h, w = subbands[0].shape
+    columns = _synthesise_axis(torch.stack(subbands, 2).reshape(B * C * 2, 2, h, w), taps, 2, mode)
+    rows = _synthesise_axis(columns.reshape(B * C, 2, columns.shape[2], w), taps, 3, mode)
+    return rows.reshape(B, C, rows.shape[2], rows.shape[3])
+
+
+def _synthesise_by_matrices(subbands: tuple[torch.Tensor, ...], taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+    """As `_synthesise_by_convolution`."""
+    cA, cH, cV, cD = subbands
+    _, _, h, w = cA.shape
+    rows = _synthesis_matrix(w, taps, mode)
+    columns = rows if h == w else _synthesis_matrix(h, taps, mode)
+    quarters = torch.cat((torch.cat((cA, cV), 3), torch.cat((cH, cD), 3)), 2)
+    return _multiply(quarters, columns.mT, rows)
+
+
+def _synthesis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+    """(2 * n, samples): n low-pass coefficients and then n high-pass ones times it give the samples."""
+    identity = torch.eye(2 * n, dtype=taps.dtype, device=taps.device)
+    return _synthesise_axis(identity.view(2 * n, 2, 1, n), taps, 3, mode).flatten(1)
 
 
 def _analyse_axis(x: torch.Tensor, taps: torch.Tensor, axis: int, mode: BoundaryMode) -> torch.Tensor:
