@@ -7,6 +7,7 @@ import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 
+from wsfvit.engine.classification import Classification
 from wsfvit.engine.distributed import World
 from wsfvit.engine.loop import LoopEvents, StepConfig, backward, prepare_batch, train_one_epoch, update
 from wsfvit.engine.progress import Progress, duration
@@ -32,23 +33,7 @@ def small_state(factors, lr=1.0, **changed):
     model = Scripted(factors)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     state = TrainState(model, optimizer, None, torch.amp.GradScaler("cpu", enabled=False), None)
-    fixed = dict(
-        world=World(torch.device("cpu")),
-        layout=torch.contiguous_format,
-        amp_dtype=None,
-        model_dtype=torch.float32,
-        loss=torch.nn.CrossEntropyLoss(),
-        erasing=None,
-        mixup=None,
-        mixup_off_epoch=0,
-        epochs=1,
-        seed=42,
-        grad_accum_steps=1,
-        clip_grad=None,
-        clip_mode="norm",
-        synchronize=False,
-        log_interval=10,
-    )
+    fixed = dict(world=World(torch.device("cpu")), task=Classification(torch.nn.CrossEntropyLoss()), log_interval=10)
     return state, StepConfig(**(fixed | changed))
 
 
@@ -187,7 +172,7 @@ def test_clipping_bounds_the_update(mode):
     state, cfg = small_state([1.0], clip_grad=0.01, clip_mode=mode)
     before = state.model.head.weight.detach().clone()
     images, labels = batches(1)[0]
-    backward(state, cfg, images * 100, labels, 1, update_follows=True)
+    backward(state, cfg, (images * 100, labels), 1, update_follows=True)
     exact = state.model.head.weight.grad.norm()
     reported = update(state, cfg)
     change = state.model.head.weight - before
@@ -228,8 +213,9 @@ def test_batches_draw_from_their_position_alone():
     def prepared(index, epoch, seed=42, rank=0):
         world = World(torch.device("cpu"), rank=rank, size=2)
         mixup = Mixup(0.5, 1.0, num_classes=3)
-        _, cfg = small_state([], world=world, erasing=erasing, mixup=mixup, seed=seed)
-        batch = prepare_batch(images.clone(), labels, index, epoch, cfg)
+        task = Classification(torch.nn.CrossEntropyLoss(), erasing=erasing, mixup=mixup)
+        _, cfg = small_state([], world=world, task=task, seed=seed)
+        batch = prepare_batch((images.clone(), labels), index, epoch, cfg)
         return batch[0], torch.rand(2)
 
     first = prepared(1, 2)
@@ -243,7 +229,7 @@ def test_figures_reach_the_caller_at_log_points():
     seen = []
 
     class Keep(LoopEvents):
-        def on_log(self, state, images, figures):
+        def on_log(self, state, batch, figures):
             seen.append((state.num_updates, figures))
 
     state, cfg = small_state([1.0] * 5, log_interval=2)

@@ -16,7 +16,8 @@ import validate
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.distributed import World
 from wsfvit.engine.recipe import build_loss, build_scheduler, resolve_lr
-from wsfvit.engine.train import build_state, check_agreement, run_training
+from wsfvit.engine.session import build_state, check_agreement
+from wsfvit.engine.train import run_training
 from wsfvit.errors import UserError
 
 

@@ -33,6 +33,7 @@ from wsfvit.benchmarks.common import (
     write_results,
 )
 from wsfvit.data import Augmentation, LoaderOptions
+from wsfvit.engine.classification import Classification
 from wsfvit.engine.distributed import World
 from wsfvit.engine.loop import StepConfig, train_one_epoch
 from wsfvit.engine.state import TrainState
@@ -97,23 +98,7 @@ def our_epoch(args: argparse.Namespace, folder: Path, device: torch.device) -> C
     loader = data.build_train_loader(dataset, config, options, Augmentation(interpolation="bilinear"))
     model, optimizer = build_model(args, device)
     state = TrainState(model, optimizer, None, torch.amp.GradScaler(device.type, enabled=False), None)
-    cfg = StepConfig(
-        world=World(device),
-        layout=torch.contiguous_format,
-        amp_dtype=None,
-        model_dtype=torch.float32,
-        loss=nn.CrossEntropyLoss(),
-        erasing=None,
-        mixup=None,
-        mixup_off_epoch=0,
-        epochs=1,
-        seed=42,
-        grad_accum_steps=1,
-        clip_grad=None,
-        clip_mode="norm",
-        synchronize=False,
-        log_interval=50,
-    )
+    cfg = StepConfig(world=World(device), task=Classification(nn.CrossEntropyLoss()))
 
     def run() -> None:
         state.begin_epoch(state.epoch + 1)

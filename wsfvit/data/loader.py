@@ -11,7 +11,7 @@ they are made, not from the options here; that of wds/ leaves out samples that i
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,8 @@ class LoaderOptions:
 
 
 class EvalLoader:
-    """Batches of images (B, C, H, W) float32, normalised, and labels (B,) int64.
+    """Batches as ``loader`` collates them: of ``build_eval_loader`` and ``build_train_loader`` images (B, C, H, W)
+    float32, normalised, and labels (B,) int64.
 
     Args:
         loader: Collates with ``ReportingCollate``.
@@ -94,7 +95,7 @@ class EvalLoader:
         """Number of batches of a whole pass."""
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
 
@@ -131,7 +132,7 @@ class TrainLoader(EvalLoader):
             return None
         return [index % sampler.num_samples for index in sampler.batch_indices(batch)]
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return itertools.islice(self._batches, self._batches_to_drop, None)
 
 
@@ -169,7 +170,7 @@ def build_train_loader(
                 f"--batch-size {sampler.global_batch} (all processes) is more than the {size} training images"
             )
         seeded = SeededDataset(TransformedDataset(dataset, transform), seed)
-        loader = _build_map_style(seeded, options, batch_sampler=sampler)
+        loader = build_map_style(seeded, options, _collate(options), batch_sampler=sampler)
     return TrainLoader(loader, data_config, options, seed)
 
 
@@ -190,12 +191,23 @@ def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: Loa
     else:
         sampler = EvalSampler(len(dataset), options.world_size, options.rank)
         images = TransformedDataset(dataset, transform)
-        loader = _build_map_style(images, options, batch_size=options.batch_size, sampler=sampler)
+        loader = build_map_style(images, options, _collate(options), batch_size=options.batch_size, sampler=sampler)
     return EvalLoader(loader, data_config, options)
 
 
-def _build_map_style(dataset: Any, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
-    return DataLoader(dataset, **batches, **_loader_arguments(options), persistent_workers=options.num_workers > 0)
+def build_map_style(
+    dataset: Any, options: LoaderOptions, collate: Callable[[list[Any]], Any], **batches: Any
+) -> DataLoader[Any]:
+    """A ``DataLoader`` for ``EvalLoader`` and ``TrainLoader``.
+
+    Args:
+        dataset: Random access; an item that cannot be read is a ``BadImage``.
+        options: How batches are made; ``batch_size``, ``world_size`` and ``rank`` are left to ``batches``.
+        collate: Makes a batch of a list of items.
+        batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
+    """
+    arguments = _loader_arguments(options, collate)
+    return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
@@ -204,13 +216,18 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **_loader_arguments(options))
+    arguments = _loader_arguments(options, _collate(options))
+    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 
-def _loader_arguments(options: LoaderOptions) -> dict[str, Any]:
+def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
+    return fast_collate if options.use_prefetcher else default_collate
+
+
+def _loader_arguments(options: LoaderOptions, collate: Callable[[list[Any]], Any]) -> dict[str, Any]:
     return {
         "num_workers": options.num_workers,
-        "collate_fn": ReportingCollate(fast_collate if options.use_prefetcher else default_collate),
+        "collate_fn": ReportingCollate(collate),
         "pin_memory": options.pin_memory,
         "worker_init_fn": outlive_stop_signals,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,

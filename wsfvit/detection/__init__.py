@@ -1,1 +1,1 @@
-"""Object detection: Mask R-CNN and Cascade Mask R-CNN on torchvision's operators, over any timm backbone."""
+"""Object detection and instance segmentation: Mask R-CNN and Cascade Mask R-CNN on any timm backbone."""

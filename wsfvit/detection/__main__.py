@@ -11,6 +11,10 @@ from wsfvit.engine.args.common import Parser
 from wsfvit.errors import run_main
 
 COMMANDS = {
+    "train": "train a detector on data in COCO's format",
+    "validate": "measure the average precision of boxes and masks of a checkpoint",
+    "predict": "find objects in pictures: drawings and a JSON file",
+    "shapes": "write generated pictures in COCO's format, to try all of this on",
     "flops": "count a detector's parameters and multiply-accumulates, beside the published table",
 }
 

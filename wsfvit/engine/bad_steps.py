@@ -83,7 +83,8 @@ def _write(folder: Path, name: str, content: dict[str, Any]) -> str:
     # A run must not end because there is no room for a report on it.
     except (OSError, UserError) as err:
         return f"; no dump: {err}"
-    return f"; python -m wsfvit replay {folder / name}"
+    command = "python -m wsfvit replay" if content.get("task") == "classification" else "dumped to"
+    return f"; {command} {folder / name}"
 
 
 def module_norms(model: nn.Module) -> dict[str, list[float | None]]:

@@ -25,7 +25,7 @@ from wsfvit.models import describe_misfit
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
-META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "epoch", "metric")
+META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric")
 # create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
 RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
@@ -83,7 +83,7 @@ def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
 
 
 def load_state_dict_file(
-    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False, task: str = "classification"
 ) -> tuple[StateDict, dict[str, Any]]:
     """Reads model weights from a checkpoint file.
 
@@ -91,15 +91,20 @@ def load_state_dict_file(
         path: As for ``read_checkpoint``.
         use_ema: Prefer the moving average of the weights where the file has it.
         trust: As for ``read_checkpoint``.
+        task: What the weights must have been trained for, as far as the file says.
 
     Returns:
         The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
-        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names``, ``epoch`` and ``metric``.
+        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
+        another model, ``epoch`` and ``metric``.
 
     Raises:
-        UserError: as ``read_checkpoint``, or the file holds no weights.
+        UserError: as ``read_checkpoint``, or the file holds no weights, or those of another task.
     """
     content = read_checkpoint(path, trust)
+    trained_for = content.get("task", task)
+    if trained_for != task:
+        raise UserError(f"checkpoint '{path}' was trained for {trained_for}, not for {task}")
     state_dict, weights = _find_state_dict(content, path, use_ema)
     return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
 
@@ -218,7 +223,7 @@ def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], u
 def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
     meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
-    expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list}
+    expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict}
     for key, kind in expected.items():
         if key in meta and not isinstance(meta[key], kind):
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")

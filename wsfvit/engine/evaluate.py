@@ -132,7 +132,7 @@ def measure_share(
             sums[4] += len(labels)
             memory = {"GB": torch.cuda.max_memory_allocated(device) / 1e9} if on_gpu else {}
             progress.step(len(labels) * world.size, **memory)
-        return sums, progress.images_per_s
+        return sums, progress.per_second
 
 
 def add_shares(sums: torch.Tensor, world: World) -> torch.Tensor:

@@ -43,13 +43,18 @@ class RunLog:
         write_text_atomic(self.folder / "summary.csv", csv_text(rows))
         self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
 
-    def log_images(self, images: torch.Tensor, epoch: int, batch: int) -> None:
+    def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
         """Writes a batch (B, C, H, W) as one picture, if ``--save-images`` asks for that."""
-        if not self.save_images:
+        if not self.save_images or images is None:
             return
         from torchvision.utils import save_image
 
         save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
+
+    def log_picture(self, name: str, picture: torch.Tensor, update: int) -> None:
+        """Shows a picture (C, H, W), float in [0, 1] or uint8, in TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, update)
 
     def close(self) -> None:
         """Flushes and closes all of them."""
@@ -67,9 +72,9 @@ class RunLog:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """A table with the keys of the first row as its header."""
+    """A table with the keys of the longest row as its header; cells that a row has no value for are empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=max((list(row) for row in rows), key=len))
     writer.writeheader()
     for row in rows:
         writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})

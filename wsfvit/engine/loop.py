@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import nn
@@ -19,11 +17,12 @@ from wsfvit.engine.distributed import World
 from wsfvit.engine.evaluate import autocast
 from wsfvit.engine.progress import Progress
 from wsfvit.engine.state import TrainState
+from wsfvit.engine.task import Task
 from wsfvit.errors import UserError
 
 ADVICE = (
-    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16; python -m wsfvit replay FILE, with a file of the run's "
-    "bad-steps folder, shows where it began"
+    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16; the run's bad-steps folder has the first ones (of a "
+    "classifier, python -m wsfvit replay FILE shows where it began)"
 )
 
 
@@ -33,10 +32,8 @@ class StepConfig:
 
     Attributes:
         world: The processes that train together; batches and groups are those of one process.
+        task: How a batch becomes a loss.
         amp_dtype: Mixed precision, or None.
-        model_dtype: Data type of the weights and of the images.
-        erasing: Random erasing of a batch, or None.
-        mixup_off_epoch: Epoch from which batches are no longer mixed; 0 for never.
         epochs: Number of epochs in all.
         grad_accum_steps: Batches whose gradients make one update; the last update of an epoch may have fewer.
         synchronize: Wait for the device after every update.
@@ -44,33 +41,29 @@ class StepConfig:
     """
 
     world: World
-    layout: torch.memory_format
-    amp_dtype: torch.dtype | None
-    model_dtype: torch.dtype
-    loss: nn.Module
-    erasing: RandomErasing | None
-    mixup: Mixup | None
-    mixup_off_epoch: int
-    epochs: int
-    seed: int
-    grad_accum_steps: int
-    clip_grad: float | None
-    clip_mode: str
-    synchronize: bool
-    log_interval: int
+    task: Task
+    amp_dtype: torch.dtype | None = None
+    epochs: int = 1
+    seed: int = 42
+    grad_accum_steps: int = 1
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    synchronize: bool = False
+    log_interval: int = 50
     max_bad_steps: int = 10
 
 
 class LoopEvents:
     """What the loop tells its caller; the methods here do nothing.
 
-    ``figures`` are loss (mean of the epoch so far, once there is one), lr, grad_norm (of the last update, before
-    clipping), images_per_s, data_wait (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA,
-    of the process on a CPU), loss_scale where float16 needs one, and bad_steps and overflows once there are any.
+    ``figures`` are loss (mean of the epoch so far, once there is one), the parts of the last batch's loss where the
+    task names some, lr, grad_norm (of the last update, before clipping), images_per_s (or another unit), data_wait
+    (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA, of the process on a CPU),
+    loss_scale where float16 needs one, and bad_steps and overflows once there are any.
     """
 
-    def on_log(self, state: TrainState, images: torch.Tensor, figures: dict[str, float]) -> None:
-        """A progress line is due; ``images`` (B, C, H, W) are the batch as the model saw it."""
+    def on_log(self, state: TrainState, batch: Any, figures: dict[str, float]) -> None:
+        """A progress line is due; ``batch`` is the last one as the model saw it."""
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
         """A loss or the gradient was not finite and the update is skipped; ``state`` still has group and gradients."""
@@ -87,21 +80,22 @@ def train_one_epoch(
 
     Args:
         state: Changed in place; ``state.batch`` counts on.
-        loader: Yields the remaining batches, images (B, C, H, W) and labels (B,); its length counts the whole epoch.
+        loader: Yields the remaining batches, as the task takes them; its length counts the whole epoch.
         cfg: The fixed part.
         events: Told of updates and log points.
         epoch_seconds: What an epoch took so far, validation included, for the time left of the run; 0 if unknown.
 
     Returns:
         ``loss`` (mean over the images of all processes that were learnt from), ``lr`` (of the last update),
-        ``images_per_s`` (of all processes) and ``finished`` (False where ``events`` ended the epoch).
+        ``images_per_s`` (of all processes; or another unit) and ``finished`` (False where ``events`` ended the epoch).
 
     Raises:
         UserError: ``cfg.max_bad_steps`` updates in a row were not finite, or all of a finished epoch.
     """
     events = events or LoopEvents()
     state.forward.train()
-    set_mixing(state, cfg)
+    task, rate = cfg.task, f"{cfg.task.unit}_per_s"
+    task.begin_epoch(state.epoch)
     total, first, finished = len(loader), state.batch, True
     grad_norm = None
     # A stream can be longer than it says, or have ended in the middle of a group.
@@ -116,15 +110,16 @@ def train_one_epoch(
         shown=cfg.world.is_main,
         epochs_left=cfg.epochs - state.epoch - 1,
         epoch_seconds=epoch_seconds,
+        unit=task.unit,
     )
     with progress:
-        for index, (images, labels) in enumerate(progress.timed(batches), start=first):
-            images, labels = prepare_batch(images, labels, index, state.epoch, cfg)
+        for index, batch in enumerate(progress.timed(batches), start=first):
+            batch = prepare_batch(batch, index, state.epoch, cfg)
             # The last group of an epoch can be short; its gradient is the mean over the batches it has.
             group_start = index - index % cfg.grad_accum_steps
             group_size = min(cfg.grad_accum_steps, total - group_start)
             last = index + 1 == group_start + group_size
-            backward(state, cfg, images, labels, group_size, update_follows=last)
+            parts = backward(state, cfg, batch, group_size, update_follows=last)
             state.batch = index + 1
             if last:
                 grad_norm = update(state, cfg)
@@ -132,11 +127,10 @@ def train_one_epoch(
                     events.on_bad_step(state, grad_norm)
                     check_limit(state, cfg)
                 state.begin_group()
-            figures = _figures(state, cfg, grad_norm) if progress.due else {}
-            progress.step(len(images) * cfg.world.size, **figures)
+            figures = _figures(state, cfg, parts, grad_norm) if progress.due else {}
+            progress.step(task.count(batch) * cfg.world.size, **figures)
             if figures:
-                rates = {"images_per_s": progress.images_per_s, "data_wait": progress.data_wait}
-                events.on_log(state, images, figures | rates)
+                events.on_log(state, batch, figures | {rate: progress.per_second, "data_wait": progress.data_wait})
             if last and events.on_update(state):
                 finished = False
                 break
@@ -146,49 +140,29 @@ def train_one_epoch(
     return {
         "loss": loss,
         "lr": state.lr,
-        "images_per_s": progress.images_per_s,
+        rate: progress.per_second,
         "finished": finished,
     }
 
 
-def set_mixing(state: TrainState, cfg: StepConfig) -> None:
-    """Turns mixing on or off for the epoch; off, it still makes the soft labels that the loss expects."""
-    if cfg.mixup is not None:
-        cfg.mixup.mixup_enabled = not 0 < cfg.mixup_off_epoch <= state.epoch
-
-
-def prepare_batch(
-    images: torch.Tensor, labels: torch.Tensor, index: int, epoch: int, cfg: StepConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeds everything for batch ``index`` of ``epoch``, then brings the batch to the device, erases and mixes it."""
+def prepare_batch(batch: Any, index: int, epoch: int, cfg: StepConfig) -> Any:
+    """Seeds everything for batch ``index`` of ``epoch``, then lets the task prepare it."""
     seed_all(cfg.seed, epoch, index, cfg.world.rank)
-    images = images.to(cfg.world.device, non_blocking=True)
-    labels = labels.to(cfg.world.device, non_blocking=True)
-    if cfg.erasing is not None:
-        images = cfg.erasing(images)
-    if cfg.mixup is not None:
-        # Images are mixed in pairs; a batch can be odd where an unreadable image was left out.
-        even = len(images) - len(images) % 2
-        images, labels = cfg.mixup(images[:even], labels[:even])
-    return images.to(cfg.model_dtype, memory_format=cfg.layout), labels
+    return cfg.task.prepare(batch, cfg.world.device)
 
 
 def backward(
-    state: TrainState,
-    cfg: StepConfig,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    group_size: int,
-    update_follows: bool,
-) -> None:
-    """Adds a batch's share of the update's gradient, and its loss to the sums of the epoch."""
+    state: TrainState, cfg: StepConfig, batch: Any, group_size: int, update_follows: bool
+) -> dict[str, torch.Tensor]:
+    """Adds a batch's share of the gradient, and its loss to the sums of the epoch; returns the parts of the loss."""
     # Distributed gradients are exchanged once per update, in its last backward pass.
     quiet = None if update_follows else getattr(state.forward, "no_sync", None)
     with quiet() if quiet else nullcontext():
         with autocast(cfg.world.device, cfg.amp_dtype):
-            loss = cfg.loss(state.forward(images), labels)
+            loss, parts = cfg.task.loss(state.forward, batch)
         state.scaler.scale(loss / group_size).backward()
-    state.group.append((loss.detach(), len(images)))
+    state.group.append((loss.detach(), cfg.task.count(batch)))
+    return parts
 
 
 def mean_loss(state: TrainState, world: World) -> float | None:
@@ -265,9 +239,12 @@ def check_limit(state: TrainState, cfg: StepConfig) -> None:
         )
 
 
-def _figures(state: TrainState, cfg: StepConfig, grad_norm: torch.Tensor | None) -> dict[str, float]:
+def _figures(
+    state: TrainState, cfg: StepConfig, parts: dict[str, torch.Tensor], grad_norm: torch.Tensor | None
+) -> dict[str, float]:
     found = {
         "loss": mean_loss(state, cfg.world),
+        **{name: part.item() for name, part in parts.items()},
         "lr": state.lr or state.optimizer.param_groups[0]["lr"],
         "grad_norm": None if grad_norm is None else grad_norm.item(),
         "peak_gib": peak_memory(cfg.world.device),

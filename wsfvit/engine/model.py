@@ -40,16 +40,21 @@ def build_train_model(args: argparse.Namespace, start: bool = True, say: Callabl
             say(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")
     if start:
         _init_classifier(model, args.head_init_scale, args.head_init_bias)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
-            module.eps = args.bn_eps or module.eps
+    set_batch_norm_constants(args, model)
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
         except AssertionError as err:
             raise UserError(f"model {args.model} has no --grad-checkpointing") from err
     return model
+
+
+def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None:
+    """Gives all batch norms the momentum and epsilon that ``--bn-momentum`` and ``--bn-eps`` ask for."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
+            module.eps = args.bn_eps or module.eps
 
 
 def _build(args: argparse.Namespace, pretrained: bool) -> Any:

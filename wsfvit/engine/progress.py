@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Shows images per second, the share of time spent waiting for data, time left, and the caller's figures.
+    """Shows units (images) per second, the share of time spent waiting for data, time left, and the caller's figures.
 
     Args:
         title: What is running, e.g. ``epoch 3/10``.
@@ -22,6 +22,7 @@ class Progress:
         shown: Whether to show anything, or to count alone.
         epochs_left: Epochs that follow; above 0 the time left of the whole run is shown too.
         epoch_seconds: Seconds of a whole epoch, for that; 0 takes this loop's own pace.
+        unit: What is counted, in the plural.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Progress:
         shown: bool = True,
         epochs_left: int = 0,
         epoch_seconds: float = 0.0,
+        unit: str = "images",
     ) -> None:
         self.title, self.total, self.interval = title, total, interval
         self.first, self.shown = first, shown
         self.epochs_left, self.epoch_seconds = epochs_left, epoch_seconds
-        self.batches = self.images = 0
+        self.unit = unit
+        self.batches = self.count = 0
         self.waited = 0.0
         self.started = time.perf_counter()
         # Asked of stderr, because that is where the bar goes; stdout may be a file either way.
@@ -72,9 +75,9 @@ class Progress:
         return time.perf_counter() - self.started
 
     @property
-    def images_per_s(self) -> float:
-        """Images per second since the start."""
-        return self.images / self.seconds
+    def per_second(self) -> float:
+        """Units per second since the start."""
+        return self.count / self.seconds
 
     @property
     def data_wait(self) -> float:
@@ -87,11 +90,11 @@ class Progress:
         done = self.first + self.batches + 1
         return done % self.interval == 0 or done == self.total
 
-    def step(self, images: int, **figures: float) -> None:
-        """Counts one batch of ``images`` and, where that is due, shows ``figures`` with it."""
+    def step(self, count: int, **figures: float) -> None:
+        """Counts one batch of ``count`` units and, where that is due, shows ``figures`` with it."""
         due = self.due
         self.batches += 1
-        self.images += images
+        self.count += count
         if self.bar is not None:
             if due:
                 self.bar.set_postfix_str(self._text(figures), refresh=False)
@@ -101,7 +104,8 @@ class Progress:
             print(f"{self.title}  {place}  {self._text(figures)}  {self._time_left()}", flush=True)
 
     def _text(self, figures: dict[str, float]) -> str:
-        shown = {"images/s": f"{self.images_per_s:.0f}"} | {key: f"{value:.4g}" for key, value in figures.items()}
+        rate = f"{self.per_second:.0f}" if self.per_second >= 10 else f"{self.per_second:.2g}"
+        shown = {f"{self.unit}/s": rate} | {key: f"{value:.4g}" for key, value in figures.items()}
         if self.waited:
             shown["data"] = f"{self.data_wait:.0%}"
         return "  ".join(f"{key} {value}" for key, value in shown.items())

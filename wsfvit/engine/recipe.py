@@ -2,6 +2,8 @@
 
 import argparse
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -47,14 +49,26 @@ def resolve_lr(args: argparse.Namespace, world_size: int = 1) -> float:
     return float(args.lr_base * (ratio**0.5 if scale == "sqrt" else ratio))
 
 
-def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """Optimizer by timm's factory, no weight decay on biases and norms.
+def build_optimizer(
+    args: argparse.Namespace,
+    model: nn.Module,
+    group_parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
+) -> torch.optim.Optimizer:
+    """Optimizer by timm's factory.
+
+    Args:
+        args: Those of ``args.recipe.add_optimizer``, and ``lr``.
+        model: What it optimizes.
+        group_parameters: Makes the parameter groups of a task of its own; by default there is no weight decay on
+            biases and norms.
 
     Raises:
         UserError: unknown optimizer, or a value it does not take.
     """
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **optimizer_kwargs(args), **args.opt_kwargs)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, param_group_fn=group_parameters, **optimizer_kwargs(args), **args.opt_kwargs
+        )
     except (AssertionError, TypeError, ValueError) as err:
         raise UserError(f"optimizer '{args.opt}': {err}") from err
     return optimizer

@@ -12,10 +12,11 @@ from wsfvit.engine.bad_steps import DEPTH, module_norms
 from wsfvit.engine.build import build_train_loader, resolve_data, resolve_device
 from wsfvit.engine.checkpoint import apply_state_dict, read_checkpoint
 from wsfvit.engine.distributed import World
-from wsfvit.engine.loop import StepConfig, backward, prepare_batch, set_mixing
+from wsfvit.engine.loop import StepConfig, backward, prepare_batch
 from wsfvit.engine.model import build_train_model
+from wsfvit.engine.session import build_state, build_step_config, set_up_torch
 from wsfvit.engine.state import TrainState
-from wsfvit.engine.train import build_state, build_step_config, set_up_torch
+from wsfvit.engine.train import build_task
 from wsfvit.errors import UserError
 
 
@@ -73,6 +74,8 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     step = content.get("bad_step")
     if step is None:
         raise UserError(f"'{args.dump}' is no dump of a bad step: they are in the folder bad-steps of a run")
+    if content.get("task", "classification") != "classification":
+        raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay knows classifiers alone")
     train_args = _train_arguments(args, content["args"])
     world = World(resolve_device(train_args.device), step["rank"], step["world_size"])
     set_up_torch(train_args, world)
@@ -81,7 +84,7 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     # Alone, because the other processes are not here.
     state, epochs = build_state(train_args, model, World(world.device), len(loader))
     state.scaler = GradScaler(world.device.type, enabled=False)
-    cfg = build_step_config(train_args, world, model.num_classes, epochs)
+    cfg = build_step_config(train_args, world, build_task(train_args, model.num_classes, world.device), epochs)
     apply_state_dict(model, content["state_dict"], args.dump)
     state.epoch = step["epoch"]
     loader.set_position(state.epoch, step["batches"][0])
@@ -114,11 +117,12 @@ def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argpars
 def _compute(state: TrainState, cfg: StepConfig, loader: Any, step: dict[str, Any], watch: Watch) -> list[float]:
     """Forward and backward passes of the group, as ``train_one_epoch`` does them; returns the losses."""
     state.forward.train()
-    set_mixing(state, cfg)
-    for index, loss, (images, labels) in zip(step["batches"], step["losses"], loader, strict=False):
+    cfg.task.begin_epoch(state.epoch)
+    for index, loss, batch in zip(step["batches"], step["losses"], loader, strict=False):
         watch.batch = index
-        images, labels = prepare_batch(images, labels, index, state.epoch, cfg)
-        backward(state, cfg, images, labels, len(step["batches"]), update_follows=True)
+        batch = prepare_batch(batch, index, state.epoch, cfg)
+        backward(state, cfg, batch, len(step["batches"]), update_follows=True)
+        images = batch[0]
         note = "" if images.isfinite().all() else ", its images are not finite"
         print(f"  batch {index}: {len(images)} images, loss {state.group[-1][0].item():.6g} (then {loss:.6g}){note}")
     return [loss.item() for loss, _ in state.group]

@@ -1,6 +1,7 @@
 """A run: epochs of training and validation, with their checkpoints and logs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from torch import nn
 
 from wsfvit.engine.bad_steps import report_bad_step
 from wsfvit.engine.build import Loader, count_bad_images
-from wsfvit.engine.evaluate import evaluate
 from wsfvit.engine.logs import RunLog
 from wsfvit.engine.loop import LoopEvents, StepConfig, train_one_epoch
 from wsfvit.engine.progress import duration
@@ -20,46 +20,39 @@ from wsfvit.engine.state import TrainState
 from wsfvit.engine.store import CheckpointStore
 
 
-class MirrorMean(nn.Module):
-    """A classifier whose logits are the mean over each image (B, C, H, W) and its mirror image."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> logits (B, K)."""
-        logits: torch.Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
-        return logits
-
-
 @dataclass
 class Run(LoopEvents):
     """One run, from the position of ``state`` to its last epoch.
 
     Attributes:
+        validate: See ``Plan``.
         described: What every checkpoint says about the run, primitives only.
         folder: The run folder.
         store: Where checkpoints go, and ``log``: where figures go; both None in all processes but the main one.
         metric: Column of summary.csv that the best checkpoint is best at.
+        lower_is_better: It is best where it is lowest.
         recovery_interval: Batches between two saves within an epoch; 0 for none.
         dist_bn: How processes agree on batch norm's running statistics after an epoch: reduce, broadcast or not at all.
-        mirrored: Validate on the mean of each image and its mirror image.
+        eval_interval: See ``Plan``.
+        after_epoch: See ``Plan``.
     """
 
     state: TrainState
     cfg: StepConfig
     train_loader: Loader
     val_loader: Loader
+    validate: Callable[[nn.Module, Loader, str], dict[str, float]]
     described: dict[str, Any]
     folder: Path
     store: CheckpointStore | None
     log: RunLog | None
     stop: StopRequests
-    metric: str = "top1"
+    metric: str
+    lower_is_better: bool = False
     recovery_interval: int = 0
     dist_bn: str = "reduce"
-    mirrored: bool = False
+    eval_interval: int = 1
+    after_epoch: Callable[[RunLog, int], None] | None = None
     saved_at: int = field(default=0, init=False)
 
     def train(self) -> bool:
@@ -75,41 +68,44 @@ class Run(LoopEvents):
             row = self.finish_epoch(trained, started)
             if self.log is not None:
                 self.log.log_epoch(state.num_updates, state.rows)
+                if self.after_epoch is not None:
+                    self.after_epoch(self.log, state.num_updates)
             state.begin_epoch(state.epoch + 1)
-            self.save(row["epoch"], row[self.metric])
+            self.save(row["epoch"], row.get(self.metric))
             if state.epoch < self.cfg.epochs and self.cfg.world.any(self.stop.requested):
                 return False
         return True
 
     def finish_epoch(self, trained: dict[str, Any], started: float) -> dict[str, Any]:
-        """Validates, steps the schedule, and adds the epoch's line of summary.csv.
+        """Validates where that is due, steps the schedule, and adds the epoch's line of summary.csv.
 
-        ``val_loss``, ``top1`` and ``top5`` are those of the moving average where there is one, as in timm.
+        Its figures are those of the moving average where there is one, as in timm.
         """
         state, world = self.state, self.cfg.world
         if world.size > 1 and self.dist_bn:
             distribute_bn(state.model, world.size, self.dist_bn == "reduce")
             if state.ema is not None:
                 distribute_bn(state.ema.module, world.size, self.dist_bn == "reduce")
-        figures = self.validate()
+        due = (state.epoch + 1) % self.eval_interval == 0 or state.epoch + 1 == self.cfg.epochs
+        figures = self.validate(self.judged, self.val_loader, f"validate {state.epoch}") if due else {}
+        unit = self.cfg.task.unit
         row = {
             "epoch": state.epoch,
             "train_loss": trained["loss"],
-            "val_loss": figures["loss"],
-            "top1": figures["top1"],
-            "top5": figures["top5"],
+            **figures,
             "lr": trained["lr"],
             "seconds": time.perf_counter() - started,
-            "images_per_s": trained["images_per_s"],
+            f"{unit}_per_s": trained[f"{unit}_per_s"],
         }
         if state.scheduler is not None:
-            state.scheduler.step(state.epoch + 1, row[self.metric])
+            state.scheduler.step(state.epoch + 1, row.get(self.metric))
         state.rows.append(row)
-        world.say(
-            f"epoch {state.epoch}: train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}, "
-            f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, {duration(row['seconds'])}, "
-            f"{row['images_per_s']:.0f} images/s{self._left_out()}"
-        )
+        shown = [
+            f"{key.replace('_', ' ')} {value:.4g}"
+            for key, value in ({"train_loss": row["train_loss"]} | figures).items()
+        ]
+        speed = f"{duration(row['seconds'])}, {trained[f'{unit}_per_s']:.3g} {unit}/s"
+        world.say(f"epoch {state.epoch}: {', '.join(shown)}, {speed}{self._left_out()}")
         return row
 
     def _left_out(self) -> str:
@@ -123,28 +119,19 @@ class Run(LoopEvents):
         found = [f"{count} {name}" for name, count in counts.items() if count]
         return f"; left out so far: {', '.join(found)}" if found else ""
 
-    def validate(self) -> dict[str, float]:
-        """Figures of the weights that the run is judged by: the moving average's where there is one on the device."""
-        state, cfg = self.state, self.cfg
-        ema = None if state.ema is None or state.ema.device is not None else state.ema.module
-        judged = state.model if ema is None else ema
-        judged.eval()
-        return evaluate(
-            MirrorMean(judged) if self.mirrored else judged,
-            self.val_loader,
-            cfg.world.device,
-            cfg.amp_dtype,
-            cfg.layout,
-            f"validate {state.epoch}",
-            cfg.log_interval,
-            world=cfg.world,
-        )
+    @property
+    def judged(self) -> nn.Module:
+        """The model that the run is judged by, in eval mode: the moving average where there is one on the device."""
+        ema = self.state.ema
+        model: nn.Module = self.state.model if ema is None or ema.device is not None else ema.module
+        return model.eval()
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of summary.csv of the best epoch, the first of equals; None before the first epoch's end."""
-        sign = -1 if self.metric == "val_loss" else 1
-        return max(self.state.rows, key=lambda row: sign * row[self.metric], default=None)
+        """The line of summary.csv of the best epoch, the first of equals; None before the first validation."""
+        sign = -1 if self.lower_is_better else 1
+        judged = (row for row in self.state.rows if self.metric in row)
+        return max(judged, key=lambda row: sign * row[self.metric], default=None)
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -163,10 +150,10 @@ class Run(LoopEvents):
         if self.store is not None:
             self.store.save(content, epoch=epoch, batch=self.state.batch, metric=metric)
 
-    def on_log(self, state: TrainState, images: torch.Tensor, figures: dict[str, float]) -> None:
+    def on_log(self, state: TrainState, batch: Any, figures: dict[str, float]) -> None:
         if self.log is not None:
             self.log.log_update(state.num_updates, figures)
-            self.log.log_images(images, state.epoch, state.batch)
+            self.log.log_images(self.cfg.task.pictures(batch), state.epoch, state.batch)
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
         said = report_bad_step(self.folder, self.described, state, self.cfg, self.train_loader, grad_norm)

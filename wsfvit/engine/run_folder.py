@@ -1,13 +1,10 @@
-"""The folder of a run: its name, what describes the run in it, and the state to continue from."""
+"""The folder of a run: its name, the state to continue from, and how the arguments differ from those before."""
 
 import argparse
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from wsfvit.engine.build import DataConfig, resolve_model_kwargs
 from wsfvit.engine.checkpoint import read_checkpoint
 from wsfvit.engine.distributed import World
 from wsfvit.engine.store import CheckpointStore
@@ -20,11 +17,9 @@ UNREMARKABLE = {
 }  # fmt: skip
 
 
-def run_folder(args: argparse.Namespace, world: World) -> Path:
-    """OUTPUT/EXPERIMENT; without a name for the experiment time, model and size, the same in all processes."""
-    height, width = (args.input_size or (0, args.img_size, args.img_size))[1:]
-    size = [] if height is None else [str(height) if height == width else f"{height}x{width}"]
-    name = args.experiment or "-".join([datetime.now().strftime("%Y%m%d-%H%M%S"), args.model.replace("/", "_"), *size])
+def run_folder(args: argparse.Namespace, world: World, name: str) -> Path:
+    """OUTPUT/EXPERIMENT; without a name for the experiment, time and ``name``, the same in all processes."""
+    name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{name.replace('/', '_')}"
     folder: Path = world.gather(Path(args.output or "output/train") / name)[0]
     return folder
 
@@ -73,17 +68,6 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
     return found[0] if found else read_checkpoint(path)
 
 
-def describe_run(args: argparse.Namespace, model: nn.Module, data_config: DataConfig) -> dict[str, Any]:
-    """What a checkpoint says about itself, primitives only: arch, model_kwargs, data_config and the arguments."""
-    kwargs = resolve_model_kwargs(args) | {"num_classes": model.num_classes, "in_chans": data_config["input_size"][0]}
-    return {
-        "arch": args.model,
-        "model_kwargs": _primitive(kwargs),
-        "data_config": _primitive(data_config),
-        "args": _primitive({key: value for key, value in vars(args).items() if key != "config"}),
-    }
-
-
 def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each argument that differs between two runs as ``lr 0.1 -> 0.2``, leaving out what changes nothing."""
     return [
@@ -93,8 +77,8 @@ def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _primitive(value: Any) -> Any:
+def primitive(value: Any) -> Any:
     """Tuples become lists, so that YAML and JSON give back what was written."""
     if isinstance(value, dict):
-        return {key: _primitive(item) for key, item in value.items()}
-    return [_primitive(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: primitive(item) for key, item in value.items()}
+    return [primitive(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,125 @@
+"""Generated pictures of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsfvit.data.seeding import derive_seed
+from wsfvit.detection.args import shapes_parser
+from wsfvit.detection.coco_masks import encode_masks
+from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.errors import UserError
+
+CATEGORIES = ("circle", "square", "triangle")
+# Attempts to place one more shape; a crowded picture just gets fewer.
+ATTEMPTS = 20
+
+
+def write_shapes(
+    folder: str | os.PathLike[str], count: int = 64, size: tuple[int, int] = (96, 128), seed: int = 0
+) -> tuple[Path, Path]:
+    """Writes ``count`` pictures of one to four shapes each, which never overlap.
+
+    Every picture depends on (seed, its number, size) alone. Every third one is upright, so that batches of detection
+    meet both shapes of pictures.
+
+    Args:
+        folder: Gets ``images/*.png`` and ``instances.json``.
+        count: Number of pictures.
+        size: Short and long side in pixels, from 32 on.
+        seed: Seed of the pictures.
+
+    Returns:
+        The annotation file and the folder of images, as ``read_coco`` takes them.
+
+    Raises:
+        UserError: a size below 32 pixels, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    if min(size) < 32 or count < 1:
+        raise UserError(f"{count} pictures of {size[0]}x{size[1]} pixels: at least one, and 32 pixels, are needed")
+    images, annotations = folder / "images", folder / "instances.json"
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"cannot make the folder '{images}': {err.strerror or err}") from err
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": key, "name": name} for key, name in enumerate(CATEGORIES, start=1)],
+    }
+    for number in range(1, count + 1):
+        height, width = (max(size), min(size)) if number % 3 == 0 else (min(size), max(size))
+        pixels, labels, masks = draw_shapes(height, width, derive_seed(seed, number))
+        path = images / f"{number:06d}.png"
+        write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG"))
+        content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
+        content["annotations"] += _describe(number, labels, masks, first_id=len(content["annotations"]) + 1)
+    write_text_atomic(annotations, json.dumps(content))
+    return annotations, images
+
+
+def draw_shapes(height: int, width: int, seed: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Draws one picture.
+
+    Returns:
+        Pixels uint8 (H, W, 3), labels (places in ``CATEGORIES``), and masks bool (N, H, W): the pixels whose centres
+        lie inside a shape.
+    """
+    random = np.random.default_rng(seed)
+    dark = random.integers(0, 90, 3)
+    pixels = (dark + random.integers(0, 40, (height, width, 1))).astype(np.uint8)
+    labels: list[int] = []
+    masks: list[np.ndarray] = []
+    taken = np.zeros((height, width), bool)
+    for _ in range(random.integers(1, 5)):
+        for _ in range(ATTEMPTS):
+            label = int(random.integers(len(CATEGORIES)))
+            radius = random.uniform(0.12, 0.28) * min(height, width)
+            y, x = random.uniform(radius, height - radius), random.uniform(radius, width - radius)
+            mask = _rasterise(label, y, x, radius, height, width)
+            if not (mask & taken).any():
+                break
+        else:
+            continue
+        taken |= mask
+        pixels[mask] = random.integers(110, 256, 3)
+        labels.append(label)
+        masks.append(mask)
+    return pixels, labels, np.stack(masks)
+
+
+def _rasterise(label: int, y: float, x: float, radius: float, height: int, width: int) -> np.ndarray:
+    dy, dx = (np.arange(height) + 0.5 - y)[:, None], (np.arange(width) + 0.5 - x)[None]
+    if CATEGORIES[label] == "circle":
+        return np.asarray(dy**2 + dx**2 <= radius**2)
+    if CATEGORIES[label] == "square":
+        return np.maximum(abs(dy), abs(dx)) <= radius
+    return (dy <= radius) & (2 * abs(dx) <= dy + radius)
+
+
+def _describe(image: int, labels: list[int], masks: np.ndarray, first_id: int) -> list[dict[str, Any]]:
+    """The annotations of one picture, with its masks as compressed RLE."""
+    entries = []
+    for number, (label, mask, rle) in enumerate(zip(labels, masks, encode_masks(masks), strict=True), start=first_id):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        left, top = int(columns[0]), int(rows[0])
+        box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+        entry = {"id": number, "image_id": image, "category_id": label + 1, "iscrowd": 0}
+        entries.append({**entry, "bbox": box, "area": int(mask.sum()), "segmentation": rle})
+    return entries
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """The shapes command: writes a training and a validation folder of different pictures."""
+    args = shapes_parser(prog).parse_args(argv)
+    for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
+        annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
+        print(f"{count} pictures: {annotations}")
+    print(f"next: python -m wsfvit.detection train {args.folder} -c configs/detection/shapes.yaml")

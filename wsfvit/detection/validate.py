@@ -1,0 +1,133 @@
+"""The validate command: average precision of a checkpoint, its table of categories, its detections."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from wsfvit.data.loader import LoaderOptions
+from wsfvit.detection.args import validate_parser
+from wsfvit.detection.dataset import DetectionDataset
+from wsfvit.detection.evaluate import FIGURES, KINDS
+from wsfvit.detection.loader import build_eval_loader
+from wsfvit.detection.saved import load_detector
+from wsfvit.detection.splits import check_categories, read_split
+from wsfvit.detection.validation import CocoValidation
+from wsfvit.engine.build import count_bad_images
+from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.evaluate import amp_dtype, memory_format
+from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.results import ResultsFile, Row
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """Parses the command line and validates."""
+    run_validation(validate_parser(prog).parse_args(argv))
+
+
+def run_validation(args: argparse.Namespace) -> Row:
+    """Validates in this process or as one of those that ``torchrun`` started: measures, prints, writes.
+
+    Returns:
+        Setting and figures: ``bbox_AP``, ``segm_AP``, ... from 0 to 1, and speeds in images per second.
+
+    Raises:
+        UserError: the checkpoint, the data or a value does not fit.
+    """
+    files = {name: getattr(args, name) for name in ("results_file", "categories_file")}
+    results = {name: ResultsFile(path) for name, path in files.items() if path}
+    world = join_world(args.device)
+    try:
+        row, validation = _measure(args, world)
+        evaluator = validation.evaluator
+        assert evaluator is not None
+        if world.is_main:
+            categories = evaluator.per_category()
+            print(_describe(row, categories))
+            if args.results_file:
+                results["results_file"].write([row], single=True)
+            if args.categories_file:
+                results["categories_file"].write(categories)
+            if args.detections:
+                write_text_atomic(args.detections, json.dumps(evaluator.detections_json()) + "\n")
+        return row
+    finally:
+        leave_world()
+
+
+def _measure(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:
+    detector, setting, meta = load_detector(
+        args.checkpoint,
+        world.device,
+        use_ema=args.use_ema,
+        trust=args.trust_checkpoint,
+        short_side=args.short_side,
+        long_side=args.long_side,
+        max_detections=args.max_detections,
+    )
+    layout = memory_format(args)
+    detector.to(memory_format=layout)  # type: ignore[call-overload]
+    data = read_split(args.data, args.split, args.images, args.annotations, args.on_bad_annotation)
+    check_categories(data, setting.categories, f"checkpoint '{args.checkpoint}'")
+    dataset = DetectionDataset(data, setting.transform, with_targets=False, normalize=setting.normalize)
+    options = LoaderOptions(
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        device=world.device,
+        pin_memory=args.pin_mem,
+        world_size=world.size,
+        rank=world.rank,
+        on_bad_image=args.on_bad_image,
+    )
+    loader = build_eval_loader(dataset, options, setting.multiple)
+    validation = CocoValidation(world, data.ground_truth(), amp_dtype(args), layout, args.backend, args.log_freq)
+    figures = validation(detector, loader, "validate")
+    transform = setting.transform
+    row: Row = {
+        "checkpoint": str(args.checkpoint),
+        "weights": meta["weights"],
+        "model": detector.config.backbone,
+        "stages": len(detector.config.stages),
+        "param_count": sum(parameter.numel() for parameter in detector.parameters()) / 1e6,
+        "short_side": transform.short_side,
+        "long_side": transform.long_side,
+        "precision": f"amp {args.amp_dtype}" if args.amp else "float32",
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
+        "images": len(data.images),
+        "left_out": count_bad_images(loader, world),
+    }
+    return row | figures | validation.speed, validation
+
+
+def _describe(row: Row, categories: Sequence[dict[str, Any]]) -> str:
+    """The setting, COCO's figures, and a Markdown table of categories."""
+    kind = "Mask R-CNN" if row["stages"] == 1 else f"Cascade Mask R-CNN ({row['stages']} stages)"
+    left_out = f" ({row['left_out']} of them unreadable, counted as without detections)" if row["left_out"] else ""
+    lines = [
+        f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "
+        f"{row['checkpoint']}",
+        f"  {row['images']} images{left_out}, sides up to {row['short_side']} and {row['long_side']}, "
+        f"{row['precision']} on {row['device']}",
+        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone",
+        "",
+    ]
+    heads = ["", *FIGURES]
+    lines += _table(heads, [[kind, *(row[f"{kind}_{name}"] for name in FIGURES)] for kind in KINDS])
+    lines.append("")
+    columns = ("objects", *(f"{kind}_{name}" for kind in KINDS for name in ("AP", "AP50")))
+    lines += _table(["category", *columns], [[entry["name"], *(entry[key] for key in columns)] for entry in categories])
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a Markdown table; figures without any object to measure, which are negative, are dashes."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.3f}" if value >= 0 else "-"
+        return str(value)
+
+    lines = [heads, ["---"] * len(heads), *([cell(value) for value in row] for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
