@@ -1,18 +1,26 @@
-# Starts train.py on one GPU, several, or several machines; source it from the repository root.
+# Starts a training on one GPU, several, or several machines; source it from the repository root.
 
 # train_imagenet CONFIG DATA [NUM_GPUS] [FLAG...]: what every wsfvit_*_1k.sh does.
+train_imagenet() { start_training imagenet "$@"; }
+
+# train_detector CONFIG DATA [NUM_GPUS] [FLAG...]: what the scripts in scripts/detection do.
+train_detector() { start_training detection "$@"; }
+
+# start_training imagenet|detection CONFIG DATA [NUM_GPUS] [FLAG...]
 #
-# The run folder is output/imagenet/NAME, and a second start continues what is there. Flags go to train.py after ours, so
-# they win. The global batch is the recipe's for any number of GPUs: train.py accumulates gradients up to it.
-train_imagenet() {
-    local config=$1 name
+# The run folder is output/imagenet/NAME (output/detection/NAME), and a second start continues what is there. Flags go to
+# the command after ours, so they win. The global batch is the recipe's for any number of GPUs: gradients accumulate up to
+# it.
+start_training() {
+    local task=$1 config=$2 name
     name=$(basename "$config" .yaml)
-    shift
+    shift 2
     if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-        print_usage "$name"
+        print_usage "$task" "$name"
         [ $# -gt 0 ] && return 0 || return 2
     fi
-    local data=$1 processes=1
+    local data=$1 processes=1 command=(train.py)
+    [ "$task" = detection ] && command=(-m wsfvit.detection train)
     shift
     if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
         processes=$1
@@ -22,8 +30,8 @@ train_imagenet() {
         echo "error: the number of GPUs is 1 or more, not '$processes'" >&2
         return 2
     fi
-    start_processes "$processes" train.py "$data" -c "$config" \
-        --output output/imagenet --experiment "$name" --resume auto "$@"
+    start_processes "$processes" "${command[@]}" "$data" -c "$config" \
+        --output "output/$task" --experiment "$name" --resume auto "$@"
 }
 
 # finetune_imagenet CONFIG START DATA [NUM_GPUS] [FLAG...]: starts from --initial-checkpoint, or else from the best weights
@@ -45,13 +53,19 @@ finetune_imagenet() {
 }
 
 print_usage() {
+    local data="ImageNet-1k" script="scripts/$2_1k.sh" command="train.py"
+    local folders="train/ and validation/ (or val/), one folder per class in each"
+    if [ "$1" = detection ]; then
+        data="COCO" script="scripts/detection/$2.sh" command="-m wsfvit.detection train"
+        folders="train2017/, val2017/ and annotations/, as COCO comes"
+    fi
     cat <<EOF
-Trains $1 on ImageNet-1k by configs/imagenet/$1.yaml.
+Trains $2 on $data by configs/$1/$2.yaml.
 
-    bash scripts/$1_1k.sh DATA [NUM_GPUS] [FLAG...]
+    bash $script DATA [NUM_GPUS] [FLAG...]
 
-DATA is a folder with train/ and validation/ (or val/), one folder per class in each; NUM_GPUS is that of this machine
-(default 1). FLAGs go to train.py and win over the recipe (python train.py --help). Started again, it continues.
+DATA is a folder with $folders; NUM_GPUS is that of this
+machine (default 1). FLAGs win over the recipe (python $command --help). Started again, it continues.
 
 Variables: NNODES (machines, default 1), NODE_RANK (which of them this is, default 0), MASTER_ADDR (default localhost) and
 MASTER_PORT (default 29500) of the first one, MAX_RESTARTS (how often torchrun starts dead processes again, default 0),
@@ -59,8 +73,8 @@ PYTHON (default: .venv's, else python3).
 EOF
 }
 
-# start_processes N SCRIPT [ARG...]: one process for each of N GPUs on each of $NNODES machines. Inside a SLURM job step that
-# has its own task per GPU (scripts/slurm/), this task is the process.
+# start_processes N SCRIPT [ARG...], or N -m MODULE [ARG...]: one process for each of N GPUs on each of $NNODES machines.
+# Inside a SLURM job step that has its own task per GPU (scripts/slurm/), this task is the process.
 start_processes() {
     local processes=$1 nodes="${NNODES:-1}" python="${PYTHON:-}"
     shift

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from wsfvit.detection.shapes import write_shapes
+
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted((ROOT / "scripts").glob("wsfvit_*_1k.sh"))
+DETECTION_LAUNCHERS = sorted((ROOT / "scripts" / "detection").glob("*.sh"))
 NAMES = [path.name.removesuffix("_1k.sh") for path in LAUNCHERS]
 
 
@@ -53,6 +56,25 @@ def test_one_gpu_is_one_plain_process_with_the_recipe_of_that_name(launcher: Pat
     expected = ["train.py", "/data", "-c", f"configs/imagenet/{name}.yaml", "--output", "output/imagenet"]
     expected += ["--experiment", name, "--resume", "auto", *initial]
     assert done.stdout.split()[2:] == expected
+
+
+def test_there_is_a_launcher_for_every_published_detector() -> None:
+    published = ["mask_rcnn_wsfvit_t", *(f"cascade_wsfvit_{size}" for size in "tsm")]
+    assert sorted(path.stem for path in DETECTION_LAUNCHERS) == sorted(published)
+
+
+@pytest.mark.parametrize("launcher", DETECTION_LAUNCHERS, ids=lambda path: path.stem)
+def test_detectors_start_as_one_process_or_through_torchrun(launcher: Path, echo: str) -> None:
+    name = launcher.stem
+    expected = f"-m wsfvit.detection train /coco -c configs/detection/{name}.yaml --output output/detection "
+    expected += f"--experiment {name} --resume auto --epochs 5"
+    done = run_bash([str(launcher), "/coco", "--epochs", "5"], {"PYTHON": echo})
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()[2:]) == expected
+    done = run_bash([str(launcher), "/coco", "8", "--epochs", "5"], {"PYTHON": echo})
+    assert " ".join(done.stdout.split()).endswith(f"--max-restarts 0 {expected}")
+    done = run_bash([str(launcher), "--help"], {"PYTHON": echo})
+    assert done.returncode == 0 and f"scripts/detection/{name}.sh DATA" in done.stdout
 
 
 def test_several_gpus_and_machines_start_through_torchrun(echo: str) -> None:
@@ -154,3 +176,20 @@ def test_dry_run_on_two_machines(tmp_path: Path) -> None:
     done = run_bash([*arguments, *DRY_RUN, "--global-batch-size", "4"], variables | {"MASTER_PORT": "29611"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dry run") == 1
+
+
+# Small everywhere but in what the recipes differ by; the published sizes would take minutes on a CPU.
+SMALL_DETECTOR = (
+    "--dry-run --device cpu --no-amp -j 0 --model test_resnet --global-batch-size 2 --pad-multiple 32".split()
+)
+SMALL_DETECTOR += "--long-side 64 --proposals 20 --detector-kwargs fpn_width=16 fc_width=32 roi_samples=16".split()
+
+
+def test_dry_run_of_a_detector(tmp_path: Path) -> None:
+    """Of one; tests/detection dry-runs the recipes of the others without a process each."""
+    for split in ("train", "val"):
+        write_shapes(tmp_path / split, 2, (32, 48))
+    variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = run_bash([str(DETECTION_LAUNCHERS[0]), str(tmp_path), "1", *SMALL_DETECTOR], variables)
+    assert done.returncode == 0, done.stderr
+    assert "dry run" in done.stdout and "2 images an update" in done.stdout

@@ -128,7 +128,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
 def test_command_prints_and_writes_tables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["flops", "--backbone", "resnet10t", "--num-classes", "3", "--img-size", "64", "96"]
+    argv = ["flops", "--model", "resnet10t", "--num-classes", "3", "--img-size", "64", "96"]
     run(monkeypatch, *argv, "--output", str(tmp_path))
     out, markdown = capsys.readouterr().out, (tmp_path / "flops.md").read_text()
     assert "| mask_rcnn | resnet10t | backbone |" in out and "| mask_rcnn | resnet10t | backbone |" in markdown
@@ -140,7 +140,7 @@ def test_command_prints_and_writes_tables(
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["flops", "--backbone", "wsfvit_t_242"], "did you mean wsfvit_t_224"),
+        (["flops", "--model", "wsfvit_t_242"], "did you mean wsfvit_t_224"),
         (["flops", "--output", "no/such/folder"], "no such folder"),
     ],
 )

@@ -78,3 +78,17 @@ def test_mistakes_are_one_line(argv, expected, runs, monkeypatch, error_of):
     monkeypatch.chdir(runs)
     monkeypatch.setattr(sys, "argv", ["x", *argv])
     assert expected in error_of(command.main)
+
+
+def test_average_precision_of_every_second_epoch(tmp_path, capsys):
+    rows = [f"{epoch},1,{0.1 * epoch if epoch % 2 else ''},,0.1" for epoch in range(60)]
+    write(tmp_path / "det/summary.csv", "\n".join(["epoch,train_loss,bbox_AP,segm_AP,lr", *rows]))
+    (run,) = run_plot(parse_plot_args([str(tmp_path / "det"), "--out", str(tmp_path / "curves.png")]))
+    assert "det: 60 epochs, best box AP 5.900 (epoch 60)" in capsys.readouterr().out
+    axes = draw_curves([run]).axes
+    assert [axis.get_title() for axis in axes if axis.axison] == [
+        "training loss",
+        "validation box AP",
+        "learning rate",
+    ]
+    assert [axis.lines[0].get_marker() for axis in axes[:2]] == ["", "o"]

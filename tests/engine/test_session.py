@@ -1,5 +1,6 @@
 """A task of one's own, from data to resumed run: what a project that extends the engine writes."""
 
+import csv
 import os
 import signal
 
@@ -67,7 +68,7 @@ def parse(tmp_path, *argv):
     return parser.parse_args([*fixed, "--warmup-epochs", "0", "--log-interval", "2", *argv])
 
 
-def fit(args, loader=None, after=None, at_end=None):
+def fit(args, loader=None, after=None, at_end=None, eval_interval=1):
     def validate(model, loader, title):
         with torch.no_grad():
             errors = [(model(points) - heights).square().mean().item() for points, heights in loader]
@@ -84,6 +85,7 @@ def fit(args, loader=None, after=None, at_end=None):
             validate=validate,
             described={"task": "regression", "config": {"inputs": 2}},
             counts={},
+            eval_interval=eval_interval,
             after_epoch=after,
             at_end=at_end,
         )
@@ -117,3 +119,20 @@ def test_weights_of_another_task_are_refused(tmp_path):
 
 def test_a_dry_run_of_it_leaves_nothing(tmp_path):
     assert fit(parse(tmp_path, "--dry-run"))["finished"] and not list(tmp_path.iterdir())
+
+
+def test_epochs_without_validation_leave_empty_cells_and_no_best(tmp_path):
+    whole = fit(parse(tmp_path, "--epochs", "5"), eval_interval=2)
+    assert [row["epoch"] for row in whole["rows"] if "mse" in row] == [1, 3, 4]  # the last epoch has one in any case
+    table = list(csv.DictReader((tmp_path / "plane" / "summary.csv").open()))
+    assert list(table[0])[:3] == ["epoch", "train_loss", "mse"]
+    assert [row["mse"] == "" for row in table] == [True, False, True, False, False]
+    kept = sorted(path.name for path in (tmp_path / "plane").glob("checkpoint-*.pth.tar"))
+    assert kept == [f"checkpoint-{epoch}.pth.tar" for epoch in (1, 3, 4)]
+    assert whole["best"]["epoch"] in (1, 3, 4)
+
+
+def test_a_run_that_never_validated_has_no_best_but_its_last_state(tmp_path):
+    cut = Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stopped = fit(parse(tmp_path), cut, eval_interval=3)
+    assert stopped["best"] is None and (tmp_path / "plane" / "last.pth.tar").exists()

@@ -2,14 +2,16 @@
 
 import argparse
 
+from wsfvit.detection.config import KINDS
 from wsfvit.detection.transforms import PUBLISHED_LONG_SIDE, TrainSizes
 from wsfvit.engine.args.common import (
     Group,
     KeyValues,
     add_device,
-    add_loader,
+    add_on_bad_image,
     add_switch,
     add_trust,
+    add_workers,
     build_parser,
     fraction,
     natural_float,
@@ -74,8 +76,13 @@ def _add_on_bad_annotation(group: Group) -> None:
         "--on-bad-annotation",
         default="raise",
         choices=("raise", "skip"),
-        help="a malformed annotation, or one of a missing image or category, ends the command, or is left out and named",
+        help="a malformed annotation, or one of a missing image or category, ends the command, or is left out",
     )
+
+
+def _add_data_loading(group: Group) -> None:
+    add_workers(group)
+    add_on_bad_image(group)
 
 
 def _add_detector(group: Group) -> None:
@@ -88,9 +95,7 @@ def _add_detector(group: Group) -> None:
         metavar="K=V",
         help="arguments of the backbone, such as inter_heads=(4,8,16,32)",
     )
-    group.add_argument(
-        "--detector", default="mask_rcnn", choices=("mask_rcnn", "cascade"), help="Mask R-CNN or Cascade Mask R-CNN"
-    )
+    group.add_argument("--detector", default="mask_rcnn", choices=KINDS, help="kind of detector")
     group.add_argument(
         "--detector-kwargs",
         nargs="*",
@@ -193,7 +198,7 @@ def _add_schedule(group: Group) -> None:
 
 
 def _add_misc(group: Group) -> None:
-    add_running(group)
+    add_running(group, _add_data_loading)
     group.add_argument(
         "--eval-metric", default="bbox_AP", choices=METRICS, help="figure of COCO that the best checkpoint is best at"
     )
@@ -226,7 +231,7 @@ def validate_parser(prog: str | None = None) -> argparse.ArgumentParser:
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="JSON file of their annotations")
     _add_on_bad_annotation(data)
-    add_loader(data)
+    _add_data_loading(data)
     model = parser.add_argument_group("Detector parameters")
     _add_trained(model)
     model.add_argument(

@@ -1,6 +1,6 @@
 """What defines a detector: one frozen dataclass, and a builder for each of the two published kinds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,3 +133,10 @@ def _build_config(backbone: str, num_classes: int, kind: dict[str, Any], changes
     if unknown:
         raise UserError(f"a detector has no setting {', '.join(unknown)}; see wsfvit/detection/config.py for all")
     return DetectorConfig(backbone, num_classes, **{**kind, **changes})
+
+
+# What the commands call them.
+KINDS: dict[str, Callable[..., DetectorConfig]] = {
+    "mask_rcnn": mask_rcnn_config,
+    "cascade_mask_rcnn": cascade_mask_rcnn_config,
+}

@@ -26,14 +26,10 @@ from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.engine.flops import CONVENTION, markdown_head, markdown_row
 from wsfvit.errors import UserError
 
-from .config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
+from .config import KINDS, DetectorConfig
 from .detector import Detector, build_detector
 from .heads import BOX_POOL, MASK_POOL
 
-KINDS: dict[str, Callable[..., DetectorConfig]] = {
-    "mask_rcnn": mask_rcnn_config,
-    "cascade_mask_rcnn": cascade_mask_rcnn_config,
-}
 # As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
 PUBLISHED = {
     ("mask_rcnn", "wsfvit_t_224"): (42.7, 254.6),
@@ -205,7 +201,7 @@ def main(argv: Sequence[str], prog: str) -> None:
         raise UserError(f"--output {folder}: no such folder")
     size = tuple(args.img_size)
     counts: Counts = {}
-    for kind, backbone in PUBLISHED if args.all else [(args.detector, args.backbone)]:
+    for kind, backbone in PUBLISHED if args.all else [(args.detector, args.model)]:
         config = KINDS[kind](backbone, args.num_classes)
         counts[kind, backbone] = count_detector(config, size, args.box_rois, args.mask_rois)
         print(f"counted {kind} {backbone}", flush=True)
@@ -229,10 +225,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = build_parser("Count a detector's parameters and multiply-accumulates, part by part.")
     parser.prog = prog
     parser.add_argument(
-        "--all", action="store_true", help="the four published detectors, whatever --detector and --backbone say"
+        "--all", action="store_true", help="the four published detectors, whatever --detector and --model say"
     )
     parser.add_argument("--detector", default="mask_rcnn", choices=KINDS, help="kind of detector")
-    parser.add_argument("--backbone", default="wsfvit_t_224", metavar="NAME", help="backbone, any of timm's too")
+    parser.add_argument("--model", default="wsfvit_t_224", metavar="NAME", help="backbone, any of timm's too")
     parser.add_argument("--num-classes", type=positive_int, default=80, metavar="K", help="number of categories")
     parser.add_argument(
         "--img-size", type=positive_int, nargs=2, default=(1120, 896), metavar=("H", "W"), help="height and width"

@@ -15,7 +15,7 @@ from wsfvit.detection.args import train_parser
 from wsfvit.detection.backbone import DetectionBackbone
 from wsfvit.detection.batch import DetectionBatch
 from wsfvit.detection.coco import CocoData
-from wsfvit.detection.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.config import KINDS, DetectorConfig
 from wsfvit.detection.dataset import DetectionDataset
 from wsfvit.detection.detector import Detector
 from wsfvit.detection.loader import build_eval_loader, build_train_loader
@@ -114,9 +114,9 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
         draw_found(validation.kept, paths, setting.names, log, update)
         validation.kept = []
 
-    kind = "Cascade Mask R-CNN" if args.detector == "cascade" else "Mask R-CNN"
+    images = f"{len(train_data.images)} training and {len(val_data.images)} validation images"
     return Plan(
-        title=f"{kind} on {args.model}, {len(train_data.images)} training and {len(val_data.images)} validation images",
+        title=f"{args.detector} on {args.model}, {images}",
         model=detector,
         task=DetectionTask(setting.normalize, setting.names, layout),
         train_loader=build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed),
@@ -155,8 +155,7 @@ def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
         changes = dict.fromkeys(counts, args.proposals) | changes
     changes["max_detections"] = args.max_detections
     options = {"frozen_stats": args.frozen_stats, "drop_path_rate": args.drop_path, **args.model_kwargs}
-    build = cascade_mask_rcnn_config if args.detector == "cascade" else mask_rcnn_config
-    return build(args.model, num_classes, backbone_options=options, **changes)
+    return KINDS[args.detector](args.model, num_classes, backbone_options=options, **changes)
 
 
 def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world: World, start: bool) -> Detector:

@@ -17,6 +17,10 @@ PANELS = (
     ("training loss", "loss", ("train_loss",)),
     ("validation loss", "loss", ("val_loss", "eval_loss")),
     ("validation top-1", "top-1 (%)", ("top1", "eval_top1")),
+    ("validation box AP", "AP", ("bbox_AP",)),
+    ("validation mask AP", "AP", ("segm_AP",)),
+    ("validation box AP50", "AP50", ("bbox_AP50",)),
+    ("validation mask AP50", "AP50", ("segm_AP50",)),
     ("learning rate", "learning rate", ("lr",)),
 )
 
@@ -37,7 +41,7 @@ class Run:
 
 def parse_plot_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line of ``python -m wsfvit.plot``."""
-    parser = build_parser("Draw loss, top-1 and learning rate of training runs over each other.")
+    parser = build_parser("Draw loss, accuracy and learning rate of training runs over each other.")
     parser.prog = "python -m wsfvit.plot"
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder with summary.csv, folder of run folders, or csv file"
@@ -47,7 +51,7 @@ def parse_plot_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_plot(args: argparse.Namespace) -> list[Run]:
-    """Runs the plot command: draws the curves, prints each run's best top-1.
+    """Runs the plot command: draws the curves, prints each run's best top-1 or box AP.
 
     Raises:
         UserError: nothing to draw among ``args.runs``.
@@ -136,7 +140,9 @@ def draw_curves(runs: Sequence[Run]) -> Any:
             if values is not None:
                 # Ten colours; then the same with dashes. Points show where a run of few epochs was measured.
                 style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
-                style["marker"] = "o" if len(values) <= 20 else ""
+                # Between epochs without a number there is no line, but points.
+                numbers = sum(not math.isnan(value) for value in values)
+                style["marker"] = "o" if numbers <= 20 or 2 * numbers <= len(values) + 1 else ""
                 # The first is the widest, so that equal curves show each other.
                 width = 1.5 * (len(runs) - index) if len(runs) <= 3 else 1.5
                 lines[run.name] = axis.plot(run.epochs, values, markersize=2 * width, linewidth=width, **style)[0]
@@ -153,7 +159,10 @@ def _number(cell: str | None) -> float:
 
 
 def _describe(run: Run) -> str:
-    top1 = [(value, epoch) for value, epoch in zip(run.values(PANELS[2][2]) or [], run.epochs, strict=False)]
-    known = [pair for pair in top1 if not math.isnan(pair[0])]
-    best = "no top-1" if not known else "best top-1 {:.2f} % (epoch {:.0f})".format(*max(known))
-    return f"{run.name}: {len(run.epochs)} epochs, {best}"
+    for text, names in (("best top-1 {:.2f} %", ("top1", "eval_top1")), ("best box AP {:.3f}", ("bbox_AP",))):
+        pairs = zip(run.values(names) or [], run.epochs, strict=False)
+        known = [pair for pair in pairs if not math.isnan(pair[0])]
+        if known:
+            value, epoch = max(known)
+            return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch:.0f})"
+    return f"{run.name}: {len(run.epochs)} epochs, no top-1"

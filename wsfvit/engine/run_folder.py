@@ -10,10 +10,14 @@ from wsfvit.engine.distributed import World
 from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
+# Where machines keep their data and write to.
+PLACES = {
+    "config", "data", "data_dir", "output", "train_annotations", "train_images", "val_annotations", "val_images",
+}  # fmt: skip
 # Arguments that may differ from run to run without a word: places, and what is shown.
-UNREMARKABLE = {
-    "config", "data", "data_dir", "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval",
-    "output", "pretrained", "pretrained_path", "resume", "trust_checkpoint", "workers",
+UNREMARKABLE = PLACES | {
+    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
+    "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
 
 

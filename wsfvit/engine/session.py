@@ -28,7 +28,7 @@ from wsfvit.engine.loop import StepConfig
 from wsfvit.engine.model import compile_model
 from wsfvit.engine.recipe import build_optimizer, build_scheduler, resolve_grad_accum_steps, resolve_lr
 from wsfvit.engine.run import Run
-from wsfvit.engine.run_folder import changed_arguments, create_folder, primitive, read_resumed, run_folder
+from wsfvit.engine.run_folder import PLACES, changed_arguments, create_folder, primitive, read_resumed, run_folder
 from wsfvit.engine.signals import StopRequests
 from wsfvit.engine.state import TrainState
 from wsfvit.engine.store import CheckpointStore
@@ -199,8 +199,7 @@ def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, in
         UserError: in every process, naming the first that differs from rank 0.
     """
     # Machines may keep the data, the YAML file and the output in different places.
-    places = ("config", "data", "data_dir", "output")
-    mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in places} | counts
+    mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in PLACES} | counts
     every = world.gather(mine)
     for rank, theirs in enumerate(every):
         for name, value in theirs.items():

@@ -134,10 +134,18 @@ def add_device(group: Group) -> None:
     )
 
 
-def add_loader(group: Group) -> None:
+def add_workers(group: Group) -> None:
     group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="data loading processes")
     add_switch(group, "--pin-mem", "page-locked host memory for faster transfers to a GPU")
+
+
+def add_loader(group: Group) -> None:
+    add_workers(group)
     group.add_argument("--no-prefetcher", action="store_true", help="normalise on the CPU, not on the device")
+    add_on_bad_image(group)
+
+
+def add_on_bad_image(group: Group) -> None:
     group.add_argument(
         "--on-bad-image",
         default="raise",

@@ -6,7 +6,7 @@
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wsfvit.engine.args.common import (
     Group,
@@ -99,10 +99,10 @@ def add_training_device(group: Group) -> None:
     )
 
 
-def add_running(group: Group) -> None:
-    """Seed, data loading, and what happens when something goes wrong."""
+def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
+    """Seed, data loading by the flags that ``add_data_loading`` adds, and what happens when something goes wrong."""
     group.add_argument("--seed", type=natural_int, default=42, metavar="N", help="random seed")
-    add_loader(group)
+    add_data_loading(group)
     group.add_argument(
         "--max-bad-steps",
         type=natural_int,

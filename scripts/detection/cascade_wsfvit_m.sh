@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# bash scripts/detection/cascade_wsfvit_m.sh /path/to/coco [num_gpus] [--pretrained-path FILE] [flags of python -m wsfvit.detection train]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source scripts/launch.sh
+train_detector configs/detection/cascade_wsfvit_m.yaml "$@"
