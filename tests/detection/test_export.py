@@ -61,7 +61,7 @@ def test_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     argv = f"--checkpoint {checkpoint} --format torch --output {path} --score-threshold 0"
     export.main(argv.split(), "export")
     assert "40 of 40 detections are the same" in capsys.readouterr().out
-    described = json.loads(path.with_suffix(".json").read_text())
+    described = json.loads((tmp_path / "detector.pt2.json").read_text())
     assert described["input"] == {"name": "images", "shape": [1, 3, *SIZE], "dtype": "float32"}
     assert [output["name"] for output in described["outputs"]] == ["boxes", "scores", "labels", "mask_probs"]
     assert described["categories"][1] == {"id": 9, "name": "dog"}

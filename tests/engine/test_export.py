@@ -107,7 +107,7 @@ def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys
     checkpoint, path = str(trained["run_folder"] / "last.pth.tar"), tmp_path / "digits.onnx"
     run_command("--checkpoint", checkpoint, "--use-ema", "--output", str(path), "--dynamic-batch")
     assert "largest difference from PyTorch: " in capsys.readouterr().out
-    described = json.loads(path.with_suffix(".json").read_text())
+    described = json.loads((tmp_path / "digits.onnx.json").read_text())
     assert described["input"] == {"name": "images", "shape": [-1, 1, 32, 32], "dtype": "float32"}
     assert described["output"]["shape"] == [-1, 10] and described["trained"]
     assert described["class_names"] == [str(digit) for digit in range(10)]
@@ -125,7 +125,7 @@ def test_command_writes_nothing_that_differs(tmp_path, monkeypatch, capsys) -> N
         run_command(*argv)
     assert not list(tmp_path.iterdir())
     assert "max_difference" not in run_command(*argv, "--no-check")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.pt2", "a.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pt2", "a.pt2.json"}
     assert "untrained, random weights" in capsys.readouterr().out
 
 

@@ -30,8 +30,8 @@ from wsfvit.engine.export import (
 )
 from wsfvit.errors import UserError
 
+from .config import KINDS
 from .detector import Detector, build_detector
-from .flops import KINDS
 from .roi_heads import Detections
 from .saved import Setting, load_detector
 from .shapes import draw_shapes
@@ -242,7 +242,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "-o",
         required=True,
         metavar="FILE",
-        help="file to write, .onnx or .pt2; a .json beside it describes input, outputs and categories",
+        help="file to write, .onnx or .pt2; FILE.json describes input, outputs and categories",
     )
     parser.add_argument(
         "--size",

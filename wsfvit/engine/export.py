@@ -50,7 +50,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
             result differs from PyTorch; then nothing is written.
     """
     path = output_path(args.output, args.format)
-    if args.format == "onnx" and torch.device(args.device).type != "cpu":
+    if args.format == "onnx" and args.device != "cpu":
         raise UserError(f"--device {args.device}: ONNX files do not depend on it, leave it out")
     if not args.model and not args.checkpoint:
         raise UserError("nothing to export: pass --checkpoint FILE, or --model NAME")
@@ -97,8 +97,10 @@ def output_path(output: str, format: str) -> Path:
 def write_export(path: Path, content: bytes, description: dict[str, Any]) -> None:
     """Writes what was exported, and its description as JSON beside it."""
     write_atomic(path, lambda file: file.write(content))
-    write_text_atomic(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
-    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {path.with_suffix('.json').name}")
+    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
+    described = path.with_name(f"{path.name}.json")
+    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
+    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
 
 
 def require_tools(format: str, check: bool) -> None:

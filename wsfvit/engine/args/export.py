@@ -35,7 +35,7 @@ def add_export_args(parser: argparse.ArgumentParser) -> None:
         "-o",
         required=True,
         metavar="FILE",
-        help="file to write, .onnx or .pt2; a .json beside it describes the input and the classes",
+        help="file to write, .onnx or .pt2; FILE.json beside it describes the input and the classes",
     )
     parser.add_argument(
         "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call of a fixed batch"
