@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a detector on data in COCO's format",
     "validate": "measure the average precision of boxes and masks of a checkpoint",
     "predict": "find objects in pictures: drawings and a JSON file",
+    "export": "write a detector as ONNX or as a torch.export program",
     "shapes": "write generated pictures in COCO's format, to try all of this on",
     "flops": "count a detector's parameters and multiply-accumulates, beside the published table",
 }

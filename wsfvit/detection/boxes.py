@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms, nms
 
 # exp() of a larger size offset would scale a box by more than 1000 / 16.
 MAX_SIZE_OFFSET = math.log(1000 / 16)
@@ -33,3 +34,26 @@ def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, 
     centers = references[..., :2] + 0.5 * reference_sizes + offsets[..., :2] * reference_sizes
     half_sizes = 0.5 * reference_sizes * offsets[..., 2:].clamp(-MAX_SIZE_OFFSET, MAX_SIZE_OFFSET).exp()
     return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
+
+
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression of boxes (N, 4) without negative coordinates, each group (N,) by itself.
+
+    Returns:
+        Indices of the boxes that are kept, best score (N,) first: int64, (M,).
+    """
+    if not torch.compiler.is_exporting():
+        return batched_nms(boxes, scores, groups, threshold)
+    # What that does with few boxes; it chooses by their number, which a graph cannot. torchvision tells tracers that at
+    # least two boxes are kept, so two that overlap with none and come last take part.
+    spare = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    limit = torch.cat([boxes, spare]).max() + 1
+    shifted = torch.cat([boxes + (groups.to(boxes) * limit)[:, None], spare])
+    return nms(shifted, torch.cat([scores, scores.new_full((2,), -1)]), threshold)[:-2]
+
+
+def split_images(values: Tensor, boxes: list[Tensor]) -> list[Tensor]:
+    """The part of each image, of ``values`` (N of all images, ...) that belong to ``boxes`` (N, 4) of each."""
+    if len(boxes) == 1:  # not asking how many boxes it has, which nobody knows while a graph is exported
+        return [values]
+    return list(values.split([x.shape[0] for x in boxes]))

@@ -40,6 +40,14 @@ def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tens
     images = torch.cat([torch.full_like(x[:, :1], index) for index, x in enumerate(boxes)])
     rois = torch.cat([images, flat], dim=1)
     levels = pyramid_levels(flat, len(features))
+    if torch.compiler.is_exporting():
+        # A graph's shapes cannot depend on how many RoIs a level has. An empty RoI is pooled to zero, at no cost.
+        return torch.stack(
+            [
+                roi_align(feature, rois * (levels == level)[:, None], side, 1 / stride, sampling_ratio=0, aligned=True)
+                for level, (feature, stride) in enumerate(zip(features, strides, strict=True))
+            ]
+        ).sum(dim=0)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (levels == level).nonzero()[:, 0]
@@ -90,4 +98,4 @@ class MaskHead(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         masks = self.predictor(self.convs(x))
-        return masks[torch.arange(len(labels), device=labels.device), labels].float()
+        return masks[torch.arange(labels.shape[0], device=labels.device), labels].float()

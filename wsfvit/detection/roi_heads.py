@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from .assign import SampledRoIs, sample_rois
-from .boxes import decode_boxes, encode_boxes
+from .boxes import decode_boxes, encode_boxes, split_images, suppress
 from .config import DetectorConfig, StageConfig
 from .heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, pool_rois
 from .masks import build_mask_targets
@@ -168,14 +168,13 @@ class CascadeRoIHeads(nn.Module):
         """
         best = logits[:, :-1].argmax(dim=1)
         classes = best if labels is None else torch.where(labels == self.config.num_classes, best, labels)
-        own_offsets = offsets[torch.arange(len(classes), device=classes.device), classes]
+        own_offsets = offsets[torch.arange(classes.shape[0], device=classes.device), classes]
         moved = decode_boxes(own_offsets, torch.cat(boxes), stage.box_stds)
         return self._split_and_clip(moved, boxes, sizes)
 
     @staticmethod
     def _split_and_clip(moved: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
-        parts = moved.split([len(x) for x in boxes])
-        return [clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]
+        return [clip_boxes_to_image(part, size) for part, size in zip(split_images(moved, boxes), sizes, strict=True)]
 
     def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Objects of each image; arguments as in ``compute_losses``."""
@@ -187,21 +186,23 @@ class CascadeRoIHeads(nn.Module):
             if index + 1 < len(stages):
                 boxes = self.refine(stage, boxes, logits, offsets, sizes)
         class_boxes = decode_boxes(offsets, torch.cat(boxes)[:, None], stages[-1].box_stds)
-        scores = torch.stack(all_logits).mean(dim=0).softmax(dim=1)[:, :-1].split([len(x) for x in boxes])
+        scores = split_images(torch.stack(all_logits).mean(dim=0).softmax(dim=1)[:, :-1], boxes)
         found = [
             self._select(image_boxes, image_scores)
             for image_boxes, image_scores in zip(self._split_and_clip(class_boxes, boxes, sizes), scores, strict=True)
         ]
-        mask_probs = self._predict_masks(features, [x[0] for x in found], torch.cat([x[2] for x in found]))
-        parts = mask_probs.split([len(x[0]) for x in found])
-        return [Detections(*image, part) for image, part in zip(found, parts, strict=True)]
+        found_boxes = [x[0] for x in found]
+        mask_probs = self._predict_masks(features, found_boxes, torch.cat([x[2] for x in found]))
+        return [
+            Detections(*image, part) for image, part in zip(found, split_images(mask_probs, found_boxes), strict=True)
+        ]
 
     def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best boxes of one image, of (N, K, 4) and scores (N, K): boxes (M, 4), scores and labels (M,)."""
         config = self.config
         rows, labels = (scores > config.score_threshold).nonzero(as_tuple=True)
         boxes, scores = boxes[rows, labels], scores[rows, labels]
-        keep = batched_nms(boxes, scores, labels, config.nms_threshold)[: config.max_detections]
+        keep = suppress(boxes, scores, labels, config.nms_threshold)[: config.max_detections]
         return boxes[keep], scores[keep], labels[keep]
 
     def _predict_masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:

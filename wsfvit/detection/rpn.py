@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from .anchors import ASPECT_RATIOS, build_anchors, find_inside
 from .assign import IGNORED, match_boxes, sample_matches
-from .boxes import decode_boxes, encode_boxes
+from .boxes import decode_boxes, encode_boxes, suppress
 from .config import DetectorConfig
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -52,7 +52,7 @@ class RegionProposalNetwork(nn.Module):
     def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of each level: logits (B, N), offsets (B, N, 4) and anchors (N, 4), in float32 and in the anchors' order."""
         logits, offsets = self.head(features)
-        batch = len(features[0])
+        batch = features[0].shape[0]
         anchors = [
             build_anchors(x.shape[2], x.shape[3], stride, x.device)
             for x, stride in zip(features, self.strides, strict=True)
@@ -91,7 +91,10 @@ class RegionProposalNetwork(nn.Module):
             image_boxes = clip_boxes_to_image(image_boxes, size)
             wide = remove_small_boxes(image_boxes, MIN_SIDE)
             image_boxes, image_scores = image_boxes[wide], image_scores[wide]
-            keep = batched_nms(image_boxes, image_scores, level_of[wide], config.rpn_nms_threshold)[:number]
+            keep = suppress(image_boxes, image_scores, level_of[wide], config.rpn_nms_threshold)[:number]
+            if torch.compiler.is_exporting():
+                # Box heads without any box cannot be traced; what anchors become always has one that is wide enough.
+                torch._check(keep.shape[0] > 0)
             proposals.append((image_boxes[keep], image_scores[keep]))
         return proposals
 

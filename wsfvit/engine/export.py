@@ -32,11 +32,11 @@ INPUT, OUTPUT = "images", "logits"
 DYNAMIC_BATCHES = (1, 3)
 # Largest difference from PyTorch, relative to the largest output.
 TOLERANCE = 1e-4
-# "" is ONNX's own domain; PyTorch's are the operators that every PyTorch has.
+# "" is ONNX's own domain; PyTorch's are the operators that every PyTorch has, and torchvision's those of detectors.
 ONNX_DOMAINS = ("", "ai.onnx")
-TORCH_NAMESPACES = ("aten", "prims", "higher_order")
+TORCH_NAMESPACES = ("aten", "prims", "higher_order", "torchvision")
 
-Runner = Callable[[Tensor], Tensor]
+Runner = Callable[[Tensor], Any]
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,11 +49,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
         UserError: something does not fit, a package or the compiler is missing, the model cannot be exported so, or the
             result differs from PyTorch; then nothing is written.
     """
-    path = Path(args.output)
-    if path.suffix != SUFFIXES[args.format]:
-        raise UserError(f"--output {path}: a file of --format {args.format} ends in {SUFFIXES[args.format]}")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder '{path.parent}'")
+    path = output_path(args.output, args.format)
     if args.format == "onnx" and args.device != "cpu":
         raise UserError(f"--device {args.device}: ONNX files do not depend on it, leave it out")
     if not args.model and not args.checkpoint:
@@ -76,16 +72,35 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
         description["max_difference"] = difference
         shown = " and ".join(map(str, batches))
         say(f"largest difference from PyTorch: {difference:.1e}, of outputs up to {scale:.1e} (batches of {shown})")
-    write_atomic(path, lambda file: file.write(content))
-    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
-    described = path.with_name(f"{path.name}.json")
-    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
-    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
+    write_export(path, content, description)
     return description
 
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def output_path(output: str, format: str) -> Path:
+    """The file to write.
+
+    Raises:
+        UserError: it has another suffix than files of the format, or its folder does not exist.
+    """
+    path = Path(output)
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f"--output {path}: a file of --format {format} ends in {SUFFIXES[format]}")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder '{path.parent}'")
+    return path
+
+
+def write_export(path: Path, content: bytes, description: dict[str, Any]) -> None:
+    """Writes what was exported, and its description as JSON beside it."""
+    write_atomic(path, lambda file: file.write(content))
+    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
+    described = path.with_name(f"{path.name}.json")
+    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
+    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
 
 
 def require_tools(format: str, check: bool) -> None:
@@ -107,15 +122,22 @@ def require_tools(format: str, check: bool) -> None:
             )
 
 
-def export_model(model: nn.Module, images: Tensor, format: str = "onnx", dynamic_batch: bool = False) -> bytes:
+def export_model(
+    model: nn.Module,
+    images: Tensor,
+    format: str = "onnx",
+    dynamic_batch: bool = False,
+    outputs: Sequence[str] = (OUTPUT,),
+) -> bytes:
     """Exports a model; leaves it in eval mode, its parameters frozen.
 
     Args:
-        model: From images to one tensor.
+        model: From images to one tensor, or a tuple of them.
         images: An example (B, C, H, W) on the model's device; C, H and W become fixed, and B unless it is dynamic. For
             a dynamic batch B is at least 2: tracers take a 1 for a constant.
         format: "onnx", "torch" or "aoti".
         dynamic_batch: Accept any B from 1 on.
+        outputs: Names of the tensors that the model returns, for ONNX.
 
     Returns:
         The content of the file.
@@ -134,7 +156,7 @@ def export_model(model: nn.Module, images: Tensor, format: str = "onnx", dynamic
             foreign = foreign_operators(program)
             if foreign:
                 raise UserError(f"{name} has operators that only its own code defines: {', '.join(foreign)}")
-            return WRITERS[format](program)
+            return WRITERS[format](program, outputs)
     except UserError:
         raise
     # Tracers, converters and compilers raise types of their own, and what any of them means is the same.
@@ -145,12 +167,12 @@ def export_model(model: nn.Module, images: Tensor, format: str = "onnx", dynamic
         ) from err
 
 
-def _write_onnx(program: torch.export.ExportedProgram) -> bytes:
+def _write_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
     converted = torch.onnx.export(
         program,
         dynamo=True,
         input_names=[INPUT],
-        output_names=[OUTPUT],
+        output_names=outputs,
         verbose=False,
     )
     assert converted is not None
@@ -160,19 +182,19 @@ def _write_onnx(program: torch.export.ExportedProgram) -> bytes:
     return converted.model_proto.SerializeToString()
 
 
-def _write_torch(program: torch.export.ExportedProgram) -> bytes:
+def _write_torch(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _write_aoti(program: torch.export.ExportedProgram) -> bytes:
+def _write_aoti(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/model.pt2")
         return Path(package).read_bytes()
 
 
-WRITERS: dict[str, Callable[[torch.export.ExportedProgram], bytes]] = {
+WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Sequence[str]], bytes]] = {
     "onnx": _write_onnx,
     "torch": _write_torch,
     "aoti": _write_aoti,
@@ -190,12 +212,12 @@ def foreign_operators(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def load_runner(content: bytes, format: str) -> Runner:
-    """What was exported as a function from images (B, C, H, W) to logits, both on the device it was exported for."""
+    """What was exported as a function from images (B, C, H, W), on the device of the export, to the model's outputs."""
     if format == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        return lambda images: _unpack([torch.from_numpy(x) for x in session.run(None, {INPUT: images.numpy()})])
     if format == "torch":
         with _quiet():
             module: Runner = torch.export.load(io.BytesIO(content)).module()
@@ -205,6 +227,10 @@ def load_runner(content: bytes, format: str) -> Runner:
         path.write_bytes(content)
         compiled: Runner = torch._inductor.aoti_load_package(str(path))
     return compiled
+
+
+def _unpack(outputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 @torch.no_grad()
