@@ -72,7 +72,7 @@ def build_model(args: argparse.Namespace, img_size: int, device: torch.device) -
     torch.manual_seed(args.seed)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model: nn.Module = create_timm_model(args.model, img_size).train().to(device)
-    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def build_step(args: argparse.Namespace, model: nn.Module, img_size: int, batch: int, device: torch.device) -> Step:
