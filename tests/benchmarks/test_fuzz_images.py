@@ -9,8 +9,10 @@ from wsfvit.benchmarks import fuzz_images
 from wsfvit.data.bad_images import BadImage
 
 
-def test_damaged_images_are_read_or_refused_by_name(tmp_path, capsys):
-    fuzz_images.main(["--count", "60", "--seed", "1", "--out", str(tmp_path / "images.json")])
+@pytest.mark.parametrize("decoder", ["pillow", "torchvision"])
+def test_damaged_images_are_read_or_refused_by_name(tmp_path, capsys, decoder):
+    out = str(tmp_path / "images.json")
+    fuzz_images.main(["--count", "60", "--seed", "1", "--decoder", decoder, "--out", out])
     assert "60 files, 0 of them did not end as they should" in capsys.readouterr().out
     recorded = json.loads((tmp_path / "images.json").read_text())
     assert recorded["bad"] == 0 and sum(row["files"] for row in recorded["results"]) == 60

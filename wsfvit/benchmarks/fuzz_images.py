@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from wsfvit.benchmarks.common import report_fuzzing
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import BadImage, TransformedDataset
+from wsfvit.data.decoders import DECODERS
 from wsfvit.data.transforms import build_train_transform
 
 GOOD = ("read", "refused")
@@ -101,7 +102,7 @@ class Outcomes(Dataset[tuple[str, str]]):
         return ("read" if right else "wrong tensor"), str(tuple(image.shape))
 
 
-def fuzz_images(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str, str, str]]:
+def fuzz_images(count: int, seed: int, folder: Path, decoder: str = "pillow") -> Iterator[tuple[str, str, str, str]]:
     """Yields (format, mutation, outcome, message) of ``count`` files; the same seed gives the same files."""
     rng, bases = random.Random(seed), make_bases()
     kinds = [(rng.choice(list(bases)), rng.choice(MUTATIONS)) for _ in range(count)]
@@ -110,7 +111,8 @@ def fuzz_images(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str,
     for name, (base, mutation) in zip(names, kinds, strict=True):
         (folder / "class" / name).write_bytes(mutate(mutation, bases[base], rng))
     transform = build_train_transform(CONFIG, AUGMENTATION, use_prefetcher=False)
-    images = SeededDataset(TransformedDataset(create_dataset("", str(folder), "train"), transform), seed)
+    dataset = create_dataset("", str(folder), "train", decoder=decoder)
+    images = SeededDataset(TransformedDataset(dataset, transform), seed)
     loader = DataLoader(Outcomes(images, names), batch_size=None, num_workers=1)
     for (base, mutation), (outcome, message) in zip(kinds, loader, strict=True):
         yield base, mutation, outcome, message
@@ -124,10 +126,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--count", type=int, default=2000, help="files to try (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder", choices=DECODERS, default="pillow", help="what reads JPEG files (default: pillow)")
     parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        cases = list(fuzz_images(args.count, args.seed, Path(folder)))
+        cases = list(fuzz_images(args.count, args.seed, Path(folder), args.decoder))
     bad = [
         f"{outcome}: {base}, {mutation}: {message}" for base, mutation, outcome, message in cases if outcome not in GOOD
     ]

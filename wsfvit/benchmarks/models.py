@@ -90,16 +90,17 @@ def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
             continue
         if name.startswith(FUSED_PREFIX):
             own = name.removeprefix(FUSED_PREFIX)
-            models[name] = fuse_for_inference(models[own] if own in models else _create_timm_model(own, img_size))
+            models[name] = fuse_for_inference(models[own] if own in models else create_timm_model(own, img_size))
             continue
-        models[name] = _create_timm_model(name, img_size)
+        models[name] = create_timm_model(name, img_size)
         if name in BASELINE_CFGS:
             models[PREFIX + name] = create_baseline(name, img_size)
             models[PREFIX + name].load_state_dict(models[name].state_dict(), strict=True)
     return models
 
 
-def _create_timm_model(name: str, img_size: int) -> nn.Module:
+def create_timm_model(name: str, img_size: int) -> nn.Module:
+    """A model by timm's name, built for the size where it is made for one."""
     import timm
     from timm.models import resolve_model_input_args
 

@@ -8,6 +8,7 @@ import torch.utils.data
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
+from wsfvit.data.decoders import DECODERS
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
 from wsfvit.data.images import ImageDataset, TarReader, describe
 from wsfvit.data.synthetic import Synthetic
@@ -30,6 +31,7 @@ def create_dataset(
     num_samples: int | None = None,
     num_classes: int | None = None,
     input_img_mode: str | None = None,
+    decoder: str = "pillow",
     **reader_options: Any,
 ) -> Dataset:
     """Creates a dataset of (image, label).
@@ -48,6 +50,8 @@ def create_dataset(
         num_samples: Number of samples of a streaming or synthetic dataset.
         num_classes: Number of classes of a synthetic dataset (default: 1000); all others know theirs.
         input_img_mode: PIL mode that images are converted to.
+        decoder: ``pillow``, or ``torchvision`` for image folders, tar files and ``hfds/``: colour JPEG files then come
+            as uint8 tensors (3, H, W), see ``decode_image``.
         **reader_options: timm's ``class_map``, ``input_key``, ``target_key`` and ``download``; unset ones are dropped.
 
     Raises:
@@ -56,6 +60,10 @@ def create_dataset(
     options = {key: value for key, value in reader_options.items() if value}
     kind = name.partition("/")[0].lower()
     _check_source(name, root, num_samples)
+    if decoder not in DECODERS:
+        raise UserError(f"unknown decoder '{decoder}': use {' or '.join(DECODERS)}")
+    if decoder != "pillow" and kind not in ("", "hfds"):
+        raise UserError(f"the {decoder} decoder is for image folders, .tar files and hfds/, not for '{name}'")
     mode = input_img_mode or ("L" if in_chans == 1 else "RGB")
     if kind in BUILT_IN:
         if kind == "digits" and input_img_mode:
@@ -76,7 +84,7 @@ def create_dataset(
     reader: Any = dataset.reader
     if isinstance(reader, ReaderImageFolder):
         _check_folders(reader, root, split, has_class_map="class_map" in options)
-    return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode)
+    return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode, decoder)
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:

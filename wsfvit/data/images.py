@@ -1,4 +1,4 @@
-"""Reading of image files: every failure is named, 16-bit grey is scaled, and nothing is replaced in silence."""
+"""Datasets of image files: every image that cannot be read is named, and none is replaced in silence."""
 
 import contextlib
 import io
@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
+from wsfvit.data.decoders import decode_image
 from wsfvit.errors import UserError
 
 
@@ -28,33 +27,18 @@ class BadImageError(UserError):
         self.name, self.index, self.reason = name, index, reason
 
 
-def convert_image(image: Image.Image, mode: str | None) -> Image.Image:
-    """Decodes the pixels of ``image`` in another PIL mode, 16-bit grey scaled to 8 bits (the upper byte).
-
-    PIL itself clips 16-bit grey at 255, which leaves white pictures. As in timm and torchvision, the EXIF orientation
-    is not applied and transparency is dropped.
-    """
-    if not mode or image.mode == mode:
-        image.load()
-        return image
-    # I;16 and its byte orders; older versions of PIL open 16-bit PNG as 32-bit I.
-    if image.mode.startswith("I") and not mode.startswith(("I", "F")):
-        pixels = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return image.convert(mode)
-
-
 class ImageDataset(Dataset[tuple[Any, Any]]):
     """Map-style dataset of (image, label) on a timm reader; timm's own class takes the next image for a bad one.
 
     Args:
         reader: A reader of ``timm.data.readers``: items (open file, label), ``filename(index)``, maybe class_to_idx.
         input_img_mode: PIL mode that images are converted to.
+        decoder: See ``decode_image``.
     """
 
-    def __init__(self, reader: Any, input_img_mode: str | None) -> None:
-        self.reader, self.input_img_mode = reader, input_img_mode
-        self.transform: Callable[[Image.Image], Any] | None = None  # where timm's create_loader puts its own
+    def __init__(self, reader: Any, input_img_mode: str | None, decoder: str = "pillow") -> None:
+        self.reader, self.input_img_mode, self.decoder = reader, input_img_mode, decoder
+        self.transform: Callable[[Any], Any] | None = None  # where timm's create_loader puts its own
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -78,7 +62,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         try:
             file, label, *_ = self.reader[index]
             with contextlib.closing(file):
-                picture = convert_image(Image.open(file), self.input_img_mode)
+                picture = decode_image(file, self.input_img_mode, self.decoder)
         # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
         except Exception as err:
             raise BadImageError(self.filename(index), index, describe(err)) from err

@@ -189,6 +189,7 @@ def build_train_loader(
         args.train_num_samples,
         data_config["input_size"][0],
         is_training=True,
+        decoder=args.decoder,
         repeats=args.epoch_repeats,
         batch_size=args.batch_size,
         seed=args.seed,

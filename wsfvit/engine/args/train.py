@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from wsfvit.data.decoders import DECODERS
 from wsfvit.engine.args.common import (
     DEFAULT_MODEL,
     Group,
@@ -62,6 +63,12 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _add_train_data(group: Group) -> None:
     add_data_source(group)
+    group.add_argument(
+        "--decoder",
+        default="pillow",
+        choices=DECODERS,
+        help="what reads the training images; torchvision is faster on JPEG files and rounds some pixels otherwise",
+    )
     group.add_argument("--train-split", default="train", metavar="NAME", help="training split")
     group.add_argument("--val-split", default="validation", metavar="NAME", help="validation split")
     group.add_argument(
