@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wsfvit.data.bad_images import BadImage
-from wsfvit.data.images import BadImageError, convert_image, describe
+from wsfvit.data.decoders import convert_image
+from wsfvit.data.images import BadImageError, describe
 from wsfvit.detection.batch import Sample, Target
 from wsfvit.detection.coco import CocoData, CocoImage
 from wsfvit.detection.coco_masks import sample_masks
