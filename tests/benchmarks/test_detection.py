@@ -1,12 +1,14 @@
 """The detection benchmark: ours and torchvision's detector meet the same pictures and objects and do as much work."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from wsfvit.benchmarks import detection
+from wsfvit.benchmarks.common import Timing
 from wsfvit.benchmarks.detectors import PEER, Candidate
 from wsfvit.errors import UserError
 
@@ -40,7 +42,7 @@ def test_program_gives_both_the_same_work(
 
     monkeypatch.setattr(detection, "build_candidates", build_watched)
     out = tmp_path / "run.json"
-    detection.main([*SMALL, "--precision", "bfloat16", "--channels-last", "--out", str(out)])
+    detection.main([*SMALL, "--channels-last", "--out", str(out)])
 
     # torchvision's transform pads to 64 x 64 as ours does, and otherwise leaves alone what it gets.
     torch.testing.assert_close(seen[PEER][0], seen[OURS][0], rtol=0, atol=1e-6)
@@ -62,6 +64,28 @@ def test_program_gives_both_the_same_work(
         assert record.get("loss", 1.0) > 0
     assert [r["speed"] for r in records if r["detector"] == PEER] == [1.0, 1.0]
     assert f"speed vs {PEER}" in capsys.readouterr().out
+
+
+def test_bfloat16_without_the_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lower = []
+    build = detection.build_candidates
+
+    def build_watched(*args: object) -> dict[str, Candidate]:
+        candidates = build(*args)
+        candidates[OURS].model.register_forward_pre_hook(lambda *_: lower.append(torch.is_autocast_enabled("cpu")))
+        return candidates
+
+    monkeypatch.setattr(detection, "build_candidates", build_watched)
+    detection.main([*SMALL, "--detectors", OURS, "--precision", "bfloat16"])
+    assert lower and all(lower)
+    assert f"| {PEER}" not in capsys.readouterr().out
+
+
+def test_peak_memory_counts_weights_and_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    timing = asdict(Timing(median=1.0, q20=1.0, q80=1.0, repeats=1, calls_per_sample=1, peak_memory=3 * 2**20))
+    record = {"mode": "training", "detector": OURS, "params": 0, "images_per_second": 1.0, "speed": None}
+    detection.print_tables([record | timing | {"held_memory": 2**20}])
+    assert " 4.0 " in capsys.readouterr().out
 
 
 def test_training_that_diverges_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and pictures")
     kwargs: dict[str, Any] = {"nargs": "*", "default": {}, "action": KeyValues, "metavar": "K=V"}
     parser.add_argument("--model-kwargs", **kwargs, help="of our backbones, such as frozen_stats=True, as published")
-    parser.add_argument("--detector-kwargs", **kwargs, help="of all detectors; such as roi_samples=128")
+    parser.add_argument("--detector-kwargs", **kwargs, help="of all detectors, such as roi_samples=128")
     add_timing_options(parser)
     args = parser.parse_args(argv)
     for name in args.detectors:
