@@ -16,7 +16,7 @@ OURS = "mask_rcnn:wsfvit_p0_224"
 COUNTS = {"roi_samples": 8, "rpn_samples": 16, "max_detections": 5}
 COUNTS |= dict.fromkeys(("candidates_train", "candidates_test", "proposals_train", "proposals_test"), 20)
 NARROW = {"embed_dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1), "head_dim": 16, "stem_width": 16, "window_size": 4}
-SMALL = ["--detectors", OURS, PEER, "--size", "48", "64", "--batch-size", "1", "--num-classes", "3", "--threads", "1"]
+SMALL = ["--detectors", OURS, PEER, "--size", "48", "64", "--batch-size", "1", "--num-classes", "80", "--threads", "1"]
 SMALL += ["--model-kwargs", *(f"{key}={value}" for key, value in NARROW.items()), "--detector-kwargs", "fpn_width=16"]
 SMALL += ["fc_width=32", *(f"{key}={value}" for key, value in COUNTS.items()), "--warmup", "1", "--repeats", "1"]
 
