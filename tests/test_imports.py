@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engine": {"data", "errors", "models", "wavelets"},
     "detection": {"data", "engine", "errors", "layers", "models", "wavelets"},
     "video": {"data", "engine", "errors", "layers", "models", "wavelets"},
-    "benchmarks": {"data", "engine", "errors", "layers", "models", "video", "wavelets"},
+    "benchmarks": {"data", "detection", "engine", "errors", "layers", "models", "video", "wavelets"},
     "__main__": {"engine", "errors", "wavelets"},
     "plot": {"engine", "errors"},
     "__init__": {"models"},
