@@ -7,4 +7,5 @@ ensure_venv dev data
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy
-.venv/bin/python -m pytest "$@"
+# One file after the other in each process, because the tests of a file share what they trained.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
