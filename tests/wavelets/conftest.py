@@ -21,7 +21,7 @@ def _nan_filled(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
 
 @pytest.fixture(autouse=True, scope="module")
 def nan_filled_memory() -> Iterator[None]:
-    # torch notes at its first use which functions ``with torch.device(...)`` reaches; that must not be the patched ones.
+    # torch notes at its first use what ``with torch.device(...)`` reaches; that must not be the patched functions.
     with torch.device("meta"):
         torch.empty(0)
     with pytest.MonkeyPatch.context() as patch:
