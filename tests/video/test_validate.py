@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World
 from wsfvit.errors import UserError
 from wsfvit.video.args import validate_parser
@@ -14,7 +15,6 @@ from wsfvit.video.loader import build_eval_loader
 from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
 from wsfvit.video.moving_mnist import Motion, open_moving_mnist
 from wsfvit.video.saved import load_model
-from wsfvit.video.splits import loader_options
 from wsfvit.video.validate import run_validation
 from wsfvit.video.validation import BASELINES, MODEL, measure
 

@@ -10,7 +10,7 @@ from wsfvit.engine.args.common import (
     add_device,
     add_on_bad_image,
     add_switch,
-    add_trust,
+    add_trained,
     add_workers,
     build_parser,
     fraction,
@@ -269,9 +269,7 @@ def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def _add_trained(group: Group) -> None:
     """A trained detector, and what may be changed about it."""
-    group.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of the train command")
-    group.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
-    add_trust(group)
+    add_trained(group)
     group.add_argument("--short-side", type=positive_int, metavar="N", help="default: as validated in training")
     group.add_argument("--long-side", type=positive_int, metavar="N", help="default: as validated in training")
     group.add_argument("--max-detections", type=positive_int, metavar="N", help="default: as in training")

@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import nn
 
-from wsfvit.data.loader import LoaderOptions
 from wsfvit.detection.args import train_parser
 from wsfvit.detection.backbone import DetectionBackbone
 from wsfvit.detection.batch import DetectionBatch
@@ -26,6 +25,7 @@ from wsfvit.detection.splits import check_categories, read_split
 from wsfvit.detection.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
 from wsfvit.detection.validation import CocoValidation
 from wsfvit.engine.args.run import parse_with_config
+from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World
 from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.logs import RunLog
@@ -101,7 +101,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
         multiple=args.pad_multiple or backbone.multiple,
     )
     transform = TrainTransform(sizes, args.hflip, args.crop_prob)
-    options = partial(_loader_options, args, world)
+    options = partial(loader_options, args, world, on_bad_image=args.on_bad_image)
     train_set = DetectionDataset(train_data, transform, with_targets=True, normalize=setting.normalize)
     val_set = DetectionDataset(val_data, setting.transform, with_targets=False, normalize=setting.normalize)
     layout = memory_format(args)
@@ -226,15 +226,3 @@ def build_sizes(args: argparse.Namespace) -> TrainSizes:
 def _normalize_of(model: str) -> Normalize:
     cfg = timm.get_pretrained_cfg(model)
     return Normalize(tuple(cfg.mean), tuple(cfg.std))
-
-
-def _loader_options(args: argparse.Namespace, world: World, batch_size: int) -> LoaderOptions:
-    return LoaderOptions(
-        batch_size=batch_size,
-        num_workers=args.workers,
-        device=world.device,
-        pin_memory=args.pin_mem,
-        world_size=world.size,
-        rank=world.rank,
-        on_bad_image=args.on_bad_image,
-    )

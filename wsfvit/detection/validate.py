@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from wsfvit.data.loader import LoaderOptions
 from wsfvit.detection.args import validate_parser
 from wsfvit.detection.dataset import DetectionDataset
 from wsfvit.detection.evaluate import FIGURES, KINDS
@@ -15,7 +14,7 @@ from wsfvit.detection.loader import build_eval_loader
 from wsfvit.detection.saved import load_detector
 from wsfvit.detection.splits import check_categories, read_split
 from wsfvit.detection.validation import CocoValidation
-from wsfvit.engine.build import count_bad_images
+from wsfvit.engine.build import count_bad_images, loader_options
 from wsfvit.engine.distributed import World, join_world, leave_world
 from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.files import write_text_atomic
@@ -72,15 +71,7 @@ def _measure(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidatio
     data = read_split(args.data, args.split, args.images, args.annotations, args.on_bad_annotation)
     check_categories(data, setting.categories, f"checkpoint '{args.checkpoint}'")
     dataset = DetectionDataset(data, setting.transform, with_targets=False, normalize=setting.normalize)
-    options = LoaderOptions(
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=world.device,
-        pin_memory=args.pin_mem,
-        world_size=world.size,
-        rank=world.rank,
-        on_bad_image=args.on_bad_image,
-    )
+    options = loader_options(args, world, args.batch_size, on_bad_image=args.on_bad_image)
     loader = build_eval_loader(dataset, options, setting.multiple)
     validation = CocoValidation(world, data.ground_truth(), amp_dtype(args), layout, args.backend, args.log_freq)
     figures = validation(detector, loader, "validate")

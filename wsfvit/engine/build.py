@@ -150,7 +150,7 @@ def build_eval_loader(
     Raises:
         UserError: the evaluation setting holds a value that no transform takes.
     """
-    return data.build_eval_loader(dataset, data_config, _loader_options(args, batch_size, world))
+    return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world))
 
 
 def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str) -> None:
@@ -199,7 +199,7 @@ def build_train_loader(
     return data.build_train_loader(
         train_set,
         data_config,
-        _loader_options(args, args.batch_size, world),
+        _image_options(args, args.batch_size, world),
         _augmentation(args, data_config),
         seed=args.seed,
         repeats=max(args.aug_repeats, 1),
@@ -232,17 +232,22 @@ def count_bad_images(loader: Loader, world: "World") -> int:
     return len(set().union(*world.gather(list(loader.bad_images))))
 
 
-def _loader_options(args: argparse.Namespace, batch_size: int, world: "World") -> LoaderOptions:
+def loader_options(args: argparse.Namespace, world: "World", batch_size: int, **more: Any) -> LoaderOptions:
+    """How this process makes its batches; ``more`` are further fields of ``LoaderOptions``."""
     return LoaderOptions(
         batch_size=batch_size,
         num_workers=args.workers,
         device=world.device,
-        use_prefetcher=not args.no_prefetcher,
         pin_memory=args.pin_mem,
         world_size=world.size,
         rank=world.rank,
-        on_bad_image=args.on_bad_image,
+        **more,
     )
+
+
+def _image_options(args: argparse.Namespace, batch_size: int, world: "World") -> LoaderOptions:
+    more = {"use_prefetcher": not args.no_prefetcher, "on_bad_image": args.on_bad_image}
+    return loader_options(args, world, batch_size, **more)
 
 
 def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmentation:

@@ -7,7 +7,7 @@ from typing import Any
 from wsfvit.engine.args.common import (
     Group,
     add_device,
-    add_trust,
+    add_trained,
     add_workers,
     build_parser,
     fraction,
@@ -219,9 +219,7 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def _add_trained(group: Group) -> None:
     """A trained model, and how far it looks."""
-    group.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of the train command")
-    group.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
-    add_trust(group)
+    add_trained(group)
     group.add_argument(
         "--length",
         type=positive_int,

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Literal, cast
 
-from wsfvit.data import LoaderOptions
-from wsfvit.engine.distributed import World
 from wsfvit.errors import UserError
 from wsfvit.video.moving_mnist import Motion, Split, open_moving_mnist, open_official_test
 from wsfvit.video.sequences import ClipSequences, Cut, SequenceDataset, open_sequences
@@ -82,15 +80,3 @@ def open_own(
     size = None if args.size is None else (args.size[0], args.size[1])
     cut = Cut(frames, args.frame_step, args.stride, size, from_end)
     return open_sequences(path, cut, cast(Literal[1, 3], channels), args.layout)
-
-
-def loader_options(args: argparse.Namespace, world: World, batch_size: int) -> LoaderOptions:
-    """How batches are made in this process."""
-    return LoaderOptions(
-        batch_size=batch_size,
-        num_workers=args.workers,
-        device=world.device,
-        pin_memory=args.pin_mem,
-        world_size=world.size,
-        rank=world.rank,
-    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from wsfvit.engine.args.run import parse_with_config
+from wsfvit.engine.build import loader_options
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
 from wsfvit.engine.distributed import World
 from wsfvit.engine.dry_run import FirstBatches
@@ -32,7 +33,7 @@ from wsfvit.video.recipe import build_optimizer, build_scheduler
 from wsfvit.video.saved import TASK, describe, load_model
 from wsfvit.video.sequences import SequenceDataset
 from wsfvit.video.simvp import SimVP, SimVPConfig
-from wsfvit.video.splits import loader_options, open_split
+from wsfvit.video.splits import open_split
 from wsfvit.video.validation import (
     BASELINES,
     MODEL,

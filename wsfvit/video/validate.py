@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World, join_world, leave_world
 from wsfvit.engine.evaluate import amp_dtype
 from wsfvit.video.args import validate_parser
 from wsfvit.video.loader import build_eval_loader
 from wsfvit.video.saved import fill_data_options, load_model
-from wsfvit.video.splits import loader_options, open_own, open_split
+from wsfvit.video.splits import open_own, open_split
 from wsfvit.video.validation import (
     BASELINES,
     DEFINITIONS,

@@ -120,6 +120,13 @@ def add_trust(group: Group) -> None:
     )
 
 
+def add_trained(group: Group) -> None:
+    """A checkpoint that a command of another task than classification uses."""
+    group.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of the train command")
+    group.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
+    add_trust(group)
+
+
 def add_device_name(group: Group) -> None:
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"
