@@ -20,7 +20,7 @@ from wsfvit.detection.transforms import EvalTransform, TrainSizes, TrainTransfor
 from wsfvit.errors import UserError
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-PENNFUDAN = Path("/work/shared/data/pennfudan/instances_val.json")
+PENNFUDAN = Path(__file__).parents[3] / "shared" / "data" / "pennfudan" / "instances_val.json"
 
 
 def test_target_of_an_image_as_it_is(tmp_path):

@@ -2,7 +2,7 @@
 
     python -m wsfvit.benchmarks.gpu                    # again, until it says that all is done
     python -m wsfvit.benchmarks.gpu --only latency     # some steps, by the beginning of their names
-    python -m wsfvit.benchmarks.gpu --tiny --device cpu --out /tmp/tiny      # does every step start?
+    python -m wsfvit.benchmarks.gpu --tiny --device cpu --out output/tiny      # does every step start?
 
 Each step is one of the other measuring programs, in a process of its own, and leaves one JSON file. A step whose file
 exists is not run again, so the command can be repeated after anything; it stops by itself when --minutes are over.
