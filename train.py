@@ -11,8 +11,6 @@ SIGTERM, SIGUSR1 or Ctrl-C: saves after the current update and ends with exit co
 
 import sys
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.signals import STOPPED_EXIT_CODE
 from wsfvit.engine.train import run_training
@@ -25,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    record(run_main)(main)  # torchrun prints the traceback of the process that failed first
+    run_main(main)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -18,8 +19,29 @@ def run_main(main: Callable[[], object]) -> None:
     """Runs a command and ends the process: exit code 0, or 2 with one line on stderr after a ``UserError``.
 
     Ctrl-C, and a reader of the output that has gone (``| head``), end it as they end other programs, with 128 plus the
-    number of the signal. Every other exception is a defect of this code and keeps its traceback.
+    number of the signal. Every other exception is a defect of this code and keeps its traceback; under torchrun, the
+    launcher repeats the traceback of the process that failed first.
     """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        _run(main)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_run_beside_others)(main)
+
+
+def _run_beside_others(main: Callable[[], object]) -> None:
+    try:
+        _run(main)
+    except RuntimeError as err:
+        if "by peer" in str(err) or type(err).__name__.startswith("Dist"):  # of gloo; of torch.distributed
+            # This process lost another one. The launcher dates failures in whole seconds and takes the earliest for the
+            # cause: let that be the one of the process that is gone.
+            time.sleep(2)
+        raise
+
+
+def _run(main: Callable[[], object]) -> None:
     try:
         try:
             main()

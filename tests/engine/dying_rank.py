@@ -8,8 +8,6 @@ import signal
 import sys
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train  # noqa: E402
 from wsfvit.engine import loop  # noqa: E402
@@ -26,4 +24,4 @@ def doomed_update(state, cfg, plain=loop.update):
 
 if __name__ == "__main__":
     loop.update = doomed_update
-    record(run_main)(train.main)
+    run_main(train.main)
