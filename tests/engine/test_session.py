@@ -68,7 +68,7 @@ def parse(tmp_path, *argv):
     return parser.parse_args([*fixed, "--warmup-epochs", "0", "--log-interval", "2", *argv])
 
 
-def fit(args, loader=None, after=None, at_end=None, eval_interval=1):
+def fit(args, loader=None, after=None, at_end=None):
     def validate(model, loader, title):
         with torch.no_grad():
             errors = [(model(points) - heights).square().mean().item() for points, heights in loader]
@@ -85,7 +85,6 @@ def fit(args, loader=None, after=None, at_end=None, eval_interval=1):
             validate=validate,
             described={"task": "regression", "config": {"inputs": 2}},
             counts={},
-            eval_interval=eval_interval,
             after_epoch=after,
             at_end=at_end,
         )
@@ -122,7 +121,7 @@ def test_a_dry_run_of_it_leaves_nothing(tmp_path):
 
 
 def test_epochs_without_validation_leave_empty_cells_and_no_best(tmp_path):
-    whole = fit(parse(tmp_path, "--epochs", "5"), eval_interval=2)
+    whole = fit(parse(tmp_path, "--epochs", "5", "--eval-interval", "2"))
     assert [row["epoch"] for row in whole["rows"] if "mse" in row] == [1, 3, 4]  # the last epoch has one in any case
     table = list(csv.DictReader((tmp_path / "plane" / "summary.csv").open()))
     assert list(table[0])[:3] == ["epoch", "train_loss", "mse"]
@@ -134,5 +133,5 @@ def test_epochs_without_validation_leave_empty_cells_and_no_best(tmp_path):
 
 def test_a_run_that_never_validated_has_no_best_but_its_last_state(tmp_path):
     cut = Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    stopped = fit(parse(tmp_path), cut, eval_interval=3)
+    stopped = fit(parse(tmp_path, "--eval-interval", "3"), cut)
     assert stopped["best"] is None and (tmp_path / "plane" / "last.pth.tar").exists()

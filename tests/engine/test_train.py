@@ -82,6 +82,7 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--model", "wsfvit_p0_224", "--pretrained"], "no pretrained weights for wsfvit_p0_224"),
         (["--model", "test_convnext", "--grad-checkpointing", "--bce-sum"], "--bce-sum"),
         (["--bce-sum"], "--bce-sum is an option of --bce-loss"),
+        (["--sched", "plateau", "--eval-interval", "2"], "leave --eval-interval at 1"),
         (["--torchcompile", "no-such"], "--torchcompile no-such"),
         (["--torchcompile-mode", "default"], "is an option of --torchcompile"),
         (["--amp", "--model-dtype", "bfloat16"], "leave out --model-dtype bfloat16"),

@@ -202,13 +202,6 @@ def _add_misc(group: Group) -> None:
     group.add_argument(
         "--eval-metric", default="bbox_AP", choices=METRICS, help="figure of COCO that the best checkpoint is best at"
     )
-    group.add_argument(
-        "--eval-interval",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="epochs between validations; the last has one",
-    )
     _add_backend(group)
 
 

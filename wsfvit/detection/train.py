@@ -126,7 +126,6 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
         counts={"categories": len(train_data.categories), "validation images": len(val_data.images)},
         optimizer_of=build_optimizer,
         scheduler_of=build_scheduler,
-        eval_interval=args.eval_interval,
         after_epoch=show,
     )
 

@@ -82,6 +82,8 @@ def build_scheduler(
     Raises:
         UserError: the schedule's options contradict each other.
     """
+    if args.sched == "plateau" and args.eval_interval > 1:
+        raise UserError("--sched plateau follows the figure of every epoch: leave --eval-interval at 1")
     try:
         with warnings.catch_warnings():
             # timm warns that a plateau's state is lost on a resume; TrainState keeps it.

@@ -33,7 +33,7 @@ class Run(LoopEvents):
         lower_is_better: It is best where it is lowest.
         recovery_interval: Batches between two saves within an epoch; 0 for none.
         dist_bn: How processes agree on batch norm's running statistics after an epoch: reduce, broadcast or not at all.
-        eval_interval: See ``Plan``.
+        eval_interval: Epochs between two validations; the last epoch always has one.
         after_epoch: See ``Plan``.
     """
 

@@ -57,7 +57,6 @@ class Plan:
         counts: Numbers that must be equal in all processes, by name.
         optimizer_of: Builds the optimizer from arguments and model.
         scheduler_of: Builds the schedule and counts its epochs, from arguments, optimizer and updates per epoch.
-        eval_interval: Epochs between two validations; the last epoch always has one.
         after_epoch: Called by the main process after an epoch's figures are logged, with the log and the number of
             updates so far, for pictures and files.
         at_end: Called by every process, with the run, when all epochs are done.
@@ -73,7 +72,6 @@ class Plan:
     counts: dict[str, int]
     optimizer_of: BuildOptimizer = build_optimizer
     scheduler_of: BuildScheduler = build_scheduler
-    eval_interval: int = 1
     after_epoch: Callable[[RunLog, int], None] | None = None
     at_end: Callable[[Run], None] | None = None
 
@@ -162,7 +160,7 @@ def _train(
         lower_is_better=store.lower_is_better,
         recovery_interval=args.recovery_interval,
         dist_bn=args.dist_bn,
-        eval_interval=plan.eval_interval,
+        eval_interval=args.eval_interval,
         after_epoch=plan.after_epoch,
     )
     try:

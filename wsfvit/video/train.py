@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from wsfvit.engine.args.run import parse_with_config
 from wsfvit.engine.build import loader_options
@@ -49,7 +48,6 @@ from wsfvit.video.validation import (
 SHOWN = 4
 
 
-@record  # torchrun prints the traceback of the process that failed first
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains; ends with exit code 75 where a stop was asked for."""
     if not run_training(parse_with_config(train_parser(), argv))["finished"]:

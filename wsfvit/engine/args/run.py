@@ -100,9 +100,16 @@ def add_training_device(group: Group) -> None:
 
 
 def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
-    """Seed, data loading by the flags that ``add_data_loading`` adds, and what happens when something goes wrong."""
+    """Seed, data loading by the flags that ``add_data_loading`` adds, validation, and what to do with bad steps."""
     group.add_argument("--seed", type=natural_int, default=42, metavar="N", help="random seed")
     add_data_loading(group)
+    group.add_argument(
+        "--eval-interval",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="epochs between validations; the last has one",
+    )
     group.add_argument(
         "--max-bad-steps",
         type=natural_int,
