@@ -51,7 +51,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=os.environ.get(DATA_VARIABLE),
         help=f"folder of train.parquet and test.parquet (default: ${DATA_VARIABLE})",
     )
-    parser.add_argument("--only", metavar="PATTERN", default="*", help='systems to run, e.g. "wacnn_*" (default: all)')
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", default=["*"], help='systems to run, e.g. "wacnn_*" (default: all)'
+    )
     parser.add_argument("--seeds", type=natural_int, nargs="+", metavar="N", help="seeds to run (default: the study's)")
     parser.add_argument("--budget", type=positive_float, metavar="MINUTES", help="save and stop after that time")
     parser.add_argument("--list", action="store_true", help="show the state of each row and end")

@@ -99,15 +99,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def choose_rows(study: Study, only: str, seeds: Sequence[int] | None) -> list[Row]:
+def choose_rows(study: Study, only: Sequence[str], seeds: Sequence[int] | None) -> list[Row]:
     """The rows to run, one seed of all systems after the other: an early end leaves whole comparisons.
 
     Raises:
-        UserError: no system fits the pattern, or the study has no such seed.
+        UserError: no system fits one of the patterns, or the study has no such seed.
     """
-    systems = [name for name in study.systems if fnmatch.fnmatchcase(name, only)]
-    if not systems:
-        raise UserError(f"--only {only}: no such system; there are {', '.join(study.systems)}")
+    for pattern in only:
+        if not fnmatch.filter(study.systems, pattern):
+            raise UserError(f"--only {pattern}: no such system; there are {', '.join(study.systems)}")
+    systems = [name for name in study.systems if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)]
     if unknown := sorted(set(seeds or ()) - set(study.seeds)):
         raise UserError(f"--seeds {unknown[0]}: the study's seeds are {', '.join(map(str, study.seeds))}")
     return [Row(system, seed) for seed in seeds or study.seeds for system in systems]
