@@ -1,8 +1,11 @@
 """The Triton kernels: on a GPU as they are, elsewhere in Triton's interpreter; compiled ahead of time for two cards."""
 
+import contextlib
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set by tests/conftest.py where there is no GPU
 # Triton's interpreter rounds to bfloat16 towards zero, so only a GPU can be held to the reference's rounding.
 DTYPES = [torch.float64, torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
-SIZES = [(1, 1), (5, 8), (2, 300)]
+SIZES = [(1, 1), (5, 7), (2, 300)]
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, exact: bool = True) -> None:
@@ -83,6 +86,84 @@ def test_public_functions_use_the_kernels_and_differentiate_through_them(device,
         torch.testing.assert_close(got, expected)
 
 
+# In elements. Below 2^31, where Triton takes a stride for a number of 32 bits; twice that is above. Only the pages that
+# are used take memory.
+FAR = 2**30 + 1024
+
+
+def far_apart(images: torch.Tensor) -> torch.Tensor:
+    """The three images (3, ...) again, more than 2^31 elements from the first to the last."""
+    size = images[0].numel()
+    far = torch.empty(0, dtype=images.dtype, device=images.device)
+    far.untyped_storage().resize_((2 * FAR + size) * images.element_size())
+    far.set_(far.untyped_storage(), 0, images.shape, (FAR, *images.stride()[1:]))
+    return far.copy_(images)
+
+
+@contextlib.contextmanager
+def allocating(allocate: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Outputs come from ``allocate(like, *shape)``; Triton's interpreter, which asks for a device, is left alone."""
+    plain = torch.Tensor.new_empty
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", lambda *args, **more: (plain if more else allocate)(*args, **more))
+        yield
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_offsets_above_2_to_the_31(device, layout, monkeypatch):
+    """What is far apart is read, and written where it belongs, by programs that count rows in either width."""
+    x = torch.randn(3, 2, 5, 6, device=device).half().contiguous(memory_format=layout)
+    y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "zero")
+    x_again, adjoint = reference.haar_idwt2d(y, (5, 6)), reference.haar_swt2d_adjoint(s, "zero")
+    for wide in (False, True):
+        monkeypatch.setattr(kernels, "ROWS_IN_32_BITS", 0 if wide else 2**31)
+        assert torch.equal(kernels.haar_dwt2d(far_apart(x)), y)
+        assert torch.equal(kernels.haar_idwt2d(far_apart(y), (5, 6)), x_again)
+        assert torch.equal(kernels.haar_swt2d(far_apart(x), "zero"), s)
+        torch.testing.assert_close(kernels.haar_swt2d_adjoint(far_apart(s), "zero"), adjoint)
+    with allocating(lambda like, *shape: far_apart(torch.zeros(shape, dtype=like.dtype, device=like.device))):
+        far = kernels.haar_dwt2d(x)
+    assert far.stride(0) == FAR and torch.equal(far, y)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="13 GB in a GPU's memory")
+def test_more_than_2_to_the_31_elements():
+    x = torch.empty(1, 1, 46342, 46342, dtype=torch.float16, device="cuda").normal_()
+    y = kernels.haar_dwt2d(x)
+    assert y.numel() > 2**31 and torch.equal(y[..., -8:, -8:], reference.haar_dwt2d(x[..., -16:, -16:]))
+    assert torch.equal(
+        kernels.haar_idwt2d(y, (46342, 46342))[..., -16:, -16:], reference.haar_idwt2d(y[..., -8:, -8:], (16, 16))
+    )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, size, layout):
+    """Around every tensor lie values that must stay and that would show."""
+    guarded = []
+
+    def guard(like, *shape):
+        numel = math.prod(shape)
+        memory = torch.full((numel + 4096,), float("inf"), dtype=like.dtype, device=like.device)
+        guarded.append((memory, numel))
+        return memory[2048:][:numel].view(shape)
+
+    x = torch.randn(2, 3, *size, device=device).contiguous(memory_format=layout)
+    y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "zero")
+    with allocating(guard):
+        for function, argument, *more in (
+            (kernels.haar_dwt2d, x),
+            (kernels.haar_idwt2d, y, size),
+            (kernels.haar_swt2d, x, "zero"),
+            (kernels.haar_swt2d_adjoint, s, "zero"),
+        ):
+            inside = torch.as_strided(guard(argument, argument.numel()), argument.shape, argument.stride())
+            assert function(inside.copy_(argument), *more).isfinite().all()
+    assert len(guarded) == 8
+    for memory, numel in guarded:
+        assert memory[:2048].isinf().all() and memory[2048 + numel :].isinf().all()
+
+
 AHEAD_OF_TIME = """
 import sys
 import torch, triton
@@ -95,7 +176,7 @@ for kernel in (getattr(triton_haar, name) for name in dir(triton_haar) if name.e
     for inside, dtypes in ((False, (torch.bfloat16, torch.float64)), (True, (torch.float32,))):
         for dtype in dtypes:
             pointer = POINTERS[dtype]
-            constants = dict(INSIDE=inside, WIDE_ROWS=False, DOUBLE=dtype == torch.float64, ROWS=4, COLUMNS=256)
+            constants = dict(INSIDE=inside, WIDE_ROWS=inside, DOUBLE=dtype == torch.float64, ROWS=4, COLUMNS=256)
             constants |= dict(PERIODIC=False, AVERAGE=False, FLIP=True)
             constants |= {name: 1 for name in kernel.arg_names if name.endswith("_c" if inside else "_w")}
             signature = {

@@ -29,6 +29,8 @@ from wsfvit.wavelets.types import SwtMode
 # Elements of a tile of one subband, and the widest tile: 8 elements per thread, rows of at least 512 bytes in float16.
 TILE = 1024
 WIDEST = 256
+# Above it rows are counted in 64 bits, which costs time; offsets always are.
+ROWS_IN_32_BITS = 2**31
 
 
 def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
@@ -110,7 +112,7 @@ def _launch(
             *source.stride(),
             *target.stride(),
             INSIDE=inside,
-            WIDE_ROWS=row_count + rows >= 2**31,
+            WIDE_ROWS=row_count + rows >= ROWS_IN_32_BITS,
             DOUBLE=source.dtype == torch.float64,
             ROWS=rows,
             COLUMNS=width,
