@@ -16,6 +16,8 @@ Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 """
 
 import logging
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,6 +215,22 @@ class MixerViT(Classifier):
             if isinstance(module, GlobalFilter):
                 module.set_grid_size(grid_size)
         update_model_input_size(self, self.img_size)
+
+    def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Entries of AFNO's and GFNet's code, named and laid out as here; others, of this model too, stay as they are.
+
+        There the mixer is called filter, the classifier head, and the position embedding is (1, N, C), of a square map.
+        """
+        converted = {}
+        for key, value in state_dict.items():
+            key = re.sub(r"^(blocks\.\d+)\.filter\.", r"\1.mixer.", key)
+            key = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)
+            if key == "pos_embed" and isinstance(value, Tensor) and value.ndim == 3:
+                side = math.isqrt(value.shape[1])
+                # What is no square map is left for the strict check.
+                value = value.unflatten(1, (side, side)) if side**2 == value.shape[1] else value
+            converted[key] = value
+        return converted
 
     def resize_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         """Entries of a checkpoint made for another image size, resampled to this one; none where the sizes agree.
