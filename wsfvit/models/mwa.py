@@ -7,10 +7,13 @@ arXiv 2303.12398): one ViT for 32 x 32 images with 4 x 4 patches, in which only 
 - `gfn_vit_*`: global filter.
 - `sa_vit_*`: multi-head self-attention.
 
-The authors published no code. What their text leaves open is decided here and in the mixers: two residuals per block
-around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the scripts of their
-authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the mean over the
-normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
+Weights of AFNO's and GFNet's own code load under their names: `create_model("gfn_vit_s_patch4_32", patch_size=16,
+img_size=224, num_classes=1000, checkpoint_path=FILE)` is GFNet-XS.
+
+The authors of the comparison published no code. What their text leaves open is decided here and in the mixers: two
+residuals per block around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the
+scripts of their authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the
+mean over the normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
 
 Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 """

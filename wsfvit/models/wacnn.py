@@ -10,7 +10,7 @@ another wavelet. Where the attention stands:
 Values are the authors' wherever their code runs. What it cannot do and this can: any image size (odd maps round up, for
 the baseline's poolings too, and the classifiers pool globally); other wavelets in VGG and MobileNetV2, which there take
 Haar whatever is asked for. Their MobileNetV2 keeps the strided convolutions that the attention replaces, as parameters
-without a gradient; here they are gone.
+without a gradient; here they are gone. Weights of their code load under its names.
 
 Read in this order: WACNNCfg, the three blocks, WACNN (its forward is StagedClassifier's), model_cfgs.
 """

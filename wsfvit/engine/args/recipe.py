@@ -13,7 +13,7 @@ from wsfvit.engine.args.common import (
     positive_int,
 )
 
-# timm's; given or not, a value that equals them says nothing.
+# timm's defaults: a value given that equals them cannot be told from none.
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "constant", "plateau", "poly", "wsd", "rsqrt", "none")
 
