@@ -41,6 +41,36 @@ def load_case(name: str) -> Case:
     return Case(json.loads((FIXTURES / f"{name}.json").read_text()), arrays)
 
 
+# One release of each family: a registered name and the fields of the fixture's small model, the fixture, and how the
+# authors' training code wraps the weights.
+RELEASES: dict[str, tuple[str, dict[str, Any], str, Callable[[Any], Any]]] = {
+    "wavemix": ("wavemix_lite_144_7", dict(embed_dim=16, depth=3), "wavemix_L1_strided", lambda state: state),
+    "wacnn": (
+        "wacnn_resnet18",
+        {},
+        "wacnn_resnet18_wa_haar",
+        lambda state: {"epoch": 160, "arch": "resnet18", "state_dict": state, "best_acc": 92.5, "optimizer": {}},
+    ),
+    "gfn": ("gfn_vit_xs_patch4_32", dict(embed_dim=48, depth=2), "gfnet_d48_depth2", lambda state: {"model": state}),
+}
+
+
+def save_release(release: str, folder: Path) -> Path:
+    """A file as its authors' code writes it: their keys and shapes, filled by key."""
+    _, _, case, wrap = RELEASES[release]
+    state = {key: fill_value(key, torch.empty(shape)) for key, shape in load_case(case).shapes.items()}
+    path = folder / f"{release}.pth.tar"
+    torch.save(wrap(state), path)
+    return path
+
+
+def check_outputs_of_release(model: nn.Module, release: str) -> None:
+    """The logits of the authors' code in float32."""
+    case = load_case(RELEASES[release][2])
+    with torch.no_grad():
+        assert _relative_error(model.eval()(case.make_input().float()), case.output()) < 1e-5
+
+
 def fill_by_key(model: nn.Module) -> nn.Module:
     """Fills the state dict by its keys, makes the model float64 and puts it into eval mode."""
     model.double().eval()

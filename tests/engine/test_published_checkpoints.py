@@ -1,5 +1,6 @@
-"""A file in the release's layout goes through the commands, at its own size and at another."""
+"""Files in the layout of a release, WSF-ViT's or a peer's, go through the commands, at another size too."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import pytest
 import timm
 import torch
 from parity import fill_by_key
+from peers import RELEASES, save_release
 
+import wsfvit.__main__ as command
+from wsfvit.data.digits import Digits
 from wsfvit.engine.args import parse_train_args, parse_validate_args
 from wsfvit.engine.train import run_training
 from wsfvit.engine.validate import run_validation
@@ -69,3 +73,33 @@ def test_a_wrong_model_is_one_line(published: Path, more: list[str], message: st
     with pytest.raises(UserError, match=message) as caught:
         run_validation(validate_args(published, *more))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_command_loads_a_peers_weights(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the names of its authors' code, with a new classifier too."""
+    name, kwargs, _, _ = RELEASES[release]
+    path = str(save_release(release, tmp_path))
+    model = ["--model", name, "--device", "cpu", "--model-kwargs", *(f"{key}={value}" for key, value in kwargs.items())]
+    data = [*model, "--dataset", "digits", "-j", "0"]
+    [result] = run_validation(parse_validate_args([*data, "--split", "validation", "--checkpoint", path]))
+    assert result["model"] == name and result["weights"] == "raw"
+
+    picture = tmp_path / "digit.png"
+    Digits("validation", in_chans=3)[0][0].save(picture)
+    monkeypatch.setattr("sys.argv", ["wsfvit", "predict", str(picture), "--json", "--checkpoint", path, *model])
+    capsys.readouterr()
+    command.main()
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(json.loads(line)["predictions"]) == 5
+
+    argv = [*data, "--initial-checkpoint", path, "-b", "2", "--epochs", "1", "--warmup-epochs", "0", "--lr", "1e-9"]
+    argv += ["--num-classes", "12", "--output", str(tmp_path), "--experiment", "run"]
+    trained = run_training(parse_train_args(argv))["run_folder"] / "last.pth.tar"
+    assert "its classifier of 10 classes is replaced by a new one of 12" in capsys.readouterr().out
+    start = timm.create_model(name, **kwargs, num_classes=10, checkpoint_path=path)
+    first = f"{start.default_cfg['first_conv']}.weight"
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    torch.testing.assert_close(state[first], start.state_dict()[first], atol=1e-5, rtol=1e-5)

@@ -171,6 +171,7 @@ def test_fine_tuning_replaces_the_classifier(tmp_path, capsys):
             "max",
         ],
         ["--bn-momentum", "0.3", "--bn-eps", "0.01", "--save-images", "--sched", "plateau", "--checkpoint-hist", "1"],
+        ["--crop-padding", "4", "--aa", "rand-m5-n1", "--reprob", "0.5"],
         ["--grayscale-prob", "0.5", "--gaussian-blur-prob", "0.5", "--color-jitter-prob", "0.5", "--start-epoch", "1"],
         ["--drop-block", "0.1", "--train-crop-mode", "rkrc", "--sched", "none", "--eval-metric", "top5"],
     ],
@@ -187,6 +188,12 @@ def test_flags_work_together(tmp_path, more):
     if "--save-images" in more:
         assert (tmp_path / "run" / "train-0-6.png").stat().st_size > 0
         assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.usefixtures("tiny_images")
+def test_a_padded_crop_and_another_one_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--crop-padding .*: leave --scale, --ratio out"):
+        tiny(tmp_path, "--crop-padding", "4", "--scale", "0.5", "1", "--ratio", "1", "1")
 
 
 @pytest.mark.usefixtures("tiny_images")

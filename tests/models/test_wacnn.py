@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wsfvit  # noqa: F401
 from wsfvit.layers import WaveletAttention
-from wsfvit.models.wacnn import checkpoint_filter_fn, model_cfgs
+from wsfvit.models.wacnn import model_cfgs
 
 RESNETS = ["wacnn_resnet18", "wacnn_resnet34", "wacnn_resnet50"]
 BACKBONES = [*RESNETS, "wacnn_vgg16_bn", "wacnn_mobilenetv2"]
@@ -202,7 +202,7 @@ def test_parity(case_name: str) -> None:
     case, (name, kwargs) = peers.load_case(case_name), CASES[case_name]
     model = timm.create_model(name, **kwargs).double().eval()
     theirs = {key: peers.fill_value(key, torch.empty(shape)) for key, shape in case.shapes.items()}
-    model.load_state_dict(checkpoint_filter_fn(theirs, model))
+    model.load_state_dict(theirs)
     x = case.make_input().requires_grad_()
     y = model(x)
     assert error(y, case.arrays["out0_f64"]) < 1e-9
@@ -212,7 +212,7 @@ def test_parity(case_name: str) -> None:
     assert x.grad.norm().item() == pytest.approx(expected.pop("__input__"), rel=1e-9)
     assert error(x.grad[..., :8, :8], case.arrays["gradx_corner_f64"]) < 1e-9
     # The renaming knows the names alone, so it also tells which of their norms belongs to which parameter here.
-    expected = checkpoint_filter_fn(expected, model)
+    expected = model.convert_state_dict(expected)
     actual = {key: p.grad.norm().item() for key, p in model.named_parameters()}
     assert actual == pytest.approx(expected, rel=1e-9)
 
@@ -231,14 +231,29 @@ def test_unused_weights_are_the_only_difference() -> None:
     unused = [key for key, norm in case.info["grad_norms"].items() if norm is None]
     assert unused == [f"layers.{i}.conv2.weight" for i in (3, 6, 13)]
     model = timm.create_model("wacnn_mobilenetv2")
-    own = checkpoint_filter_fn({key: torch.empty(shape) for key, shape in case.shapes.items()}, model)
+    own = model.convert_state_dict({key: torch.empty(shape) for key, shape in case.shapes.items()})
     assert own.keys() == model.state_dict().keys() and len(case.shapes) == len(own) + 3
     assert case.info["params"] - COUNTS["wacnn_mobilenetv2"][0] == 8_208
 
 
 def test_own_checkpoints_are_left_alone() -> None:
     model = timm.create_model("wacnn_resnet18")
-    assert checkpoint_filter_fn(model.state_dict(), model).keys() == model.state_dict().keys()
+    assert model.convert_state_dict(model.state_dict()).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "case_name", "message"),
+    [
+        ("wacnn_resnet18", "wacnn_resnet34_wa_haar", r"72 unexpected \(layer1.3.conv1.weight"),
+        ("wacnn_mobilenetv2_baseline", "wacnn_mobilenetv2_wad_haar", r"3 unexpected \(layers.3.wa.1.weight"),
+        ("wacnn_mobilenetv2", "wacnn_mobilenetv2_none", r"3 unexpected \(layers.3.conv2.weight"),
+    ],
+)
+def test_the_authors_weights_of_another_network_are_refused(name: str, case_name: str, message: str) -> None:
+    """Also where every shape fits: a stride in place of the attention would go unnoticed."""
+    model, shapes = timm.create_model(name, device="meta"), peers.load_case(case_name).shapes
+    with pytest.raises(RuntimeError, match=message):
+        model.load_state_dict({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
 
 
 def test_the_families_differ_in_one_field() -> None:

@@ -1,35 +1,35 @@
-"""The published SimVP's state dict: its keys, its filling rule, and what they are called and how they lie here."""
+"""The published SimVP's state dict: keys, shapes at the published widths and at small ones, filling rule."""
 
-import re
+import json
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-HEAD_DIM = 32
-RENAMED = (
-    (r"^dwt_l2\.", "front.dwt."),
-    (r"^norm\.", "front.norm."),
-    (r"^enc\.enc\.0\.conv\.", "encoder.first."),
-    (r"^enc\.enc\.([1-9])\.conv\.", lambda m: f"encoder.rest.{int(m[1]) - 1}."),
-    (r"^dec\.dec\.([0-2])\.conv\.", r"decoder.first.\1."),
-    (r"^dec\.dec\.3\.conv\.", "decoder.last."),
-    (r"^dec\.readout\.", "decoder.readout."),
-    (r"^(decoder\.first\.[02]\.conv)\.0\.", r"\1."),
-    (r"^hid\.enc\.(\d)\.reduction\.", r"translator.\1.proj."),
-    (r"^hid\.enc\.(\d)\.block\.", r"translator.\1.block."),
-    (r"\.attn_block\.", ".attn_local."),
-    (r"\.attn_channel\.", ".attn_inter."),
-    (r"\.attn_grid\.", ".attn_global."),
-)
+from wsfvit.video import SimVPConfig
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "video"
+# The published shapes with 4 frames for 10, and widths, heads, windows that make the model small enough for any test.
+SMALL = SimVPConfig(frames_in=4, frames_out=4, hid_s=8, hid_t=64, head_dim=8, window_size=4)
+_SMALL_SIZES = {64: 8, 256: 32, 225: 49}  # encoder and decoder; bias tables
+_SMALL_SIZES |= {640: 32, 2560: 128, 1920: 96, 5120: 256, 160: 8, 20: 4}  # first block
+_SMALL_SIZES |= {512: 64, 2048: 256, 1536: 192, 4096: 512, 128: 16, 16: 8}  # second block
 
 
-def fill(shapes: Mapping[str, Mapping[str, object]]) -> dict[str, Tensor]:
+def published_shapes(small: bool = False) -> dict[str, list[int]]:
+    """The release's keys with their shapes, or with those of ``SMALL``."""
+    entries = json.loads((FIXTURES / "simvp_state_keys.json").read_text())
+    sizes = _SMALL_SIZES if small else {}
+    return {key: [sizes.get(size, size) for size in entry["shape"]] for key, entry in entries.items()}
+
+
+def fill(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
     """The fixture's weights from the keys alone, in float32."""
     state = {}
-    for key, entry in shapes.items():
-        shape, name = list(entry["shape"]), key.rsplit(".", 1)[-1]
+    for key, shape in shapes.items():
+        name = key.rsplit(".", 1)[-1]
         if name == "num_batches_tracked":
             state[key] = torch.tensor(0)
             continue
@@ -44,28 +44,3 @@ def fill(shapes: Mapping[str, Mapping[str, object]]) -> dict[str, Tensor]:
         else:
             state[key] = 1 + 0.1 * r if name == "weight" else 0.1 * r
     return state
-
-
-def convert(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict with the published weights."""
-    state = {}
-    for key, value in published.items():
-        for pattern, replacement in RENAMED:
-            key = re.sub(pattern, replacement, key)
-        if re.search(r"attn_(local|global)\.attn\.qkv\.", key):
-            value = qkv_first(value)
-        if key.endswith("relative_position_bias_table"):
-            value = bias_by_head(value)
-        state[key] = value
-    return state
-
-
-def qkv_first(value: Tensor) -> Tensor:
-    """Rows in the order (heads, q k v, head_dim) -> rows in the order (q k v, heads, head_dim)."""
-    return value.unflatten(0, (-1, 3, HEAD_DIM)).transpose(0, 1).flatten(0, 2)
-
-
-def bias_by_head(table: Tensor) -> Tensor:
-    """Swin's table ((2P - 1)^2, heads), offset of query minus key -> (heads, 2P - 1, 2P - 1), key minus query."""
-    side = round(table.shape[0] ** 0.5)
-    return table.T.unflatten(1, (side, side)).flip(1, 2).contiguous()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
-from video.published import convert, fill
+from video.published import FIXTURES, fill, published_shapes
 
 from wsfvit.video import SimVP, SimVPConfig
+from wsfvit.video.published import convert_published, read_config
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "video"
 TINY = SimVPConfig(
     frames_in=4, frames_out=4, hid_s=8, hid_t=16, head_dim=8, inter_heads=4, window_size=4, mlp_ratio=2.0
 )
@@ -37,8 +36,9 @@ def random_frames(*shape: int) -> Tensor:
 def test_published_parameters_keys_and_maps() -> None:
     model = SimVP().eval()
     assert sum(p.numel() for p in model.parameters()) == 37_571_249
-    shapes = json.loads((FIXTURES / "simvp_state_keys.json").read_text())
-    model.load_state_dict(convert(fill(shapes)), strict=True)
+    state = convert_published(fill(published_shapes()))
+    assert read_config(state) == model.config
+    model.load_state_dict(state, strict=True)
     block = model.translator[0].block
     watched = {"dwt": model.front.dwt, "front": model.front, "enc": model.encoder, "hid": model.translator}
     watched |= {f"block0_{part}": getattr(block, f"attn_{part}") for part in ("local", "inter", "global")}

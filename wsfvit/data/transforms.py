@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import auto_augment, create_transform, transforms_factory
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import InterpolationMode
+from timm.data.transforms import RandomResizedCropAndInterpolation, ResizeKeepRatio
+from torchvision.transforms import InterpolationMode, RandomCrop
 
 from wsfvit.data.decoders import to_picture
 from wsfvit.data.images import describe
@@ -24,10 +24,16 @@ TENSOR_MODES = {InterpolationMode.BILINEAR: "bilinear", InterpolationMode.BICUBI
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random transforms of training images; the names, meanings and defaults of ``timm.data.create_transform``."""
+    """Random transforms of training images; the names, meanings and defaults of ``timm.data.create_transform``.
+
+    One is ours: ``crop_padding``, pixels of black on each side of an image, of which a window of the input size is cut
+    at random, in place of the random resized crop; 0 for none. An image of another size is resized to cover the window
+    first. ``train_crop_mode``, ``scale``, ``ratio`` and ``no_aug`` have no meaning then and are refused.
+    """
 
     no_aug: bool = False
     train_crop_mode: str | None = None
+    crop_padding: int = 0
     scale: Sequence[float] | None = None
     ratio: Sequence[float] | None = None
     hflip: float = 0.5
@@ -72,6 +78,11 @@ def build_train_transform(
     Raises:
         UserError: an option with a wrong value.
     """
+    augmentation = augmentation or Augmentation()
+    options = asdict(augmentation)
+    padding = options.pop("crop_padding")
+    if padding:
+        _refuse_other_crops(augmentation)
     policies = ("Posterize", "PosterizeIncreasing", "PosterizeOriginal")
     try:
         # Only while the transform is made: it keeps the functions that it finds here.
@@ -81,16 +92,32 @@ def build_train_transform(
         ):
             transform: Any = create_transform(
                 **{key: data_config[key] for key in ("input_size", "mean", "std")},
-                **asdict(augmentation or Augmentation()),
+                **options,
                 is_training=True,
                 use_prefetcher=use_prefetcher,
             )
     except (AssertionError, KeyError, TypeError, ValueError) as err:
         raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
+    if padding:
+        size = tuple(data_config["input_size"][1:])
+        cover = ResizeKeepRatio(size, interpolation=augmentation.interpolation)
+        transform.transforms[:1] = [cover, RandomCrop(size, padding)]
     if not isinstance(transform.transforms[0], RandomResizedCrop):
         transform.transforms.insert(0, to_picture)
     result: Transform = transform
     return result
+
+
+def _refuse_other_crops(augmentation: Augmentation) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("train_crop_mode", "scale", "ratio", "no_aug")
+        if getattr(augmentation, name)
+    ]
+    if given:
+        raise UserError(
+            f"--crop-padding pads and crops in place of the random resized crop: leave {', '.join(given)} out"
+        )
 
 
 def build_eval_transform(data_config: Mapping[str, Any], use_prefetcher: bool = True) -> Transform:

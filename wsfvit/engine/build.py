@@ -15,6 +15,7 @@ import wsfvit  # noqa: F401  importing the package registers its models with tim
 from wsfvit import data
 from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
 from wsfvit.data.factory import STREAMING
+from wsfvit.engine.args.recipe import RATIO, SCALE
 from wsfvit.errors import UserError
 
 if TYPE_CHECKING:  # it needs resolve_device
@@ -251,11 +252,13 @@ def _image_options(args: argparse.Namespace, batch_size: int, world: "World") ->
 
 
 def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmentation:
+    padded = args.crop_padding > 0
     return Augmentation(
         no_aug=args.no_aug,
         train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
+        crop_padding=args.crop_padding,
+        scale=None if padded and args.scale == SCALE else args.scale,
+        ratio=None if padded and args.ratio == RATIO else args.ratio,
         hflip=args.hflip,
         vflip=args.vflip,
         color_jitter=args.color_jitter,

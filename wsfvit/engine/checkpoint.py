@@ -20,7 +20,7 @@ from wsfvit.engine.files import write_atomic, write_text_atomic
 from wsfvit.engine.integrity import find_damage, write_sealed
 from wsfvit.engine.pickle_scan import refused_globals
 from wsfvit.errors import UserError, first_line
-from wsfvit.models import describe_misfit
+from wsfvit.models import convert_state_dict, describe_misfit
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
@@ -130,6 +130,7 @@ def load_weights(
         UserError: as ``load_state_dict_file``, or the weights do not fit the model.
     """
     state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
+    state_dict = convert_state_dict(state_dict, model)
     if replace_classifier:
         replaced = _keep_own_classifier(model, state_dict)
         meta |= {} if replaced is None else {"replaced_classes": replaced}

@@ -10,6 +10,8 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
+from ._state_dict import convert_state_dict
+
 Cfg = TypeVar("Cfg", bound=Any)
 
 
@@ -31,7 +33,7 @@ def register_variants(
     model_cls: Callable[..., nn.Module],
     model_cfgs: Mapping[str, Any],
     feature_cfg: Mapping[str, Any],
-    pretrained_filter_fn: Callable[..., Any] | None = None,
+    pretrained_filter_fn: Callable[..., Any] = convert_state_dict,
 ) -> None:
     """Registers every variant of a family with timm and puts its entry point into the family's module.
 
@@ -40,7 +42,7 @@ def register_variants(
         model_cls: Called with `cfg=` and the keywords of `create_model`.
         model_cfgs: Configuration of each variant, by registered name.
         feature_cfg: What `features_only` builds the extractor with.
-        pretrained_filter_fn: Adapts a pretrained state dict to the model.
+        pretrained_filter_fn: Adapts a pretrained state dict to the model (default: its names alone).
     """
 
     def register(name: str, cfg: Any) -> None:

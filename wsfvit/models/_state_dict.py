@@ -1,4 +1,4 @@
-"""A state dict on its way into a model: tables resized, channels adapted, a misfit said in one sentence."""
+"""A state dict on its way into a model: names converted, tables resized, a misfit said in one sentence."""
 
 import logging
 from collections.abc import Mapping
@@ -12,6 +12,12 @@ from wsfvit.layers import RelPosBias, resize_bias_table
 _logger = logging.getLogger(__name__)
 
 _TABLE = "relative_position_bias_table"
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A copy of a state dict with the model's own names, where its family knows others; timm's checkpoint filter."""
+    convert = getattr(model, "convert_state_dict", dict)
+    return dict(convert(state_dict))
 
 
 def resize_bias_tables(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -72,10 +78,10 @@ def adapt_stem_channels(state_dict: dict[str, Tensor], in_chans: int) -> dict[st
 def describe_misfit(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
     """Says in one sentence why a state dict does not fit a model strictly; None where it fits.
 
-    What is resized on load counts as fitting: bias tables that differ in the window alone, and whatever a model's own
-    `resize_state_dict` brings into shape.
+    What is converted or resized on load counts as fitting: the names that a model's own `convert_state_dict` knows,
+    bias tables that differ in the window alone, and whatever its `resize_state_dict` brings into shape.
     """
-    own = model.state_dict()
+    own, state_dict = model.state_dict(), convert_state_dict(state_dict, model)
     resize = getattr(model, "resize_state_dict", None)
     if resize is not None:
         state_dict = {**state_dict, **resize(state_dict)}
@@ -120,7 +126,14 @@ def _some(what: str, keys: list[str]) -> str:
 
 
 class StrictLoadMixin:
-    """Makes a strict `load_state_dict` refuse a misfit in one sentence, and before it changes anything."""
+    """Makes `load_state_dict` take published names, and refuse a misfit in one sentence before it changes anything."""
+
+    def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entries of a state dict of the authors' code, named and laid out as here; any other one as it is.
+
+        Here for families that kept the published names: nothing is converted.
+        """
+        return state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch.
@@ -129,10 +142,11 @@ class StrictLoadMixin:
             RuntimeError: If strict and the state dict does not fit; the model is unchanged then.
         """
         assert isinstance(self, nn.Module)
+        state_dict = self.convert_state_dict(state_dict)
         complaint = describe_misfit(self, state_dict) if strict else None
         if complaint:
             raise RuntimeError(f"cannot load the state dict: {complaint}")
         return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
 
 
-__all__ = ["StrictLoadMixin", "adapt_stem_channels", "describe_misfit", "resize_bias_tables"]
+__all__ = ["StrictLoadMixin", "adapt_stem_channels", "convert_state_dict", "describe_misfit", "resize_bias_tables"]

@@ -7,15 +7,20 @@ arXiv 2303.12398): one ViT for 32 x 32 images with 4 x 4 patches, in which only 
 - `gfn_vit_*`: global filter.
 - `sa_vit_*`: multi-head self-attention.
 
-The authors published no code. What their text leaves open is decided here and in the mixers: two residuals per block
-around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the scripts of their
-authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the mean over the
-normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
+Weights of AFNO's and GFNet's own code load under their names: `create_model("gfn_vit_s_patch4_32", patch_size=16,
+img_size=224, num_classes=1000, checkpoint_path=FILE)` is GFNet-XS.
+
+The authors of the comparison published no code. What their text leaves open is decided here and in the mixers: two
+residuals per block around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the
+scripts of their authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the
+mean over the normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
 
 Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 """
 
 import logging
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,6 +218,22 @@ class MixerViT(Classifier):
             if isinstance(module, GlobalFilter):
                 module.set_grid_size(grid_size)
         update_model_input_size(self, self.img_size)
+
+    def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Entries of AFNO's and GFNet's code, named and laid out as here; others, of this model too, stay as they are.
+
+        There the mixer is called filter, the classifier head, and the position embedding is (1, N, C), of a square map.
+        """
+        converted = {}
+        for key, value in state_dict.items():
+            key = re.sub(r"^(blocks\.\d+)\.filter\.", r"\1.mixer.", key)
+            key = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)
+            if key == "pos_embed" and isinstance(value, Tensor) and value.ndim == 3:
+                side = math.isqrt(value.shape[1])
+                # What is no square map is left for the strict check.
+                value = value.unflatten(1, (side, side)) if side**2 == value.shape[1] else value
+            converted[key] = value
+        return converted
 
     def resize_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
         """Entries of a checkpoint made for another image size, resampled to this one; none where the sizes agree.

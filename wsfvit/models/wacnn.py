@@ -10,12 +10,12 @@ another wavelet. Where the attention stands:
 Values are the authors' wherever their code runs. What it cannot do and this can: any image size (odd maps round up, for
 the baseline's poolings too, and the classifiers pool globally); other wavelets in VGG and MobileNetV2, which there take
 Haar whatever is asked for. Their MobileNetV2 keeps the strided convolutions that the attention replaces, as parameters
-without a gradient; here they are gone.
+without a gradient; here they are gone. Weights of their code load under its names.
 
 Read in this order: WACNNCfg, the three blocks, WACNN (its forward is StagedClassifier's), model_cfgs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -238,6 +238,24 @@ class WACNN(StagedClassifier):
         if cfg.backbone == "vgg":
             self.apply(_init_vgg)
 
+    def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Renames the entries of a state dict of the authors' code; any other one is returned as it is.
+
+        Of the convolutions that wavelet attention replaces in MobileNetV2, which that code keeps without using them, it
+        leaves out the weights. Its ResNets and VGGs have the same entries with and without attention: which of the two
+        a file was trained as, only its owner knows.
+        """
+        if "stem.conv.weight" in state_dict:
+            return state_dict
+        names = _published_names(self)
+        unused = {key.replace("wa.1", "conv2") for key in state_dict if key.endswith("wa.1.weight")}
+        renamed = {}
+        for key, value in state_dict.items():
+            module, _, entry = key.rpartition(".")
+            if key not in unused:
+                renamed[f"{names.get(module, module)}.{entry}"] = value
+        return renamed
+
 
 def _check(cfg: WACNNCfg) -> None:
     if cfg.backbone not in BLOCKS:
@@ -310,24 +328,6 @@ model_cfgs: dict[str, WACNNCfg] = {
 }
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: WACNN) -> dict[str, Tensor]:
-    """Renames the entries of a state dict of the authors' code; any other one is returned as it is.
-
-    Of the convolutions that wavelet attention replaces in MobileNetV2, which that code keeps without using them, it
-    leaves out the weights.
-    """
-    if "stem.conv.weight" in state_dict:
-        return state_dict
-    names = _published_names(model)
-    unused = {key.replace("wa.1", "conv2") for key in state_dict if key.endswith("wa.1.weight")}
-    renamed = {}
-    for key, value in state_dict.items():
-        module, _, entry = key.rpartition(".")
-        if key not in unused:
-            renamed[f"{names.get(module, module)}.{entry}"] = value
-    return renamed
-
-
 def _published_names(model: WACNN) -> dict[str, str]:
     """The modules that hold entries: from their names in the authors' code to those here."""
     if model.cfg.backbone == "vgg":
@@ -363,9 +363,11 @@ def _residual_names(model: WACNN) -> tuple[_ConvNames, dict[str, str]]:
     blocks = [(i, j) for i, depth in enumerate(model.cfg.depths) for j in range(depth)]
     for index, (i, j) in enumerate(blocks):
         theirs, ours = f"layer{i + 1}.{j}" if resnet else f"layers.{index}", f"stages.{i}.blocks.{j}"
-        convs += [(f"{theirs}.conv{k}", f"{theirs}.bn{k}", f"{ours}.{part}") for k, part in enumerate(parts, 1)]
+        attends = not resnet and model.cfg.wavelet and j == 0 and model.cfg.strides[i] > 1
+        for k, part in enumerate(parts, 1):
+            conv = "wa.1" if attends and part == "conv_dw" else f"conv{k}"
+            convs.append((f"{theirs}.{conv}", f"{theirs}.bn{k}", f"{ours}.{part}"))
         convs.append((f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}.shortcut"))
-        names[f"{theirs}.wa.1"] = f"{ours}.conv_dw.conv"
     return convs, names
 
 
@@ -395,5 +397,4 @@ for _backbone, _indices in _OUT_INDICES.items():
         WACNN,
         {name: cfg for name, cfg in model_cfgs.items() if cfg.backbone == _backbone},
         dict(feature_cls="getter", out_indices=_indices),
-        checkpoint_filter_fn,
     )

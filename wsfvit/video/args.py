@@ -27,6 +27,7 @@ from wsfvit.video.validation import SHOWN_METRICS, UNIT
 
 PROG = "python -m wsfvit.video"
 HIGHER_IS_BETTER = ("ssim", "psnr")
+RELEASED = ", or weights of the WSF-ViT release for Moving MNIST, recognised by their names"
 OWN_DATA = ".npy or .npz file, a video file, a folder of videos, or a folder of pictures"
 
 
@@ -44,7 +45,12 @@ def train_parser() -> argparse.ArgumentParser:
     _add_splits(data)
     model = parser.add_argument_group("Model parameters")
     add_model_options(model)
-    model.add_argument("--initial-checkpoint", default="", metavar="FILE", help="weights to start from")
+    model.add_argument(
+        "--initial-checkpoint",
+        default="",
+        metavar="FILE",
+        help=f"weights to start from, of the train command{RELEASED}",
+    )
     add_resume(model)
     add_batches(model, UNIT, batch_size=16)
     add_compile(model)
@@ -219,7 +225,7 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def _add_trained(group: Group) -> None:
     """A trained model, and how far it looks."""
-    add_trained(group)
+    add_trained(group, RELEASED)
     group.add_argument(
         "--length",
         type=positive_int,

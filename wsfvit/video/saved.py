@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.checkpoint import StateDict, apply_state_dict, load_state_dict_file
 from wsfvit.errors import UserError
+from wsfvit.video.moving_mnist import Motion
+from wsfvit.video.published import convert_published, is_published, read_config
 from wsfvit.video.simvp import SimVP, SimVPConfig
 
 TASK = "video"
@@ -22,13 +24,44 @@ def describe(config: SimVPConfig, args: argparse.Namespace, size: tuple[int, int
     return {"task": TASK, "config": {"model": asdict(config), "data": data}}
 
 
+def load_video_weights(
+    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False
+) -> tuple[StateDict, dict[str, Any]]:
+    """Reads the weights of a video model: a checkpoint of the train command, or a file of the WSF-ViT release.
+
+    Args:
+        path: The file.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: Unpickle without restrictions. The file can then run any code.
+
+    Returns:
+        The state dict under the names here, and what is known about it, as ``load_state_dict_file`` gives it; its
+        ``config`` is that of ``describe``, for the release that of Moving MNIST as published.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such weights.
+    """
+    state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust, task=TASK)
+    if not is_published(state_dict):
+        return state_dict, meta
+    try:
+        state_dict = convert_published(state_dict)
+        model = asdict(read_config(state_dict))
+    # Another translator's names, or a damaged file's shapes: all of them mean the same to the user.
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as err:
+        raise UserError(f"checkpoint '{path}' holds a SimVP, but not the one of the WSF-ViT release ({err!r})") from err
+    motion = Motion()
+    data = {"size": list(motion.size), "digits": motion.num_digits, "speed": motion.speed, "frame_step": 1}
+    return state_dict, meta | {"config": {"model": model, "data": data}}
+
+
 def load_model(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", use_ema: bool = False, trust: bool = False
 ) -> tuple[SimVP, dict[str, Any]]:
     """Builds the model of a checkpoint, in eval mode on ``device``.
 
     Args:
-        path: A checkpoint of the train command.
+        path: A checkpoint of the train command, or a file of the WSF-ViT release.
         device: Where it is to compute.
         use_ema: Prefer the moving average of the weights where the file has it.
         trust: Unpickle without restrictions. The file can then run any code.
@@ -40,7 +73,7 @@ def load_model(
     Raises:
         UserError: the file cannot be read, or holds no video model.
     """
-    state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust, task=TASK)
+    state_dict, meta = load_video_weights(path, use_ema, trust)
     config = meta.pop("config", {})
     try:
         model = SimVP(SimVPConfig(**config["model"]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsfvit.engine.args.run import parse_with_config
 from wsfvit.engine.build import loader_options
-from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.checkpoint import apply_state_dict
 from wsfvit.engine.distributed import World
 from wsfvit.engine.dry_run import FirstBatches
 from wsfvit.engine.evaluate import amp_dtype
@@ -29,7 +29,7 @@ from wsfvit.video.loader import Batch, build_eval_loader, build_train_loader
 from wsfvit.video.options import build_config
 from wsfvit.video.pictures import draw_strip
 from wsfvit.video.recipe import build_optimizer, build_scheduler
-from wsfvit.video.saved import TASK, describe, load_model
+from wsfvit.video.saved import describe, load_model, load_video_weights
 from wsfvit.video.sequences import SequenceDataset
 from wsfvit.video.simvp import SimVP, SimVPConfig
 from wsfvit.video.splits import open_split
@@ -146,7 +146,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     model = SimVP(config)
     set_batch_norm_constants(args, model)
     if args.initial_checkpoint and start:
-        weights, _ = load_state_dict_file(args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint, task=TASK)
+        weights, _ = load_video_weights(args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint)
         apply_state_dict(model, weights, args.initial_checkpoint)
         world.say(f"starting from {args.initial_checkpoint}")
     val_options = loader_options(args, world, args.validation_batch_size or args.batch_size)

@@ -120,9 +120,9 @@ def add_trust(group: Group) -> None:
     )
 
 
-def add_trained(group: Group) -> None:
-    """A checkpoint that a command of another task than classification uses."""
-    group.add_argument("--checkpoint", required=True, metavar="FILE", help="checkpoint of the train command")
+def add_trained(group: Group, other: str = "") -> None:
+    """A checkpoint that a command of another task than classification uses; ``other``: what else it reads."""
+    group.add_argument("--checkpoint", required=True, metavar="FILE", help=f"checkpoint of the train command{other}")
     group.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
     add_trust(group)
 

@@ -13,6 +13,8 @@ from wsfvit.engine.args.common import (
     positive_int,
 )
 
+# timm's defaults: a value given that equals them cannot be told from none.
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "constant", "plateau", "poly", "wsd", "rsqrt", "none")
 
 
@@ -105,11 +107,15 @@ def add_augmentation(group: Group) -> None:
     """Augmentation, mixing, erasing, label smoothing and drop rates."""
     group.add_argument("--no-aug", action="store_true", help="train without augmentation")
     group.add_argument("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop (default: rrc)")
+    group.add_argument("--scale", type=float, nargs="+", default=SCALE, metavar="F", help="random crop area, from to")
+    group.add_argument("--ratio", type=float, nargs="+", default=RATIO, metavar="F", help="random crop aspect, from to")
     group.add_argument(
-        "--scale", type=float, nargs="+", default=[0.08, 1.0], metavar="F", help="random crop area, from to"
-    )
-    group.add_argument(
-        "--ratio", type=float, nargs="+", default=[3 / 4, 4 / 3], metavar="F", help="random crop aspect, from to"
+        "--crop-padding",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="in place of the random resized crop, pad with N black pixels on each side and crop the image size at "
+        "random, as most recipes for CIFAR do with N = 4 (0: off)",
     )
     group.add_argument("--hflip", type=fraction, default=0.5, metavar="P", help="horizontal flip probability")
     group.add_argument("--vflip", type=fraction, default=0.0, metavar="P", help="vertical flip probability")
