@@ -127,6 +127,15 @@ def add_trained(group: Group) -> None:
     add_trust(group)
 
 
+def add_fuse(group: Group) -> None:
+    group.add_argument(
+        "--fuse",
+        action="store_true",
+        help="the model's copy for inference: BatchNorms folded into convolutions, on a CPU also GELUs computed with "
+        "the layer before (wsfvit models)",
+    )
+
+
 def add_device_name(group: Group) -> None:
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"
