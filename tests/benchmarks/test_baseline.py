@@ -20,8 +20,6 @@ from parity import (
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, FFTHaarSWT2d, create_baseline
 
 RTOL = 1e-9
-
-
 MANIFEST = load_manifest()
 
 

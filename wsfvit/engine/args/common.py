@@ -131,8 +131,8 @@ def add_fuse(group: Group) -> None:
     group.add_argument(
         "--fuse",
         action="store_true",
-        help="the model's copy for inference: BatchNorms folded into convolutions, on a CPU also GELUs computed with "
-        "the layer before (wsfvit models)",
+        help="use the model's copy for inference: BatchNorms folded into convolutions, and on a CPU in float32 GELUs "
+        "computed with the layer before; for wsfvit models, others are refused",
     )
 
 
