@@ -4,12 +4,16 @@ import gzip
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# Limits of the relative error against the fixtures.
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 
@@ -23,6 +27,12 @@ def load_fixture(name: str) -> dict[str, Any]:
     """Logits and sampled stage features of a published model, in float64."""
     with np.load(FIXTURES / f"{name}.npz") as data:
         return {key: torch.from_numpy(np.asarray(data[key])) for key in data.files}
+
+
+def load_grad_norms(name: str) -> dict[str, float]:
+    """Norms of a published model's gradients of ``logits.square().mean()``, by parameter."""
+    norms: dict[str, float] = json.loads((FIXTURES / f"{name}.grad_norms.json").read_text())
+    return norms
 
 
 def fill_by_key(model: nn.Module) -> nn.Module:
@@ -64,6 +74,35 @@ def make_input(seed: int, img_size: int) -> Tensor:
 def sample(feature: Tensor) -> Tensor:
     """256 values spread over the flattened NCHW feature."""
     return feature.flatten()[torch.linspace(0, feature.numel() - 1, 256).long()]
+
+
+def output_errors(logits: Tensor, features: Sequence[Tensor], expected: dict[str, Any]) -> dict[str, float]:
+    """Relative error of the logits and of each sampled feature against a fixture; the shapes must agree."""
+    errors = {"logits": relative_error(logits, expected["logits"])}
+    for i, feature in enumerate(features):
+        assert list(feature.shape) == expected[f"feature{i}_shape"].tolist()
+        errors[f"feature{i}"] = relative_error(sample(feature), expected[f"feature{i}_sample"])
+    assert len(errors) == 6
+    return errors
+
+
+def run_with_features(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the features of the stem and of each stage, without gradients."""
+    features: list[Tensor] = []
+    parts = (model.stem, *model.stages)
+    hooks = [part.register_forward_hook(lambda _module, _args, output: features.append(output)) for part in parts]
+    with torch.no_grad():
+        logits = model(images)
+    for hook in hooks:
+        hook.remove()
+    return logits, features
+
+
+def grad_norm_errors(model: nn.Module, expected: dict[str, float]) -> dict[str, float]:
+    """Relative error of the norm of each parameter's gradient; the same parameters must have one."""
+    actual = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    assert actual.keys() == expected.keys()
+    return {name: abs(actual[name] - norm) / norm for name, norm in expected.items()}
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

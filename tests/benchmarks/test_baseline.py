@@ -1,35 +1,25 @@
 """The baseline must be the published computation: its keys and shapes, its numbers, its gradients."""
 
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 import pywt
 import torch
-from parity import FIXTURES, fill_by_key, load_fixture, load_manifest, make_input, relative_error, sample
+from parity import (
+    fill_by_key,
+    grad_norm_errors,
+    load_fixture,
+    load_grad_norms,
+    load_manifest,
+    make_input,
+    output_errors,
+    run_with_features,
+)
 
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, FFTHaarSWT2d, create_baseline
 
 RTOL = 1e-9
-
-
-def parity_errors(name: str) -> dict[str, float]:
-    """Relative error of the logits and of each sampled feature map against the fixture of `name`."""
-    want = load_fixture(name)
-    model = fill_by_key(create_baseline(name)).eval()
-    features: list[torch.Tensor] = []
-    for part in (model.stem, *model.stages):
-        part.register_forward_hook(lambda _module, _args, out: features.append(out))
-    with torch.no_grad():
-        logits = model(make_input(int(want["seed"]), int(want["img_size"])))
-    errors = {"logits": relative_error(logits, want["logits"])}
-    for i, feature in enumerate(features):
-        assert list(feature.shape) == want[f"feature{i}_shape"].tolist()
-        errors[f"feature{i}"] = relative_error(sample(feature), want[f"feature{i}_sample"])
-    return errors
-
-
 MANIFEST = load_manifest()
 
 
@@ -48,20 +38,18 @@ def test_keys_and_shapes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["wsfvit_p1_224", "wsfvit_t_224"])
 def test_parity(name: str) -> None:
-    errors = parity_errors(name)
-    assert len(errors) == 6
+    want = load_fixture(name)
+    model = fill_by_key(create_baseline(name)).eval()
+    errors = output_errors(*run_with_features(model, make_input(int(want["seed"]), int(want["img_size"]))), want)
     assert max(errors.values()) < RTOL, errors
 
 
 def test_gradient_norms() -> None:
-    want = json.loads((FIXTURES / "wsfvit_p1_224.grad_norms.json").read_text())
     model = fill_by_key(create_baseline("wsfvit_p1_224")).eval()
     x = make_input(0, 224).requires_grad_()
     model(x).square().mean().backward()
-    got = {key: float(p.grad.norm()) for key, p in model.named_parameters() if p.grad is not None}
-    assert got.keys() == want.keys()
-    for key, norm in want.items():
-        assert got[key] == pytest.approx(norm, rel=RTOL, abs=0), key
+    errors = grad_norm_errors(model, load_grad_norms("wsfvit_p1_224"))
+    assert max(errors.values()) < RTOL, max(errors, key=errors.__getitem__)
     assert x.grad is not None and x.grad.norm() > 0
 
 

@@ -2,9 +2,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
-from engine.tiny_data import TinyImages
+from engine.tiny_data import CLASSES, TinyImages
 from engine.tiny_run import TWO_STEPS
+from parity import fill_by_key
 
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.train import run_training
@@ -29,6 +31,16 @@ def trained(tmp_path_factory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("runs")
     argv = [*TWO_STEPS, "--model-ema", "--model-ema-decay", "0.5", "--output", str(output), "--experiment", "tiny"]
     return run_training(parse_train_args(argv))
+
+
+@pytest.fixture(scope="session")
+def wsf_checkpoint(tmp_path_factory) -> str:
+    """A WSF-ViT of one block for the tiny images, whose BatchNorms do something."""
+    kwargs = dict(num_classes=CLASSES, img_size=32, embed_dims=(12,), inter_heads=(2,), depths=(1,), stage_strides=(2,))
+    model = fill_by_key(timm.create_model("wsfvit_p0_224", **kwargs)).float()
+    path = tmp_path_factory.mktemp("wsf") / "wsf.pth"
+    torch.save({"arch": "wsfvit_p0_224", "model_kwargs": kwargs, "state_dict": model.state_dict()}, path)
+    return str(path)
 
 
 @pytest.fixture

@@ -118,6 +118,18 @@ def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys
     check_onnx(model.requires_grad_(False), path.read_bytes(), torch.randn(2, 1, 32, 32))
 
 
+def test_fused_copy_is_exported_in_standard_operators(wsf_checkpoint, tmp_path) -> None:
+    """The operators that a CPU fuses GELU with stay out of the graph, and the command compares it with the model."""
+    import onnx
+
+    path = tmp_path / "wsf.onnx"
+    run_command("--checkpoint", wsf_checkpoint, "--output", str(path), "--dynamic-batch", "--fuse")
+    operators = [(node.domain, node.op_type) for node in onnx.load(path).graph.node]
+    assert {domain for domain, _ in operators} == {""}
+    # The one behind the transform, which has no weights; without --fuse the exporter leaves four.
+    assert operators.count(("", "BatchNormalization")) == 1
+
+
 def test_command_writes_nothing_that_differs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(export, "load_runner", lambda content, format: lambda images: torch.zeros(len(images), 1000))
     argv = ["--model", "test_resnet", "--img-size", "32", "--format", "torch", "--output", str(tmp_path / "a.pt2")]

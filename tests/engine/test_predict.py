@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 import wsfvit.__main__ as command
+import wsfvit.engine.predict as predict
 from wsfvit.data.digits import Digits
 from wsfvit.data.image_files import read_image
 from wsfvit.engine.args import parse_validate_args
 from wsfvit.engine.build import build_eval_loader
 from wsfvit.engine.distributed import World
+from wsfvit.engine.model import fuse_model
 from wsfvit.engine.predict import load_classifier, resolve_class_names
 from wsfvit.errors import run_main
 
@@ -56,6 +58,18 @@ def test_probabilities_are_those_of_the_evaluation(last, folder, monkeypatch, ca
         found = {entry["class"]: entry["probability"] for entry in result["predictions"]}
         assert [entry["probability"] for entry in result["predictions"]] == sorted(found.values(), reverse=True)
         np.testing.assert_allclose([found[i] for i in range(10)], row, atol=1e-5)
+
+
+def test_fused_copy_has_the_same_probabilities(wsf_checkpoint, folder, monkeypatch, capsys):
+    fused = []
+    monkeypatch.setattr(predict, "fuse_model", lambda *given: (fused.append(fuse_model(*given)), fused[-1])[1])
+    tables = []
+    for more in ([], ["--fuse"]):
+        run(monkeypatch, folder, "--checkpoint", wsf_checkpoint, "--json", *more)
+        results = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+        tables.append([sorted((entry["class"], entry["probability"]) for entry in row) for row in results])
+    assert len(fused) == 1
+    np.testing.assert_allclose(tables[1], tables[0], atol=1e-5)
 
 
 def test_text_names_classes_and_draws(last, folder, tmp_path, monkeypatch, capsys):
@@ -101,6 +115,7 @@ def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch,
         (["{folder}", "--checkpoint", "{last}", "--class-map", "{folder}/notes.txt"], "has 1 names, the model 10"),
         (["{folder}", "--checkpoint", "{last}", "--class-map", "{folder}/a.png"], "no text file"),
         (["{folder}", "--checkpoint", "{last}", "--num-classes", "12"], "it has 10 classes"),
+        (["{folder}", "--checkpoint", "{last}", "--fuse"], "--fuse: test_resnet has nothing to fuse"),
     ],
 )
 def test_mistakes_are_one_line(argv, expected, last, folder, monkeypatch, error_of):

@@ -22,6 +22,7 @@ from wsfvit.engine.jobs import Job, list_jobs
 from wsfvit.engine.results import ResultsFile
 from wsfvit.engine.validate import run_validation
 from wsfvit.errors import UserError
+from wsfvit.models.fuse import ConvGELU
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model", "test_resnet", "--num-classes", str(CLASSES), "--img-size", "32", "--device", "cpu", "-j", "0"]
@@ -124,6 +125,27 @@ def test_ways_to_run_it_agree(weights, more):
     assert other["images"] == 7
     assert other["loss"] == pytest.approx(plain["loss"], rel=3e-2 if "bfloat16" in more else 1e-5)
     assert other["precision"] == {"--model-dtype": "bfloat16", "--amp": "amp bfloat16"}.get(more[0], "float32")
+
+
+@pytest.mark.usefixtures("seven")
+@pytest.mark.parametrize("more", [[], ["--channels-last"], ["--model-dtype", "bfloat16"]], ids=" ".join)
+def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, more):
+    models, compile_model = [], command.compile_model
+    monkeypatch.setattr(
+        command, "compile_model", lambda args, model: (models.append(model), compile_model(args, model))[1]
+    )
+    argv = ["--device", "cpu", "-j", "0", "--checkpoint", wsf_checkpoint, *more]
+    [plain], [fused] = (run_validation(parse_validate_args([*argv, *fuse])) for fuse in ([], ["--fuse"]))
+    assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
+    assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
+    same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
+    assert [fused[key] for key in same] == [plain[key] for key in same]
+
+
+@pytest.mark.usefixtures("seven")
+def test_nothing_to_fuse_is_refused(weights):
+    with pytest.raises(UserError, match="--fuse: test_resnet has nothing to fuse, the wsfvit models have; leave it"):
+        run("--checkpoint", weights, "--fuse")
 
 
 @pytest.mark.usefixtures("seven")

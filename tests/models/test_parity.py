@@ -1,11 +1,18 @@
 """The published names agree with the published system: parameters, keys, shapes, outputs and gradients."""
 
-import json
-
 import pytest
 import timm
 import torch
-from parity import FIXTURES, fill_by_key, load_fixture, load_manifest, make_input, relative_error, sample
+from parity import (
+    LIMITS,
+    fill_by_key,
+    grad_norm_errors,
+    load_fixture,
+    load_grad_norms,
+    load_manifest,
+    make_input,
+    output_errors,
+)
 
 import wsfvit  # noqa: F401
 
@@ -36,23 +43,17 @@ def test_outputs(name: str) -> None:
     fixture = load_fixture(name)
     x = make_input(int(fixture["seed"]), int(fixture["img_size"]))
     model = fill_by_key(timm.create_model(name)).eval()
-    for dtype, limit in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+    for dtype, limit in LIMITS.items():
         model.to(dtype)
         with torch.inference_mode():
             last, features = model.forward_intermediates(x.to(dtype))
-            errors = {"logits": relative_error(model.forward_head(last), fixture["logits"])}
-        for i, feature in enumerate(features):
-            assert list(feature.shape) == fixture[f"feature{i}_shape"].tolist()
-            errors[f"feature{i}"] = relative_error(sample(feature), fixture[f"feature{i}_sample"])
+            errors = output_errors(model.forward_head(last), features, fixture)
         assert max(errors.values()) < limit, (dtype, errors)
 
 
 def test_gradient_norms() -> None:
     fixture = load_fixture("wsfvit_p1_224")
-    expected = json.loads((FIXTURES / "wsfvit_p1_224.grad_norms.json").read_text())
     model = fill_by_key(timm.create_model("wsfvit_p1_224")).eval()
     model(make_input(int(fixture["seed"]), 224)).square().mean().backward()
-    actual = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    assert actual.keys() == expected.keys()
-    errors = {name: abs(actual[name] - norm) / norm for name, norm in expected.items()}
+    errors = grad_norm_errors(model, load_grad_norms("wsfvit_p1_224"))
     assert max(errors.values()) < 1e-8, max(errors, key=errors.__getitem__)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.engine.model import fuse_model
 from wsfvit.engine.predict import Classifier, load_classifier
 from wsfvit.errors import UserError, first_line
 
@@ -61,9 +62,9 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     batches = DYNAMIC_BATCHES if args.dynamic_batch else (args.batch_size,)
     shape = (batches[-1], *classifier.data_config["input_size"])
     began = time.perf_counter()
-    content = export_model(
-        classifier.model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch
-    )
+    # What is exported is compared with the model itself, fused or not.
+    model = fuse_model(classifier.name, classifier.model) if args.fuse else classifier.model
+    content = export_model(model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch)
     description = describe(classifier, args.format, None if args.dynamic_batch else args.batch_size)
     if args.check:
         say(f"exported in {time.perf_counter() - began:.0f} s; comparing with PyTorch")

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsfvit.engine.build import build_model
 from wsfvit.engine.checkpoint import load_weights
 from wsfvit.errors import UserError
+from wsfvit.models.fuse import can_fuse, fuse_for_inference
 
 
 def build_train_model(args: argparse.Namespace, start: bool = True, say: Callable[[str], None] = print) -> Any:
@@ -80,6 +81,17 @@ def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> An
             f"no pretrained weights for {args.model} ({type(err).__name__}: {reason}); "
             f"{instead} FILE reads them from a file"
         ) from err
+
+
+def fuse_model(name: str, model: Any) -> Any:
+    """The copy of the model of this name that ``--fuse`` asks for.
+
+    Raises:
+        UserError: there is nothing to fuse; a figure that is said to be of the copy would be the model's own.
+    """
+    if not can_fuse(model):
+        raise UserError(f"--fuse: {name} has nothing to fuse, the wsfvit models have; leave it out")
+    return fuse_for_inference(model)
 
 
 def compile_model(args: argparse.Namespace, model: nn.Module) -> Any:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.engine.build import DataConfig, build_model, resolve_data, resolve_device
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.model import fuse_model
 from wsfvit.engine.pictures import new_panels, picture_path, save_figure, show_image
 from wsfvit.engine.validate import with_checkpoint_defaults
 from wsfvit.errors import UserError, first_line
@@ -175,6 +176,8 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     out = picture_path(args.out) if args.out else None
     paths = find_images(args.images)
     classifier = load_classifier(args, args.model, args.checkpoint)
+    if args.fuse:
+        classifier = replace(classifier, model=fuse_model(classifier.name, classifier.model))
     transform = classifier.transform()
     results: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []

@@ -33,7 +33,7 @@ from wsfvit.engine.evaluate import (
 )
 from wsfvit.engine.jobs import Job, list_jobs
 from wsfvit.engine.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
-from wsfvit.engine.model import build_pretrained, compile_model
+from wsfvit.engine.model import build_pretrained, compile_model, fuse_model
 from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
 from wsfvit.errors import UserError, first_line
 
@@ -168,6 +168,8 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     classes = model.num_classes
     if args.reparam:
         model = reparameterize_model(model)
+    if args.fuse:  # before the weights may be rounded
+        model = fuse_model(args.model, model)
     model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)

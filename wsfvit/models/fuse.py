@@ -1,7 +1,7 @@
 """A model's copy for inference: BatchNorm folded into convolutions, GELU computed where its argument is made."""
 
 import copy
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,11 @@ from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
 )
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether a model holds anything that `fuse_for_inference` changes."""
+    return any(isinstance(module, MBConv | WaveletStem) or _is_gelu_mlp(module) for module in model.modules())
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:
@@ -39,7 +44,7 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
         elif isinstance(module, WaveletStem):
             _fuse_conv(module, "conv1", "norm2")
             _fuse_conv(module, "conv2", "norm3")
-        elif isinstance(module, Mlp) and isinstance(module.act, GELU) and isinstance(module.fc1, nn.Linear):
+        elif _is_gelu_mlp(module):
             module.fc1, module.act = LinearGELU(module.fc1, module.act.approximate), nn.Identity()
     return model
 
@@ -92,6 +97,10 @@ def _has_fused_operators(x: Tensor) -> bool:
         # A compiler fuses for itself.
         and not torch.compiler.is_compiling()
     )
+
+
+def _is_gelu_mlp(module: nn.Module) -> TypeGuard[Mlp]:
+    return isinstance(module, Mlp) and isinstance(module.act, GELU) and isinstance(module.fc1, nn.Linear)
 
 
 def _fuse_conv(module: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -127,6 +127,15 @@ def add_trained(group: Group, other: str = "") -> None:
     add_trust(group)
 
 
+def add_fuse(group: Group) -> None:
+    group.add_argument(
+        "--fuse",
+        action="store_true",
+        help="use the model's copy for inference: BatchNorms folded into convolutions, and on a CPU in float32 GELUs "
+        "computed with the layer before; for wsfvit models, others are refused",
+    )
+
+
 def add_device_name(group: Group) -> None:
     group.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from wsfvit.engine.args.common import add_model_input, positive_int
+from wsfvit.engine.args.common import add_fuse, add_model_input, positive_int
 from wsfvit.engine.args.predict import add_weights
 
 # What each format is, for the help text.
@@ -21,6 +21,7 @@ def add_export_args(parser: argparse.ArgumentParser) -> None:
     )
     add_weights(parser)
     add_model_input(parser)
+    add_fuse(parser)
     parser.add_argument(
         "--class-map", default="", metavar="FILE.txt", help="class names, one per line, for the description"
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from wsfvit.engine.args.common import Group, add_device_name, add_model_input, add_trust, positive_int
+from wsfvit.engine.args.common import Group, add_device_name, add_fuse, add_model_input, add_trust, positive_int
 
 
 def add_predict_args(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,7 @@ def add_predict_args(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     add_model_input(parser)
     add_picture_input(parser)
+    add_fuse(parser)
     parser.add_argument(
         "--class-map",
         default="",

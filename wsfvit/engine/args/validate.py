@@ -7,6 +7,7 @@ from wsfvit.engine.args.common import (
     Group,
     add_data_source,
     add_device,
+    add_fuse,
     add_loader,
     add_model_input,
     add_switch,
@@ -75,7 +76,13 @@ def _add_model(group: Group) -> None:
         "--use-ema", action="store_true", help="use the moving average of the weights where the file has it"
     )
     group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
-    group.add_argument("--reparam", action="store_true", help="merge the branches of models that can be merged so")
+    group.add_argument(
+        "--reparam",
+        action="store_true",
+        help="merge the parallel branches that some models train with (RepVGG, MobileOne, FastViT) as timm does; it "
+        "leaves other models, the wsfvit ones too, as they are",
+    )
+    add_fuse(group)
 
 
 def _add_input(group: Group) -> None:
