@@ -80,19 +80,6 @@ def test_layouts_and_folded(dtype, layout, folded, published, images, fixture) -
     assert max(errors.values()) < LIMITS[dtype], errors
 
 
-def test_compiled_folded_copy_in_float32(published, images, fixture) -> None:
-    model = fuse_for_inference(to(published, torch.float32))
-
-    @torch.compile(fullgraph=True, backend=NO_CODE)
-    def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        last, features = model.forward_intermediates(x)
-        return model.forward_head(last), features
-
-    with torch.no_grad():
-        errors = output_errors(*run(images.float()), fixture)
-    assert max(errors.values()) < LIMITS[torch.float32], errors
-
-
 def test_compiled_with_gradients_in_float64(published, images, fixture) -> None:
     model = to(published, torch.float64)
     logits = torch.compile(model, fullgraph=True, backend=NO_CODE)(images)
