@@ -26,7 +26,10 @@ DataConfig = dict[str, Any]
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Device by name; without a name the first CUDA device, or the CPU where there is none.
+    """Device by name; without a name the current CUDA device, or the CPU where there is none.
+
+    A CUDA device that has a number becomes the current one: what names none (waiting, the card's name, new streams)
+    then means it too.
 
     Raises:
         UserError: no such device here.
@@ -35,6 +38,8 @@ def resolve_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as err:
         raise UserError(f"--device {name} cannot be used here: {str(err).splitlines()[0]}") from err
