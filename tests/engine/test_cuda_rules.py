@@ -12,7 +12,6 @@ from engine.tiny_data import TinyImages
 from timm.utils import distribute_bn
 
 from wsfvit.benchmarks.common import set_up_device
-from wsfvit.engine import distributed
 from wsfvit.engine.args import parse_validate_args
 from wsfvit.engine.build import resolve_device
 from wsfvit.engine.distributed import World, join_world, joined_world

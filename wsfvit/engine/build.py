@@ -83,8 +83,8 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
     kwargs = resolve_model_kwargs(args)
     try:
         model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
-    # Models report a size or argument they cannot take in these three ways.
-    except (AssertionError, TypeError, ValueError) as err:
+    # Models report a size or argument they cannot take in the first three ways, and a wavelet's missing package.
+    except (AssertionError, TypeError, ValueError, ImportError) as err:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
     return model
