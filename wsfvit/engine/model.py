@@ -57,13 +57,12 @@ def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None
             module.eps = args.bn_eps or module.eps
 
 
-def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+def synchronize_batch_norm(model: nn.Module) -> Any:
     """The model with batch norms whose statistics are those of all processes' batches; its weights stay its own.
 
     timm's, because torch's would drop the activation that a ``BatchNormAct2d`` holds.
     """
-    converted: nn.Module = convert_sync_batchnorm(model)
-    return converted
+    return convert_sync_batchnorm(model)
 
 
 def _build(args: argparse.Namespace, pretrained: bool) -> Any:
