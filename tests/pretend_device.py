@@ -122,8 +122,10 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_device = bool(ours) if wanted is None else torch.device(wanted).type == DEVICE.type
     if not ours and not on_device:
         return func(*args, **kwargs)
-    # Tensors without axes are numbers to a GPU.
+    # Tensors without axes are numbers to a GPU, but none that it can change.
     others = [x for x in values if isinstance(x, torch.Tensor) and not isinstance(x, PretendTensor) and x.ndim]
+    if func._schema.is_mutable and isinstance(args[0], torch.Tensor) and not isinstance(args[0], PretendTensor):
+        others.insert(0, args[0])
     if ours and others and func not in ACROSS:
         raise DeviceMismatch(f"{func}: tensors on {DEVICE} and on {others[0].device}")
     if func is aten.copy_.default:
