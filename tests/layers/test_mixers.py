@@ -3,13 +3,14 @@
 import copy
 
 import pytest
-import pywt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter
 from wsfvit.wavelets import dwt2d, haar_dwt2d, haar_idwt2d, idwt2d
+
+pywt = pytest.importorskip("pywt")
 
 SIZES = [(8, 8), (7, 5), (1, 6), (9, 1)]
 

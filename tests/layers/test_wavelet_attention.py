@@ -4,13 +4,14 @@ import sys
 
 import peers
 import pytest
-import pywt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsfvit.layers import WaveletAttention, WaveletAttentionPool
 from wsfvit.wavelets import filterbank
+
+pywt = pytest.importorskip("pywt")
 
 WAVELETS = ["haar", "db1", "db2", "db3", "sym4", "coif1", "bior2.2", "bior3.3", "rbio3.1", "dmey"]
 

@@ -8,12 +8,14 @@ import math
 from collections import defaultdict
 
 import numpy as np
-import pywt
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsfvit.models.wsfvit import WSFBlock
+
+pywt = pytest.importorskip("pywt")
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:

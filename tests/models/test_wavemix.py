@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import pywt
 import timm
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,8 @@ from wsfvit.engine.flops import count_complexity
 from wsfvit.models import WaveMixSegmentation, WaveMixSuperResolution
 from wsfvit.models.wavemix import model_cfgs
 from wsfvit.models.wavemix_blocks import SubbandConv2d, WaveBlock, WaveletPyramid, WaveMixCfg
+
+pywt = pytest.importorskip("pywt")
 
 MODELS = timm.list_models("wavemix*")
 COUNTS = json.loads((FIXTURES / "wavemix_counts.json").read_text())

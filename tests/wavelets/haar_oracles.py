@@ -4,23 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pywt
+import pytest
 import torch
 
 from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d
 
 
 def pywt_dwt2(x: np.ndarray) -> np.ndarray:
+    pywt = pytest.importorskip("pywt")
     cA, (cH, cV, cD) = pywt.dwt2(x, "haar", mode="zero")
     return np.stack((cA, cH, cV, cD), 1)
 
 
 def pywt_idwt2(y: np.ndarray) -> np.ndarray:
+    pywt = pytest.importorskip("pywt")
     return pywt.idwt2((y[:, 0], (y[:, 1], y[:, 2], y[:, 3])), "haar", mode="zero")
 
 
 def pywt_swt2(x: np.ndarray, mode: str) -> np.ndarray:
     """pywt.swt2 is periodic and takes even sizes; a margin of what follows the image makes it serve any."""
+    pywt = pytest.importorskip("pywt")
     H, W = x.shape[2:]
     margin = [(0, 0), (0, 0), (0, 2 - H % 2), (0, 2 - W % 2)]
     padded = np.pad(x, margin, mode="wrap") if mode == "periodic" else np.pad(x, margin)

@@ -5,13 +5,14 @@ import warnings
 from typing import get_args
 
 import pytest
-import pytorch_wavelets
-import pywt
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsfvit.wavelets import BoundaryMode, DetailCoeffs2d, dwt2d, filterbank, haar_dwt2d, idwt2d
+
+pywt = pytest.importorskip("pywt")
+pytorch_wavelets = pytest.importorskip("pytorch_wavelets")
 
 MODES = get_args(BoundaryMode)
 WAVELETS = ["haar", "db2", "sym5", "coif1", "bior2.2", "rbio3.1", "dmey"]

@@ -1,7 +1,6 @@
 """The modules: each equals its function."""
 
 import pytest
-import pywt
 import torch
 
 from wsfvit.wavelets import (
@@ -18,6 +17,8 @@ from wsfvit.wavelets import (
     haar_swt2d,
     idwt2d,
 )
+
+pywt = pytest.importorskip("pywt")
 
 
 def equal(ours, theirs) -> bool:

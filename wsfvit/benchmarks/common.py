@@ -198,7 +198,7 @@ def _summarise(samples: list[float], calls: int, peak: int | None) -> Timing:
 
 
 def set_up_device(device: str, threads: int | None, tf32: bool = False) -> torch.device:
-    """Fix what would otherwise differ between runs: CPU threads and the precision of float32 products on CUDA."""
+    """Fix what would otherwise differ between runs: CPU threads, and for CUDA precision of float32 and current card."""
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -207,6 +207,8 @@ def set_up_device(device: str, threads: int | None, tf32: bool = False) -> torch
     resolved = torch.device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda, but PyTorch sees no CUDA device")
+    if resolved.type == "cuda" and resolved.index is not None:
+        torch.cuda.set_device(resolved)
     return resolved
 
 

@@ -41,7 +41,7 @@ from wsfvit.benchmarks.common import (
     write_run,
 )
 from wsfvit.benchmarks.models import create_timm_model, training_step
-from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.distributed import World, joined_world
 from wsfvit.errors import UserError, run_main
 
 Step = Callable[[], Any]
@@ -135,7 +135,7 @@ def measure_exchange(args: argparse.Namespace, world: World) -> dict[str, Any]:
             with context():
                 step()
             if world.device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(world.device)
             seconds[name].append(time.perf_counter() - start)
     slowest = {
         name: [max(of_all) for of_all in zip(*world.gather(own[args.warmup :]), strict=True)]
@@ -191,15 +191,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         set_up_device(args.device, args.threads)
-        world = join_world(args.device)
-        record = measure_exchange(args, world)
-        if world.is_main and args.out:
-            write_results(args.out, record)
-        leave_world()
+        with joined_world(args.device) as world:
+            record = measure_exchange(args, world)
+            if world.is_main and args.out:
+                write_results(args.out, record)
         return
     load = [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     device = set_up_device(args.device, args.threads)
     sizes = measure_sizes(args, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the processes need it
     exchange = [start_processes(argv, processes) for processes in args.processes]
     if exchange:
         print_exchange(exchange)

@@ -29,7 +29,7 @@ from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World
 from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.logs import RunLog
-from wsfvit.engine.model import set_batch_norm_constants
+from wsfvit.engine.model import set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.engine.session import Plan, run_session
 from wsfvit.engine.task import Task
 from wsfvit.errors import UserError
@@ -189,7 +189,7 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
     set_batch_norm_constants(args, detector)
     if world.size > 1 and world.device.type == "cuda":
         # As published: a process's few RoIs are too few for statistics of their own. The backbone is --sync-bn's.
-        detector.roi_heads = nn.SyncBatchNorm.convert_sync_batchnorm(detector.roi_heads)
+        detector.roi_heads = synchronize_batch_norm(detector.roi_heads)
     return detector
 
 

@@ -15,7 +15,7 @@ from wsfvit.detection.saved import load_detector
 from wsfvit.detection.splits import check_categories, read_split
 from wsfvit.detection.validation import CocoValidation
 from wsfvit.engine.build import count_bad_images, loader_options
-from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.results import ResultsFile, Row
@@ -37,8 +37,7 @@ def run_validation(args: argparse.Namespace) -> Row:
     """
     files = {name: getattr(args, name) for name in ("results_file", "categories_file")}
     results = {name: ResultsFile(path) for name, path in files.items() if path}
-    world = join_world(args.device)
-    try:
+    with joined_world(args.device) as world:
         row, validation = _measure(args, world)
         evaluator = validation.evaluator
         assert evaluator is not None
@@ -52,8 +51,6 @@ def run_validation(args: argparse.Namespace) -> Row:
             if args.detections:
                 write_text_atomic(args.detections, json.dumps(evaluator.detections_json()) + "\n")
         return row
-    finally:
-        leave_world()
 
 
 def _measure(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:

@@ -27,7 +27,10 @@ DataConfig = dict[str, Any]
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Device by name; without a name the first CUDA device, or the CPU where there is none.
+    """Device by name; without a name the current CUDA device, or the CPU where there is none.
+
+    A CUDA device that has a number becomes the current one: what names none (waiting, the card's name, new streams)
+    then means it too.
 
     Raises:
         UserError: no such device here.
@@ -36,6 +39,8 @@ def resolve_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as err:
         raise UserError(f"--device {name} cannot be used here: {str(err).splitlines()[0]}") from err
@@ -79,8 +84,8 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
     kwargs = resolve_model_kwargs(args)
     try:
         model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
-    # Models report a size or argument they cannot take in these three ways.
-    except (AssertionError, TypeError, ValueError) as err:
+    # Models report a size or argument they cannot take in the first three ways, and a wavelet's missing package.
+    except (AssertionError, TypeError, ValueError, ImportError) as err:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
     return model

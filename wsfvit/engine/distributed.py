@@ -1,6 +1,8 @@
-"""The processes of one run: `torchrun` starts them, `join_world` makes them know each other."""
+"""The processes of one run: `torchrun` starts them, `joined_world` makes them know each other."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from wsfvit.engine.build import resolve_device
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 # A rank that waits longer than this for another one gives up, so that a dead rank ends the job.
 TIMEOUT = timedelta(minutes=10)
@@ -24,14 +26,12 @@ class World:
         rank: Its number among all processes; 0 writes files and speaks.
         size: Number of processes.
         local_rank: Its number on this machine, and the index of its GPU.
-        host_group: The same processes joined through host memory, or None for one process.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    host_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -48,7 +48,7 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
-        dist.all_reduce(votes, group=self.host_group)
+        dist.all_reduce(votes)
         return bool(votes.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -84,20 +84,42 @@ def join_world(device: str | None = None) -> World:
     if size == 1:
         return World(resolve_device(device))
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    found = resolve_device(device)
-    if found.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+    gpus = torch.cuda.device_count() if device is None or device.startswith("cuda") else 0
+    if gpus:
+        if local_rank >= gpus:
             raise UserError(
-                f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                f"process {local_rank} of this machine has no GPU: it has {gpus}; "
                 "start one process per GPU (torchrun --nproc-per-node)"
             )
-        found = torch.device("cuda", local_rank)
-        torch.cuda.set_device(found)
+        # Not by the name alone: every process would then take memory of the first GPU.
+        device = f"cuda:{local_rank}"
+    found = resolve_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if found.type == "cuda" else "gloo"
+        # What lies in host memory never goes over NCCL: it knows no tensor there, and objects would cost GPU memory,
+        # which a process that has just run out of it does not have.
+        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
         # With a store PyTorch wants both numbers, without one it reads them as we do.
         dist.init_process_group(backend, timeout=TIMEOUT, store=store_of_this_life(size), rank=rank, world_size=size)
-    return World(found, rank, size, local_rank, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    return World(found, rank, size, local_rank)
+
+
+@contextmanager
+def joined_world(device: str | None = None) -> Iterator[World]:
+    """``join_world`` for the time of a block.
+
+    Raises:
+        UserError: as ``join_world``; or the memory of the device ran out in the block.
+    """
+    world = join_world(device)
+    try:
+        yield world
+    except torch.OutOfMemoryError as err:
+        advice = "pass a smaller --batch-size, or --amp; in training, --grad-checkpointing helps too"
+        raise UserError(f"{first_line(err)} This does not fit into the memory of {world.device}: {advice}") from err
+    # Not after an error: NCCL would wait for exchanges that the other processes may never join. They end as soon as
+    # this one is gone.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def store_of_this_life(size: int) -> dist.Store | None:
@@ -114,9 +136,3 @@ def store_of_this_life(size: int) -> dist.Store | None:
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     shared = dist.TCPStore(address, port, size, is_master=False, timeout=TIMEOUT)
     return dist.PrefixStore(f"life_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
-
-
-def leave_world() -> None:
-    """Ends the group of processes; without one it does nothing."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

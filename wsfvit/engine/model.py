@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import set_fast_norm
+from timm.layers import convert_sync_batchnorm, set_fast_norm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -56,6 +56,14 @@ def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None
         if isinstance(module, _BatchNorm):
             module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
             module.eps = args.bn_eps or module.eps
+
+
+def synchronize_batch_norm(model: nn.Module) -> Any:
+    """The model with batch norms whose statistics are those of all processes' batches; its weights stay its own.
+
+    timm's, because torch's would drop the activation that a ``BatchNormAct2d`` holds.
+    """
+    return convert_sync_batchnorm(model)
 
 
 def _build(args: argparse.Namespace, pretrained: bool) -> Any:

@@ -19,13 +19,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from wsfvit.engine.build import Loader
-from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.dry_run import FirstBatches, temporary_output
 from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.logs import RunLog
 from wsfvit.engine.loop import StepConfig
-from wsfvit.engine.model import compile_model
+from wsfvit.engine.model import compile_model, synchronize_batch_norm
 from wsfvit.engine.recipe import build_optimizer, build_scheduler, resolve_grad_accum_steps, resolve_lr
 from wsfvit.engine.run import Run
 from wsfvit.engine.run_folder import PLACES, changed_arguments, create_folder, primitive, read_resumed, run_folder
@@ -105,14 +105,11 @@ def run_session(
             importlib.import_module(module)
         except ImportError as err:
             raise UserError(f"--device-modules {module}: {err}") from err
-    world = join_world(args.device)
-    try:
+    with joined_world(args.device) as world:
         with StopRequests() as stop, temporary_output(args, world) if args.dry_run else nullcontext():
             folder = run_folder(args, world, name)
             store = CheckpointStore(folder, keep=args.checkpoint_hist, lower_is_better=lower_is_better)
             return _train(args, build, world, stop, store, metric)
-    finally:
-        leave_world()
 
 
 def _train(
@@ -226,7 +223,7 @@ def build_state(
     if args.sync_bn and world.size > 1:
         if device.type != "cuda":
             raise UserError(f"--sync-bn works on CUDA devices alone, not on {device.type}: leave it out")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronize_batch_norm(model)
     model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     optimizer = optimizer_of(args, model)
     scheduler, epochs = scheduler_of(args, optimizer, updates_per_epoch)

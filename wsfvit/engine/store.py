@@ -77,9 +77,11 @@ class CheckpointStore:
         self.wait()
         added, removed = ([], []) if metric is None else self._rank(float(metric), epoch)
         described = {"epoch": epoch, "batch": batch, "metric": metric, **content, "ranking": self._ranking()}
-        snapshot = self._copy(described, (), {})
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # the copies are queued, not done
+        copied: dict[Any, torch.Tensor] = {}
+        snapshot = self._copy(described, (), copied)
+        for device in {source[0] for source in copied}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the copies are queued, not done
         if self.background:
             self._thread = threading.Thread(target=self._write_in_thread, args=(snapshot, added, removed))
             self._thread.start()

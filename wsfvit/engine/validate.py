@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from wsfvit.engine.build import (
     resolve_data,
 )
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
-from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import (
     Judge,
     add_shares,
@@ -57,16 +58,13 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
     results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
     if args.fast_norm:
         set_fast_norm()
-    world = join_world(args.device)
-    try:
+    with joined_world(args.device) as world:
         several, jobs = list_jobs(args.model or "", args.checkpoint, world.say)
         run = _measure_several if several else _measure_one
         rows = run(args, jobs, world, results_file if world.is_main else None)
         if results_file is not None:
             world.say(f"result: {results_file.path}")
         return rows
-    finally:
-        leave_world()
 
 
 def _measure_one(
@@ -141,6 +139,8 @@ def _together(world: World, step: Callable[[], Result]) -> Result:
     try:
         result = step()
     except Exception as err:
+        # Their variables hold the model and its activations, and a smaller try needs that memory.
+        traceback.clear_frames(err.__traceback__)
         error = err
     out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
     reports = world.gather(None if error is None else (out_of_memory, _reason(error)))

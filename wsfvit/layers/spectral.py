@@ -140,7 +140,8 @@ def resample_filter(weight: Tensor, old_size: tuple[int, int], new_size: tuple[i
     """
     if new_size == old_size:
         return weight
-    spectrum = torch.view_as_complex(weight.to(compute_dtype(weight.dtype))).permute(2, 0, 1)
+    # Contiguous, because a model's layout may put the channels inside the complex numbers.
+    spectrum = torch.view_as_complex(weight.to(compute_dtype(weight.dtype)).contiguous()).permute(2, 0, 1)
     kernel = torch.fft.irfft2(spectrum, s=old_size)
     for axis, (old, new) in enumerate(zip(old_size, new_size, strict=True), start=1):
         # Offsets 0, 1, ..., -2, -1 in the order of the FFT, each put where it lies on the new axis.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsfvit.engine.build import loader_options
-from wsfvit.engine.distributed import World, join_world, leave_world
+from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import amp_dtype
 from wsfvit.video.args import validate_parser
 from wsfvit.video.loader import build_eval_loader
@@ -35,11 +35,8 @@ def run_validation(args: argparse.Namespace) -> Measured:
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.
     """
-    world = join_world(args.device)
-    try:
+    with joined_world(args.device) as world:
         return _validate(args, world)
-    finally:
-        leave_world()
 
 
 def _validate(args: argparse.Namespace, world: World) -> Measured:

@@ -107,6 +107,7 @@ def filter_bank(wavelet: "str | pywt.Wavelet") -> FilterBank:
 
     Raises:
         ValueError: PyWavelets knows no discrete wavelet of that name.
+        ImportError: PyWavelets is not installed.
     """
     if isinstance(wavelet, str):
         return _named_filter_bank(wavelet)
@@ -123,10 +124,12 @@ def _named_filter_bank(name: str) -> FilterBank:
 
 @functools.cache
 def _read_filter_bank(name: str) -> FilterBank:
-    import pywt
-
     try:
+        import pywt
+
         wavelet = pywt.Wavelet(name)
+    except ImportError as error:
+        raise ImportError(f"wavelet {name!r} needs PyWavelets: pip install PyWavelets") from error
     except ValueError as error:
         raise ValueError(f"no discrete wavelet is called {name!r}, see pywt.wavelist(kind='discrete')") from error
     return filter_bank(wavelet)
