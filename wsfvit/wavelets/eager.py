@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from wsfvit.wavelets.reference import NCHW_AXES, NHWC_AXES, compute_dtype, cut, is_channels_last
 from wsfvit.wavelets.types import SwtMode
 
-GROUP_ELEMENTS = 1 << 20
+GROUP_ELEMENTS = 1 << 21
 
 
 def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
