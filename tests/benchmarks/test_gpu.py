@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from wsfvit.benchmarks import gpu
 
@@ -24,8 +25,10 @@ def run_here(command: list[str], **options) -> subprocess.CompletedProcess:
 def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     stand_in = SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(gpu, "subprocess", stand_in)
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)  # minutes of a CPU
     # The rest of the plan differs from these in sizes and models alone, which the test below looks at.
-    names = ["tests", "wavelets_reference_bfloat16_backward", "models_t_float32", "models_t_train"]
+    names = ["tests", "wavelets_reference_bfloat16_backward", "wavelets_reference_small_backward", "models_t_float32"]
+    names += ["models_t_train", "models_t_train_compiled"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
     gpu.main(argv)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names)
@@ -33,19 +36,22 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads((tmp_path / "models_t_train.json").read_text())["results"]
     monkeypatch.setattr(gpu, "subprocess", None)  # starting one again would be an error
     gpu.main(argv)
-    assert capsys.readouterr().out.count("done    models_t_train") == 2
+    assert capsys.readouterr().out.count("done    models_t_train:") == 1
 
 
-def test_the_real_plan_is_understood_by_the_programs() -> None:
+def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/opt/{name}")
     steps = list(gpu.plan("cuda", tiny=False))
     tiny = {step.name for step in gpu.plan("cuda", tiny=True)}
     assert {step.name for step in steps} == tiny and len(tiny) == len(steps)
     for step in steps:
         if step.measures:
-            importlib.import_module(step.arguments[0]).parse_args(step.arguments[1:])
+            importlib.import_module(step.arguments[0]).parse_args([*step.arguments[1:], "--device", "cuda"])
         else:
-            assert all(Path(__file__).parents[2].joinpath(path).exists() for path in step.arguments[4:])
+            paths = [each for each in step.arguments if each.startswith("tests/")]
+            assert paths and all(Path(__file__).parents[2].joinpath(path).exists() for path in paths)
     assert {step.variables.get("WSFVIT_WAVELET_BACKEND") for step in steps} == {None, "reference", "triton"}
+    assert {step.under[2] for step in steps if step.under} == {"memcheck", "racecheck"}
 
 
 def test_failures_and_lack_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

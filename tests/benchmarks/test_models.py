@@ -26,6 +26,26 @@ def test_program_writes_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "speed vs baseline" in capsys.readouterr().out
 
 
+def test_an_update_is_timed_whole_and_everything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, steps = [], []
+
+    def compile_eagerly(model: torch.nn.Module, mode: str) -> torch.nn.Module:
+        modes.append(mode)
+        return plain(model, backend="eager")
+
+    plain, plain_step = torch.compile, torch.optim.AdamW.step
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (steps.append(self), plain_step(self)))
+    built = {name: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10)) for name in ("a", "fused:a")}
+    before = [p.clone() for p in built["a"].parameters()]
+    argv = ["--models", "a", "--img-size", "2", "--repeats", "2", "--warmup", "1", "--train", "--compile"]
+    timings = models.time_models(built, models.parse_args(argv), torch.device("cpu"))
+    assert list(timings["inference"]) == ["a", "fused:a"] and list(timings["training"]) == ["a"]
+    assert modes == ["default"] * 2 and len(steps) > 2
+    assert all(torch.equal(p, old) for p, old in zip(built["a"].parameters(), before, strict=True))
+    assert models.parse_args([*argv, "reduce-overhead"]).compile == "reduce-overhead"
+
+
 def test_peers_are_built_for_the_size_asked_for() -> None:
     peers = models.build_models(["peers"], 48)
     assert set(models.PEERS) == set(peers) and {"mwa", "sa", "wavemix", "wacnn"} <= {n.split("_")[0] for n in peers}

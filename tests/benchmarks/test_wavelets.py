@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,23 @@ def test_program_writes_every_op_and_shape(backward: bool, tmp_path: Path) -> No
     ]
     for run in runs:
         assert run["results"][-1]["candidate"] == wavelets.COPY and run["results"][-1]["of_limit"] == 1
+
+
+def test_graphs_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        wavelets.main(["--cuda-graph"])
+    assert "--cuda-graph needs --device cuda" in capsys.readouterr().err
+
+
+def test_what_a_graph_cannot_hold_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(step: Any, device: torch.device) -> Any:
+        if step == "peer":
+            raise RuntimeError("it waits for the GPU\nmore")
+        return step
+
+    monkeypatch.setattr(wavelets, "capture", capture)
+    steps, refused = wavelets.capture_steps({"ours": "own", "peer": "peer"}, torch.device("cpu"))
+    assert steps == {"ours": "own"} and refused == {"peer": "no CUDA graph: it waits for the GPU"}
 
 
 def test_shape_argument() -> None:

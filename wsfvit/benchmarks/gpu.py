@@ -10,6 +10,7 @@ exists is not run again, so the command can be repeated after anything; it stops
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,18 +20,26 @@ from pathlib import Path
 
 from wsfvit.benchmarks.common import environment, write_results
 
-MODELS = ["wsfvit_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
+MODELS = ["wsfvit_t_224", "wsfvit_dwt_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
 TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
 HALF = ["--dtype", "bfloat16", "--amp"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A program to run: `arguments` after ``python -m``, without --device and --out; `variables` of its environment."""
+    """A program to run.
+
+    Attributes:
+        name: Of its file of results.
+        arguments: What follows ``python -m``, without --device and --out.
+        variables: Of its environment.
+        under: Command that runs Python, such as a checker of memory.
+    """
 
     name: str
     arguments: list[str]
     variables: dict[str, str] = field(default_factory=dict)
+    under: tuple[str, ...] = ()
 
     @property
     def measures(self) -> bool:
@@ -43,23 +52,51 @@ def plan(device: str, tiny: bool) -> Iterator[Step]:
     tests = ["tests/wavelets/test_eager.py"] if tiny else ["tests/wavelets", "tests/layers", "tests/models"]
     required = {"WSFVIT_REQUIRE_GPU": "1"} if device.startswith("cuda") else {}
     yield Step("tests", ["pytest", "-q", "--device", device.partition(":")[0], *tests], required)
-    shapes = ["1x2x8x8"] if tiny else ["64x3x224x224", "64x64x56x56"]
-    for backend in ("triton", "reference") if device.startswith("cuda") else ("reference",):
-        for dtype in ("float32", "bfloat16"):
-            for direction in ([], ["--backward"]):
-                name = "_".join(["wavelets", backend, dtype, *(each.strip("-") for each in direction)])
-                arguments = ["wsfvit.benchmarks.wavelets", "--shapes", *shapes, "--dtype", dtype, *direction]
-                yield Step(name, arguments + _rounds(tiny), {"WSFVIT_WAVELET_BACKEND": backend})
+    yield from _wavelets(device, tiny)
+    yield _models("models_t_train", MODELS, 256, tiny, [*HALF, "--train"])
+    yield _models("models_t_train_compiled", MODELS, 256, tiny, [*HALF, "--train", "--compile"])
     yield _models("models_t_float32", [*MODELS, "fused:wsfvit_t_224"], 64, tiny)
-    yield _models("models_t_train", MODELS, 64, tiny, [*HALF, "--train"])
-    yield _models("models_dwt_t_train", ["wsfvit_t_224", "wsfvit_dwt_t_224"], 64, tiny, [*HALF, "--train"])
     for size in ("p0", "n", "b"):
-        yield _models(f"models_{size}_train", [f"wsfvit_{size}_224"], 64, tiny, [*HALF, "--train"])
-    yield _models("latency_batch_1", [*MODELS, "wsfvit_p0_224", "wsfvit_dwt_t_224"], 1, tiny, HALF)
-    for batch in (16, 256):
-        yield _models(f"scaling_batch_{batch}", MODELS[:2], batch, tiny, HALF)
-    for pixels in (384, 512):
+        names = [f"wsfvit_{size}_224", f"wsfvit_dwt_{size}_224"]
+        yield _models(f"models_{size}_train", names, 64, tiny, [*HALF, "--train"])
+        yield _models(f"models_{size}_train_compiled", names, 64, tiny, [*HALF, "--train", "--compile"])
+    small = [*MODELS, "wsfvit_p0_224"]
+    yield _models("latency_batch_1", small, 1, tiny, HALF)
+    yield _models("latency_batch_1_graphs", small, 1, tiny, [*HALF, "--compile", "reduce-overhead"])
+    for batch in (4, 16, 64):
+        yield _models(f"scaling_batch_{batch}", ["wsfvit_t_224", "maxvit_tiny_tf_224"], batch, tiny, HALF)
+    for pixels in (384, 512, 768, 1024):
         yield _models(f"scaling_size_{pixels}", ["wsfvit_t_224", "wsfvit_dwt_t_224"], 16, tiny, HALF, img_size=pixels)
+    if device.startswith("cuda") and (sanitizer := shutil.which("compute-sanitizer")):
+        for tool in ("memcheck", "racecheck"):
+            arguments = [
+                "pytest",
+                "-q",
+                "--device",
+                "cuda",
+                "tests/wavelets/test_triton.py",
+                "-k",
+                "reference or beside",
+            ]
+            yield Step(f"sanitizer_{tool}", arguments, required, (sanitizer, "--tool", tool, "--error-exitcode", "1"))
+
+
+def _wavelets(device: str, tiny: bool) -> Iterator[Step]:
+    """The transforms on tensors several times a GPU's cache, and on small ones without the host's share."""
+    on_gpu = device.startswith("cuda")
+    large, small = (["1x2x8x8"], ["1x1x4x4"]) if tiny else (["512x3x224x224", "512x64x56x56"], ["1x64x56x56"])
+    graphs = ["--cuda-graph"] if on_gpu else []
+    for backend in ("triton", "reference") if on_gpu else ("reference",):
+        for direction in ([], ["--backward"]):
+            for name, shapes, options in (
+                ("float32", large, []),
+                ("bfloat16", large, ["--dtype", "bfloat16"]),
+                ("bfloat16_channels_last", large, ["--dtype", "bfloat16", "--channels-last"]),
+                ("small", small, graphs),
+            ):
+                full_name = "_".join(["wavelets", backend, name, *(each.strip("-") for each in direction)])
+                arguments = ["wsfvit.benchmarks.wavelets", "--shapes", *shapes, *options, *direction, *_rounds(tiny)]
+                yield Step(full_name, arguments, {"WSFVIT_WAVELET_BACKEND": backend})
 
 
 def _models(
@@ -86,7 +123,7 @@ def run_step(step: Step, device: str, out: Path, seconds: float) -> str | None:
     with log.open("w") as stream:
         try:
             done = subprocess.run(
-                [sys.executable, "-m", *step.arguments, *results],
+                [*step.under, sys.executable, "-m", *step.arguments, *results],
                 env=os.environ | step.variables,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

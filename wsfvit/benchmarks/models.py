@@ -1,8 +1,8 @@
 """Time models against the published computation, in one run and with the same weights.
 
     python -m wsfvit.benchmarks.models --models wsfvit_t_224 convnext_tiny --batch-size 4 --threads 2 --repeats 10
-    python -m wsfvit.benchmarks.models --models wsfvit_t_224 maxvit_tiny_tf_224 --device cuda --batch-size 64 \\
-        --channels-last --dtype bfloat16 --amp --train --out results/models_t_224.json
+    python -m wsfvit.benchmarks.models --models wsfvit_t_224 maxvit_tiny_tf_224 --device cuda --batch-size 256 \\
+        --channels-last --dtype bfloat16 --amp --compile --train --out results/models_t_224.json
     python -m wsfvit.benchmarks.models --models wsfvit_p0_224 peers --img-size 32 --batch-size 32 --threads 1
 
 A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
@@ -10,7 +10,8 @@ is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone, and
 and token mixers, which are made for images of 32 pixels. `fused:NAME` is the copy for inference that
 `wsfvit.models.fuse` makes of a model, with the same weights if that is in the run too; it is not trained. Candidates
 take turns, and the tables give the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1
-is faster).
+is faster). With --train the forward, backward and AdamW of an update are timed too, with a learning rate of 0. With
+--compile every candidate is compiled, the baseline too; "reduce-overhead" replays CUDA graphs, for small batches.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ from wsfvit.models.fuse import fuse_for_inference
 
 PREFIX = "baseline:"
 FUSED_PREFIX = "fused:"
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 PEERS = (
     "wavemix_lite_144_7",
     "wacnn_mobilenetv2",
@@ -71,7 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--train", action="store_true", help="also time forward + backward in training mode")
+    parser.add_argument("--train", action="store_true", help="also time forward + backward + AdamW in training mode")
+    parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
     args = parser.parse_args(argv)
@@ -135,11 +138,17 @@ def inference_step(model: nn.Module, x: torch.Tensor, autocast: Callable[[], Abs
 
 
 def training_step(
-    model: nn.Module, x: torch.Tensor, target: torch.Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+    model: nn.Module,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     with autocast():
         loss = F.cross_entropy(model(x).float(), target)
     torch.autograd.backward(loss)
+    if optimizer is not None:
+        optimizer.step()
     # Freed at once: each candidate then meets the same memory.
     model.zero_grad(set_to_none=True)
 
@@ -160,15 +169,18 @@ def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: 
         return torch.autocast(device.type, dtype) if args.amp else nullcontext()
 
     timings = {}
-    steps = {name: partial(inference_step, model, x, autocast) for name, model in models.items()}
-    for model in models.values():
-        model.eval()
+    called = dict(models)
+    if args.compile:
+        called = {name: cast(nn.Module, torch.compile(model, mode=args.compile)) for name, model in models.items()}
+    steps = {name: partial(inference_step, model.eval(), x, autocast) for name, model in called.items()}
     timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
     if args.train:
-        steps = {name: partial(training_step, model, x, target, autocast) for name, model in models.items()}
-        steps = {name: step for name, step in steps.items() if not name.startswith(FUSED_PREFIX)}
-        for name in steps:
-            models[name].train()
+        torch.compiler.reset()  # families share code, which is compiled a limited number of times
+        steps = {}
+        for name, model in called.items():
+            if not name.startswith(FUSED_PREFIX):
+                optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+                steps[name] = partial(training_step, model.train(), x, target, autocast, optimizer)
         timings["training"] = measure_together(steps, args.warmup, args.repeats, device)
     return timings
 

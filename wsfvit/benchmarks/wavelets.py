@@ -27,15 +27,18 @@ from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
     add_timing_options,
+    capture,
     format_timing,
     forward_backward_step,
     forward_step,
+    host_seconds,
     markdown_table,
     measure_together,
     parse_shape,
     set_up_device,
     write_run,
 )
+from wsfvit.errors import first_line
 from wsfvit.wavelets import SwtMode, reference
 
 COPY = "copy (same bytes)"
@@ -292,6 +295,22 @@ def build_steps(
     return steps
 
 
+def capture_steps(
+    steps: dict[str, Callable[[], Any]], device: torch.device
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """The steps as CUDA graphs, and why others could not become one."""
+    graphs: dict[str, Callable[[], Any]] = {}
+    refused = {}
+    for name, step in steps.items():
+        try:
+            graphs[name] = capture(step, device)
+        except RuntimeError as err:
+            if name == COPY:
+                raise
+            refused[name] = f"no CUDA graph: {first_line(err)}"
+    return graphs, refused
+
+
 def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Check and time one transform on one shape, print its table, and return its record."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -303,6 +322,10 @@ def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, d
         for name, candidate in candidates.items():
             errors[name]["adjoint"] = check_adjoint(name, candidate, op, x)
     steps = build_steps(candidates, op, x, args.backward)
+    host = {name: host_seconds(step, device) for name, step in steps.items()} if args.cuda_graph else {}
+    if args.cuda_graph:
+        steps, refused = capture_steps(steps, device)
+        left_out |= refused
     timings = measure_together(steps, args.warmup, args.repeats, device)
     title = f"{op} {'x'.join(map(str, shape))} {args.dtype}, {'forward + backward' if args.backward else 'forward'}"
     print_table(title, timings, candidates, left_out)
@@ -310,6 +333,7 @@ def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, d
         {"candidate": name, "relative_error": errors.get(name), "of_limit": timings[COPY].median / timing.median}
         | {"border": candidates[name].border if name in candidates else None}
         | asdict(timing)
+        | ({"host_seconds": host[name]} if host else {})
         for name, timing in timings.items()
     ]
     return {"op": op, "shape": shape, "results": results, "left_out": left_out}
@@ -321,7 +345,7 @@ def print_table(
     rows = []
     for name, timing in timings.items():
         of_limit = f"{100 * timings[COPY].median / timing.median:.0f} %"
-        speed = f"{timings[FFT].median / timing.median:.2f}"
+        speed = f"{timings[FFT].median / timing.median:.2f}" if FFT in timings else ""
         border = candidates[name].border if name in candidates else ""
         rows.append([name, *format_timing(timing), of_limit, speed, border])
     for name, reason in left_out.items():
@@ -339,8 +363,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the input")
     parser.add_argument("--backward", action="store_true", help="time forward + backward")
+    parser.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="time the GPU alone, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
+    )
     add_timing_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.cuda_graph and not args.device.startswith("cuda"):
+        parser.error("--cuda-graph needs --device cuda")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
