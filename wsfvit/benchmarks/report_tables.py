@@ -24,11 +24,14 @@ MODELS: Groups = (
     tuple(f"gpu/models_{name}_train" for name in ("t", "dwt_t", "p0", "n", "b")),
     ("gpu/latency_batch_1",),
 )
-_GPU_TRANSFORMS = ("wavelets_triton_{}", "wavelets_triton_{}_backward")
-_GPU_TRANSFORMS += ("wavelets_reference_{}", "wavelets_reference_{}_backward")
 TRANSFORMS: Groups = (
     ("cpu/wavelets_dwt", "cpu/wavelets_dwt_backward"),
-    *(tuple(f"gpu/{name.format(dtype)}" for name in _GPU_TRANSFORMS) for dtype in ("float32", "bfloat16")),
+    *(
+        tuple(
+            f"gpu/wavelets_{backend}_{dtype}{end}" for backend in ("triton", "reference") for end in ("", "_backward")
+        )
+        for dtype in ("float32", "bfloat16")
+    ),
 )
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
@@ -65,11 +68,13 @@ def read_groups(root: Path, groups: Groups) -> Iterator[list[Record]]:
 
 
 def models_section(root: Path) -> str:
-    """One table per group of ``MODELS`` and mode (inference, training)."""
+    """One table per group of ``MODELS`` and mode (inference, training), and a word if there is none of a GPU."""
     tables = []
     for records in read_groups(root, MODELS):
         modes = dict.fromkeys(result["mode"] for record in records for result in record["results"])
         tables += [models_table(records, mode) for mode in modes]
+    if not any((root / f"results/{name}.json").exists() for group in MODELS[1:] for name in group):
+        tables.append("Not measured on a GPU yet.")
     return "\n\n".join(tables)
 
 

@@ -45,7 +45,7 @@ def moved_bytes(shape: Sequence[int], dtype: str) -> int:
 def draw_speed(root: Path) -> Any:
     """A figure with a row of two panels for the CPU, and one for the GPU if ``root`` has both kinds of its records."""
     rows = list(_machines(root))
-    figure, axes = new_panels(len(rows), 2, 5.0, 3.6)
+    figure, axes = new_panels(len(rows), 2, 4.4, 2.9)
     for row, (models, transforms) in zip(axes, rows, strict=True):
         _draw_models(row[0], models)
         _draw_bandwidth(row[1], transforms)
@@ -65,7 +65,7 @@ def _draw_models(axis: Any, records: list[Record]) -> None:
     for index, (name, result) in enumerate(merge_models(records, "inference").items()):
         marker = "x" if name.startswith(PREFIX) else "^" if name.startswith(FUSED_PREFIX) else "o"
         macs = count_macs(name, img_size) / 1e9
-        label = model_label(name).replace("`", "")
+        label = model_label(name).replace("`", "").removeprefix("timm ")
         axis.plot(macs, result["images_per_second"], marker, color=f"C{index % 10}", markersize=7, label=label)
     axis.set(xlabel="MACs per image (G)", ylabel="images/s", ylim=(0, None))
     axis.set_title(f"inference, {describe_run(records)}", fontsize=9)
@@ -75,9 +75,8 @@ def _draw_models(axis: Any, records: list[Record]) -> None:
 
 def _draw_bandwidth(axis: Any, records: list[Record]) -> None:
     dtype = records[0]["settings"]["dtype"]
-    forward = {
-        shape: by_name for (shape, backward), by_name in merge_transforms(records, "dwt").items() if not backward
-    }
+    times = merge_transforms(records, "dwt")
+    forward = {shape: by_name for (shape, backward), by_name in times.items() if not backward}
     names = list(dict.fromkeys(name for by_name in forward.values() for name in by_name))
     for shape, by_name in forward.items():
         speeds = [moved_bytes(shape, dtype) / seconds / 1e9 for seconds in by_name.values()]
@@ -92,5 +91,6 @@ def _draw_bandwidth(axis: Any, records: list[Record]) -> None:
 
 
 def _finish(axis: Any) -> None:
+    axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
