@@ -63,7 +63,7 @@ def test_a_stale_table_is_named_and_rewritten(root: Path, capsys: pytest.Capture
     argv = ["--root", str(root)]
     report.main(argv)
     text = (root / "README.md").read_text()
-    assert "| timm `resnet10t` | 500 | 8.00 | 2.00x |" in text
+    assert "| timm `resnet10t` | 500 | 8.00 | 2.00x |" in text and "Not measured on a GPU yet." in text
     assert [text.count(word) for word in ("before\n", "between\n", "after\n", report.END)] == [1, 1, 1, 2]
     assert (root / "docs" / "speed.png").read_bytes().startswith(b"\x89PNG")
     report.main([*argv, "--check"])
@@ -115,6 +115,7 @@ def test_records_of_a_gpu_add_tables_and_panels(root: Path) -> None:
     )
     text, stale = report.rewrite_tables((root / "README.md").read_text(), root)
     assert stale == ["models", "wavelets"] and text.count("NVIDIA H200") == 2
+    assert "Not measured" not in text
     assert "[models_t_train.json](results/gpu/models_t_train.json), [models_p0_train.json]" in text
     _, _, models, bandwidth = speed_picture.draw_speed(root).axes
     assert "H200" in models.get_title() and "H200" in bandwidth.get_title()
