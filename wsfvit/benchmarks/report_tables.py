@@ -69,11 +69,11 @@ def read_groups(root: Path, groups: Groups) -> Iterator[list[Record]]:
 
 def models_section(root: Path) -> str:
     """One table per group of ``MODELS`` and mode (inference, training), and a word if there is none of a GPU."""
-    tables = []
-    for records in read_groups(root, MODELS):
+    tables, groups = [], list(read_groups(root, MODELS))
+    for records in groups:
         modes = dict.fromkeys(result["mode"] for record in records for result in record["results"])
         tables += [models_table(records, mode) for mode in modes]
-    if not any((root / f"results/{name}.json").exists() for group in MODELS[1:] for name in group):
+    if len(groups) == 1:
         tables.append("Not measured on a GPU yet.")
     return "\n\n".join(tables)
 
@@ -84,7 +84,7 @@ def models_table(records: Sequence[Record], mode: str) -> str:
     with_memory = any(result["peak_memory"] is not None for result in results)
     rows = []
     for result in results:
-        memory = [] if not with_memory else [_digits(result["peak_memory"] / 2**20)]
+        memory = [_digits(result["peak_memory"] / 2**20)] if with_memory else []
         speed = "" if result["speed"] is None else f"{result['speed']:.2f}x"
         speed = "1" if result["model"].startswith(PREFIX) else speed
         times = [_digits(1e3 * result["median"]), _digits(result["images_per_second"])]
