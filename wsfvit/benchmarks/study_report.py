@@ -8,7 +8,7 @@ from typing import Any
 from wsfvit.benchmarks.common import markdown_table
 from wsfvit.benchmarks.study_plan import Study
 from wsfvit.engine.files import write_text_atomic
-from wsfvit.engine.pictures import new_panels, save_figure
+from wsfvit.engine.pictures import new_panels, plain_log_scale, save_figure
 
 Record = dict[str, Any]
 
@@ -170,23 +170,10 @@ def draw_costs(study: Study, finished: Sequence[Record]) -> Any:
                 points[system] = axis.errorbar(statistics.median(values), statistics.fmean(top1), bar, **style)
     for axis, (label, _) in zip(axes[0], PANELS, strict=True):
         axis.set_xlabel(label)
-        _choose_scale(axis)
+        plain_log_scale(axis)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("top-1 (%)")
     figure.legend(points.values(), points, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(study.title, fontsize=9)
     return figure
-
-
-def _choose_scale(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5, where the points spread widely enough for that."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    low, high = axis.dataLim.intervalx
-    if high < 5 * low:
-        return
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())

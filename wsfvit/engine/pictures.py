@@ -79,6 +79,19 @@ def style_curves(axis: Any, title: str, label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def plain_log_scale(axis: Any) -> None:
+    """Makes the x axis logarithmic with plain numbers at 1, 2 and 5, if the points spread widely enough for that."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.dataLim.intervalx
+    if high < 5 * low:
+        return
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_subbands(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], title: str = "") -> Any:
     """A figure with one row per image: the image, then its subbands.
 
