@@ -108,7 +108,7 @@ def test_transforms_of_several_runs() -> None:
 
 
 def test_records_of_a_gpu_add_tables_and_panels(root: Path) -> None:
-    write(root, "gpu/models_t_train", run_of(CARD, results=of_models({"resnet10t": 40.0}, memory=2**20)))
+    write(root, "gpu/models_n_train", run_of(CARD, results=of_models({"resnet10t": 40.0}, memory=2**20)))
     write(root, "gpu/models_p0_train", run_of(CARD, results=of_models({"resnet14t": 30.0}, memory=2**20)))
     write(
         root, "gpu/wavelets_triton_float32", run_of({**CARD, "backward": False}, runs=[of_transforms({"ours": 1e-5})])
@@ -116,7 +116,7 @@ def test_records_of_a_gpu_add_tables_and_panels(root: Path) -> None:
     text, stale = report.rewrite_tables((root / "README.md").read_text(), root)
     assert stale == ["models", "wavelets"] and text.count("NVIDIA H200") == 2
     assert "Not measured" not in text
-    assert "[models_t_train.json](results/gpu/models_t_train.json), [models_p0_train.json]" in text
+    assert "[models_p0_train.json](results/gpu/models_p0_train.json), [models_n_train.json]" in text
     _, _, models, bandwidth = speed_picture.draw_speed(root).axes
     assert "H200" in models.get_title() and "H200" in bandwidth.get_title()
     assert len(models.lines) == 2

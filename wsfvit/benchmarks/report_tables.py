@@ -20,9 +20,13 @@ Groups = Sequence[Sequence[str]]
 # each file that is there is taken.
 MODELS: Groups = (
     ("cpu/models_t_224",),
+    ("gpu/models_t_train",),
+    ("gpu/models_t_train_compiled",),
+    tuple(f"gpu/models_{size}_train" for size in ("p0", "n", "b")),
+    tuple(f"gpu/models_{size}_train_compiled" for size in ("p0", "n", "b")),
     ("gpu/models_t_float32",),
-    tuple(f"gpu/models_{name}_train" for name in ("t", "dwt_t", "p0", "n", "b")),
     ("gpu/latency_batch_1",),
+    ("gpu/latency_batch_1_graphs",),
 )
 TRANSFORMS: Groups = (
     ("cpu/wavelets_dwt", "cpu/wavelets_dwt_backward"),
@@ -30,11 +34,12 @@ TRANSFORMS: Groups = (
         tuple(
             f"gpu/wavelets_{backend}_{dtype}{end}" for backend in ("triton", "reference") for end in ("", "_backward")
         )
-        for dtype in ("float32", "bfloat16")
+        for dtype in ("float32", "bfloat16", "bfloat16_channels_last", "small")
     ),
 )
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
+TRANSFORM_OPTIONS = {"channels_last": "channels-last", "cuda_graph": "replayed CUDA graphs"}
 DIRECTIONS = ("forward", "forward + backward")
 
 
@@ -113,9 +118,11 @@ def model_label(name: str) -> str:
 
 
 def describe_run(records: Sequence[Record]) -> str:
-    """Batch, size, precision and machine of runs of models."""
+    """Batch, size, precision, compiler and machine of runs of models."""
     settings = records[0]["settings"]
     precision = settings["dtype"] + (" autocast" if settings["amp"] else "")
+    if settings.get("compile"):
+        precision += f", compiled ({settings['compile']})"
     size = settings["img_size"]
     return f"batch {settings['batch_size']}, {size}x{size}, {precision}, {machine(records)}"
 
@@ -146,7 +153,9 @@ def transforms_table(records: Sequence[Record], op: str) -> str:
         ratios = [by_name[name] / by_name[ours] for by_name in times.values() if name in by_name]
         rows.append([name, *cells, "1" if name == ours else _span(ratios)])
     columns = [f"{'x'.join(map(str, shape))}, {DIRECTIONS[backward]}" for shape, backward in times]
-    caption = f"Haar {op.upper()}, ms, {records[0]['settings']['dtype']}, {machine(records)} ({_links(records)})"
+    settings = records[0]["settings"]
+    said = [settings["dtype"], *(said for key, said in TRANSFORM_OPTIONS.items() if settings.get(key))]
+    caption = f"Haar {op.upper()}, ms, {', '.join(said)}, {machine(records)} ({_links(records)})"
     return _table([caption, *columns, "times ours"], rows)
 
 
