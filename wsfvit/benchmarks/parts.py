@@ -51,7 +51,7 @@ from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAt
 from wsfvit.models.wsfvit import WSFBlock, WSFViT
 
 STEM_TRANSFORM, BLOCK_TRANSFORMS = "stem: transform", "DWT and IDWT"
-# Side of the square matrices, and bytes to copy: on no device does a larger one run faster.
+# Side of the square matrices, and bytes to copy. On the CPU, four times the side or the bytes is no faster.
 LIMIT_SIZES = {"cuda": (8192, 2**30), "cpu": (1024, 2**27)}
 INNER_PARTS: dict[type[nn.Module], dict[str, str]] = {
     MBConv: {"conv2_kxk": "depthwise 3x3", "se": "squeeze-excite"},
@@ -259,6 +259,8 @@ def describe_pass(
                     "part": label,
                     "seconds": spent,
                     "share_of_pass": spent / total,
+                    "flops": flops,
+                    "transform_bytes": moved[label],
                     "share_of_matrix_speed": share_of(limits["matrix_flops_per_second"], flops, spent),
                     "share_of_bandwidth": share_of(limits["copy_bytes_per_second"], moved[label], spent),
                 }
