@@ -220,16 +220,21 @@ def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.devic
     return passes | ({"training": (compute_loss, torch.autograd.backward)} if args.train else {})
 
 
-def time_whole(args: argparse.Namespace, each: Pass, device: torch.device, clock: Callable[[], float]) -> float:
-    """Median seconds of a pass without marks."""
+def time_passes(
+    args: argparse.Namespace, timer: PartTimer, each: Pass, clock: Callable[[], float]
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Median seconds of a pass without marks, and its parts' as of `PartTimer`; passes of both kinds take turns."""
     forward, backward = each
+    marked = []
 
     def run() -> None:
         result = forward()
         if backward is not None:
             backward(result)
 
-    return measure_together({"": run}, args.warmup, args.repeats, device, clock)[""].median
+    steps = {"plain": run, "marked": lambda: marked.append(timer.time_pass(forward, backward))}
+    timings = measure_together(steps, args.warmup, args.repeats, timer.device, clock)
+    return timings["plain"].median, average_middle(marked[-args.repeats :])  # those before were to warm up
 
 
 def describe_pass(
@@ -328,9 +333,7 @@ def main(argv: list[str] | None = None) -> None:
     wholes, records = [], []
     for mode, each in passes.items():
         model.train(mode == "training")
-        seconds = time_whole(args, each, device, clock)
-        timer = PartTimer(model, parts, device)
-        phases = average_middle([timer.time_pass(*each) for _ in range(args.warmup + args.repeats)][args.warmup :])
+        seconds, phases = time_passes(args, PartTimer(model, parts, device), each, clock)
         speed = limits["matrix_flops_per_second"]
         wholes.append(describe_whole(args, mode, seconds, phases, sum(macs.values()), speed))
         found = describe_pass(args, mode, phases, macs, moved, limits)
