@@ -55,6 +55,12 @@ def plan(device: str, tiny: bool) -> Iterator[Step]:
     yield from _wavelets(device, tiny)
     yield _models("models_t_train", MODELS, 256, tiny, [*HALF, "--train"])
     yield _models("models_t_train_compiled", MODELS, 256, tiny, [*HALF, "--train", "--compile"])
+    for family in ("wsfvit", "wsfvit_dwt"):
+        model = f"{family}_p0_224" if tiny else f"{family}_t_224"
+        sizes = ["2", "--img-size", "64"] if tiny else ["256"]
+        options = [*HALF, "--channels-last", "--train", *(_rounds(tiny) if tiny else [])]
+        arguments = ["wsfvit.benchmarks.parts", "--model", model, "--batch-size", *sizes, *options]
+        yield Step(f"parts_{family}_t", arguments)
     yield _models("models_t_float32", [*MODELS, "fused:wsfvit_t_224"], 64, tiny)
     for size in ("p0", "n", "b"):
         names = [f"wsfvit_{size}_224", f"wsfvit_dwt_{size}_224"]
