@@ -190,7 +190,7 @@ for kernel in (getattr(triton_haar, name) for name in dir(triton_haar) if name.e
                 constexprs={(n,): constants[name] for n, name in enumerate(signature) if name in constants},
                 attrs={(n,): [["tt.divisibility", 16]] for n, kind in enumerate(kinds) if kind != "constexpr"},
             )
-            for capability in (80, 90):
+            for capability in (80, 90) if dtype == torch.bfloat16 else (90,):
                 compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
                 assert len(compiled.asm["cubin"]) > 0
                 print(kernel.__name__, capability, inside, dtype)
@@ -207,4 +207,4 @@ def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4 * 3 * 2
+    assert len(done.stdout.splitlines()) == 4 * (3 + 1)
