@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from wsfvit.benchmarks import study_report, study_row
-from wsfvit.benchmarks.study import Runner, main
+from wsfvit.benchmarks.study import Runner, held, main
 from wsfvit.benchmarks.study_plan import Row, choose_rows, load_study, row_settings
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.build import build_model
@@ -131,6 +131,32 @@ def test_an_interrupted_row_is_continued(
     record = json.loads((study_file.parent / "results" / "small-seed0" / "row.json").read_text())
     assert record["epochs"] == 2
     assert executed == ["small-seed0"] * 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as POSIX systems do")
+def test_commands_share_the_rows(study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """What another command runs is left out, and what it has run since this one started."""
+    out, study = study_file.parent / "out", load_study(str(study_file))
+    ran = []
+
+    def run_row(self: Runner, row: Row, folder: Path, stop: Any) -> int:
+        ran.append(row.system)
+        for name in ("broken", "other"):  # finished by another command meanwhile
+            target = study.results / f"{name}-seed0"
+            target.mkdir(parents=True, exist_ok=True)
+            settings = row_settings(study, Row(name, 0))
+            (target / "row.json").write_text(json.dumps({"settings": settings, "top1": 1.0, "error": "none"}))
+        (folder / "log.txt").write_text("failed")
+        return 1
+
+    monkeypatch.setattr(Runner, "_run_row", run_row)
+    monkeypatch.setattr("wsfvit.benchmarks.study.write_report", lambda study: None)
+    with held(out / "tiny" / "small-seed0") as own:
+        assert own
+        assert Runner(study, None, out, None).run([Row("small", 0)])
+    assert not ran and "another command runs it, or has run it" in capsys.readouterr().out
+    assert Runner(study, None, out, None).run([Row("small", 0), Row("broken", 0), Row("other", 0)])
+    assert ran == ["small"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

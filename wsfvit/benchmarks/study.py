@@ -8,7 +8,7 @@ A row is one system with one seed: an ordinary training in a process of its own,
 finished row goes to the folder that the YAML file names, with its arguments, log and table of epochs; results.json,
 results.md and results.png there are rewritten after every row. A row that fails is recorded with its error, the others
 go on, and the next call tries it again. Ctrl-C, SIGTERM and the end of --budget save the running row; the same command
-continues it. Several calls may share the work with --only or --seeds.
+continues it. Several calls, equal ones too, share the work: each leaves out what another one runs.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -104,6 +105,23 @@ def show_rows(study: Study, rows: Sequence[Row], output: Path) -> None:
         print(f"{row.name:40s} {state}")
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works on a row, until the block ends or the process does, however that happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            import fcntl  # of POSIX systems; elsewhere every process thinks that it is alone
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            yield False
+            return
+        yield True
+
+
 class Runner:
     """Runs rows one after the other.
 
@@ -135,13 +153,17 @@ class Runner:
                     left = f", {duration((time.monotonic() - self.started) / done * (len(todo) - done))} left"
                 folder = self.output / self.study.name / row.name
                 print(f"[{done + 1}/{len(todo)}{left}] {row.name}, log: {folder / 'log.txt'}", flush=True)
-                began = time.monotonic()
-                code = self._run_row(row, folder, stop)
-                if code == STOPPED_EXIT_CODE:
-                    print(f"  {row.name} saved: start the same command again to continue", flush=True)
-                    return False
-                shown = outcome(self._record(row, folder, code))
-                print(f"  {shown} ({duration(time.monotonic() - began)})", flush=True)
+                with held(folder) as own:
+                    if not own or read_record(self.study, row) != records[row]:
+                        print("  another command runs it, or has run it", flush=True)
+                        continue
+                    began = time.monotonic()
+                    code = self._run_row(row, folder, stop)
+                    if code == STOPPED_EXIT_CODE:
+                        print(f"  {row.name} saved: start the same command again to continue", flush=True)
+                        return False
+                    shown = outcome(self._record(row, folder, code))
+                    print(f"  {shown} ({duration(time.monotonic() - began)})", flush=True)
                 write_report(self.study)
         return True
 
@@ -154,7 +176,6 @@ class Runner:
         Raises:
             UserError: the folder holds an unfinished run with other settings.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "measured.json").unlink(missing_ok=True)
         settings = row_settings(self.study, row)
         config = settings | {
