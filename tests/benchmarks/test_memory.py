@@ -21,13 +21,25 @@ def test_every_memory_is_counted_once_and_weights_are_not(batch: int) -> None:
     assert memory.saved_bytes(viewing, torch.randn(batch, 8)) == 4 * batch * 8
 
 
+def run(tmp_path: Path, systems: dict[str, dict[str, object]], *arguments: str) -> dict[str, dict[str, object]]:
+    settings = {"title": "sizes", "results": str(tmp_path), "seeds": [0], "systems": systems}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    memory.main([str(tmp_path / "study.yaml"), "--out", str(tmp_path / "memory.json"), *arguments])
+    return json.loads((tmp_path / "memory.json").read_text())["results"]
+
+
 def test_program_lists_the_systems_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     systems = {"small": {"model": "resnet10t", "img_size": 32}, "large": {"model": "resnet10t", "img_size": 64}}
-    settings = {"title": "two sizes", "results": str(tmp_path), "seeds": [0], "systems": systems}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
-    memory.main([str(tmp_path / "study.yaml"), "--out", str(tmp_path / "memory.json")])
+    found = run(tmp_path, systems)
     assert "| small " in capsys.readouterr().out
-    found = json.loads((tmp_path / "memory.json").read_text())["results"]
+    (small,), (large,) = (found[name]["activations_per_image"].values() for name in systems)
     # Maps four times as large, but for what follows the mean over them.
-    assert 3.9 < found["large"]["activations_per_image"] / found["small"]["activations_per_image"] <= 4
+    assert 3.9 < large / small <= 4
     assert found["small"]["weights_and_optimizer"] == 16 * found["small"]["params"]
+
+
+def test_other_image_sizes(tmp_path: Path) -> None:
+    own = run(tmp_path, {"system": {"model": "resnet10t", "img_size": 32}})["system"]["activations_per_image"]
+    found = run(tmp_path, {"system": {"model": "resnet10t"}}, "--img-size", "32", "48")["system"]
+    assert list(found["activations_per_image"]) == ["32x32", "48x48"]
+    assert found["activations_per_image"]["32x32"] == own["32x32"]

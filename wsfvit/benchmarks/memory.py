@@ -1,6 +1,6 @@
 """What training holds for the backward pass, counted in bytes: no timing, no GPU, the same on every machine.
 
-    python -m wsfvit.benchmarks.memory configs/cifar10/study.yaml --out results/cpu/memory.json
+    python -m wsfvit.benchmarks.memory configs/cifar10/study.yaml --img-size 32 64 128 --out results/cpu/memory.json
 
 For each system of a study: bytes of activations per image that autograd keeps between forward and backward, in float32
 and without activation checkpointing, and those of weights, gradients and AdamW's two moments. The peak of a training is
@@ -40,7 +40,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
 
 
 def measure_system(settings: dict[str, Any]) -> dict[str, Any]:
-    """Bytes of one system, from its arguments of train.py."""
+    """Bytes of one system, from its arguments of train.py; those of activations under the image's size, HxW."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.yaml")
         config.write_text(yaml.safe_dump(settings))
@@ -51,7 +51,18 @@ def measure_system(settings: dict[str, Any]) -> dict[str, Any]:
     # The difference of two batches leaves out what does not grow with them.
     small, large = (saved_bytes(model, torch.randn(batch, *shape)) for batch in (2, 4))
     params = sum(p.numel() for p in model.parameters())
-    return {"params": params, "activations_per_image": (large - small) // 2, "weights_and_optimizer": 16 * params}
+    activations = {f"{shape[1]}x{shape[2]}": (large - small) // 2}
+    return {"params": params, "weights_and_optimizer": 16 * params, "activations_per_image": activations}
+
+
+def _measure_sizes(settings: dict[str, Any], sizes: list[int] | None) -> dict[str, Any]:
+    found = [measure_system(settings | ({"img_size": size} if size else {})) for size in (sizes or (None,))]
+    activations = {size: count for each in found for size, count in each["activations_per_image"].items()}
+    return found[0] | {"activations_per_image": activations}
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.2f}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("study", metavar="FILE.yaml", help="names the systems, see wsfvit.benchmarks.study")
+    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="of images (default: each system's own)")
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
     return parser.parse_args(argv)
 
@@ -69,12 +81,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     study = load_study(args.study)
-    results = {name: measure_system(row_settings(study, Row(name, 0))) for name in study.systems}
+    results = {name: _measure_sizes(row_settings(study, Row(name, 0)), args.img_size) for name in study.systems}
+    sizes = list(dict.fromkeys(size for found in results.values() for size in found["activations_per_image"]))
     rows = [
-        [name, *(f"{value / 2**20:.2f}" for value in (found["activations_per_image"], found["weights_and_optimizer"]))]
+        [
+            name,
+            *(_mebibytes(found["activations_per_image"].get(size)) for size in sizes),
+            _mebibytes(found["weights_and_optimizer"]),
+        ]
         for name, found in results.items()
     ]
-    print(markdown_table(["system", "activations, MiB per image", "weights and AdamW, MiB"], rows))
+    print("MiB of activations per image of a size, and of weights, gradients and moments\n")
+    print(markdown_table(["system", *sizes, "weights and AdamW"], rows))
     write_run(args, results=results)
 
 
