@@ -15,12 +15,22 @@ from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_
 
 pytest.importorskip("triton")
 from wsfvit.wavelets import triton_haar as kernels  # noqa: E402  needs Triton
+from wsfvit.wavelets import triton_kernels  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set by tests/conftest.py where there is no GPU
 # Triton's interpreter rounds to bfloat16 towards zero, so only a GPU can be held to the reference's rounding.
 DTYPES = [torch.float64, torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
-SIZES = [(1, 1), (5, 7), (2, 300)]
+# One pixel; odd sizes; several tiles across; several strips of several lines, cut into fours.
+SIZES = [(1, 1), (5, 7), (2, 200), (19, 36)]
+
+
+@pytest.fixture(autouse=True)
+def long_strips(request, monkeypatch):
+    """Strips of many lines, which only large tensors have otherwise; of one line where the test's size is (5, 7)."""
+    size = request.node.callspec.params.get("size") if hasattr(request.node, "callspec") else None
+    monkeypatch.setattr(kernels, "LINES", 1 if size == (5, 7) else 8)
+    monkeypatch.setattr(kernels, "PROGRAMS", 0)
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, exact: bool = True) -> None:
@@ -65,17 +75,17 @@ def test_any_strides(device):
 
 def test_public_functions_use_the_kernels_and_differentiate_through_them(device, monkeypatch):
     calls = []
-    launch = kernels._launch
+    start = kernels._start
 
-    def noted(kernel, *rest, **options):
-        calls.append(kernel)
-        launch(kernel, *rest, **options)
+    def noted(launch):
+        calls.append(launch.kernel)
+        start(launch)
 
-    monkeypatch.setattr(kernels, "_launch", noted)
+    monkeypatch.setattr(kernels, "_start", noted)
     x = torch.randn(1, 2, 5, 6, device=device, requires_grad=True)
     for function, forward, backward in (
-        (haar_dwt2d, kernels._haar_dwt2d_kernel, kernels._haar_idwt2d_kernel),
-        (haar_swt2d, kernels._haar_swt2d_kernel, kernels._haar_swt2d_adjoint_kernel),
+        (haar_dwt2d, triton_kernels.haar_dwt2d_kernel, triton_kernels.haar_idwt2d_kernel),
+        (haar_swt2d, triton_kernels.haar_swt2d_kernel, triton_kernels.haar_swt2d_adjoint_kernel),
     ):
         weight = torch.randn_like(function(x))
         (expected,) = torch.autograd.grad(function(x), x, weight)
@@ -116,7 +126,7 @@ def test_offsets_above_2_to_the_31(device, layout, monkeypatch):
     y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "zero")
     x_again, adjoint = reference.haar_idwt2d(y, (5, 6)), reference.haar_swt2d_adjoint(s, "zero")
     for wide in (False, True):
-        monkeypatch.setattr(kernels, "ROWS_IN_32_BITS", 0 if wide else 2**31)
+        monkeypatch.setattr(kernels, "COUNTED_IN_32_BITS", 0 if wide else 2**31)
         assert torch.equal(kernels.haar_dwt2d(far_apart(x)), y)
         assert torch.equal(kernels.haar_idwt2d(far_apart(y), (5, 6)), x_again)
         assert torch.equal(kernels.haar_swt2d(far_apart(x), "zero"), s)
@@ -165,39 +175,36 @@ def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, 
 
 
 AHEAD_OF_TIME = """
-import sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
+from wsfvit.benchmarks import kernel_code
 from wsfvit.wavelets import triton_haar
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-for kernel in (getattr(triton_haar, name) for name in dir(triton_haar) if name.endswith("_kernel")):
-    for inside, dtypes in ((False, (torch.bfloat16, torch.float64)), (True, (torch.float32,))):
-        for dtype in dtypes:
-            pointer = POINTERS[dtype]
-            constants = dict(INSIDE=inside, WIDE_ROWS=inside, DOUBLE=dtype == torch.float64, ROWS=4, COLUMNS=256)
-            constants |= dict(PERIODIC=False, AVERAGE=False, FLIP=True)
-            constants |= {name: 1 for name in kernel.arg_names if name.endswith("_c" if inside else "_w")}
-            signature = {
-                name: "constexpr" if name in constants else pointer if name.endswith("_ptr") else "i32"
-                for name in kernel.arg_names
-            }
-            kinds = list(signature.values())
-            source = ASTSource(
-                fn=kernel,
-                signature=signature,
-                constexprs={(n,): constants[name] for n, name in enumerate(signature) if name in constants},
-                attrs={(n,): [["tt.divisibility", 16]] for n, kind in enumerate(kinds) if kind != "constexpr"},
-            )
-            for capability in (80, 90) if dtype == torch.bfloat16 else (90,):
-                compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
-                assert len(compiled.asm["cubin"]) > 0
-                print(kernel.__name__, capability, inside, dtype)
+kernel_code.CASES = (((64, 4, 64, 64), False),)
+kernel_code.main(["--card", "A100"])
+# Aligned, in both layouts and the widest dtype; sizes that no wide access divides, counted in 64 bits.
+for shape, channels_last, dtype, wide in (
+    ((64, 4, 64, 64), False, torch.bfloat16, False),
+    ((64, 24, 16, 16), True, torch.bfloat16, False),
+    ((64, 4, 64, 64), False, torch.float64, False),
+    ((2, 3, 5, 7), True, torch.float32, True),
+):
+    triton_haar.COUNTED_IN_32_BITS = 0 if wide else 2**31
+    for name, code in kernel_code.measure(shape, channels_last, dtype, kernel_code.CARDS["H200"]).items():
+        access = min(max(code["loads"]), max(code["stores"]))
+        print("compiled", name, shape, access, code["shared_memory"], sep="; ")
+# What the measured operators leave out.
+for channels_last in (False, True):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(2, 4, 8, 8, device="meta").contiguous(memory_format=layout)
+    s = torch.empty(2, 4, 4, 8, 8, device="meta")
+    s = s.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2) if channels_last else s
+    kernel_code.compile_launch(lambda: triton_haar.haar_swt2d(x, "periodic", True, True), 90)
+    kernel_code.compile_launch(lambda: triton_haar.haar_swt2d_adjoint(s, "periodic", True, True), 90)
 """
 
 
 def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
+    """Where the shapes allow it, to accesses of 8 bytes or more and without exchange between threads."""
     inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", AHEAD_OF_TIME],
@@ -207,4 +214,10 @@ def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 4 * (3 + 1)
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("| 64x4x64x64 ") for line in lines) == 2 * 4
+    found = [line.split("; ") for line in lines if line.startswith("compiled")]
+    assert len(found) == 4 * 4
+    for _, name, shape, access, shared_memory in found[:12]:
+        assert int(access) >= 8 and int(shared_memory) == 0, (name, shape)
+    assert all(int(access) == 4 for *_, access, _ in found[12:])

@@ -7,9 +7,7 @@
 - `backend`: that choice, by environment variable or context manager.
 - `filterbank`: `dwt2d` and `idwt2d` for every discrete wavelet of PyWavelets.
 - `modules`: `HaarDWT2d` and the others, which only call the functions.
-
-Fused CUDA kernels have their place in `triton_haar` (kernels and launchers) and `library` (their registration as
-operators); they are not part of this version, and every device runs the reference.
+- `triton_haar` and `triton_kernels`: fused CUDA kernels and what launches them; used where they are asked for.
 
 Importing this package touches neither CUDA nor Triton nor PyWavelets.
 """
