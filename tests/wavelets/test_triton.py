@@ -101,13 +101,14 @@ def test_public_functions_use_the_kernels_and_differentiate_through_them(device,
 FAR = 2**30 + 1024
 
 
-def far_apart(images: torch.Tensor) -> torch.Tensor:
-    """The three images (3, ...) again, more than 2^31 elements from the first to the last."""
-    size = images[0].numel()
-    far = torch.empty(0, dtype=images.dtype, device=images.device)
-    far.untyped_storage().resize_((2 * FAR + size) * images.element_size())
-    far.set_(far.untyped_storage(), 0, images.shape, (FAR, *images.stride()[1:]))
-    return far.copy_(images)
+def far_apart(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """The same values, FAR elements from one index of ``axis`` to the next: the third lies beyond 2^31."""
+    stride = [FAR if place == axis else step for place, step in enumerate(tensor.stride())]
+    size = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, stride, strict=True))
+    far = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    far.untyped_storage().resize_(size * tensor.element_size())
+    far.set_(far.untyped_storage(), 0, tensor.shape, stride)
+    return far.copy_(tensor)
 
 
 @contextlib.contextmanager
@@ -134,6 +135,18 @@ def test_offsets_above_2_to_the_31(device, layout, monkeypatch):
     with allocating(lambda like, *shape: far_apart(torch.zeros(shape, dtype=like.dtype, device=like.device))):
         far = kernels.haar_dwt2d(x)
     assert far.stride(0) == FAR and torch.equal(far, y)
+
+
+def test_subbands_and_lines_that_are_far_apart(device):
+    """Strides fit 32 bits here, what they come to does not."""
+    x = torch.randn(1, 1, 4, 6, device=device).half()
+    y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "periodic")
+    assert torch.equal(kernels.haar_dwt2d(far_apart(x, 2)), y)
+    assert torch.equal(kernels.haar_swt2d(far_apart(x, 2), "periodic"), s)
+    assert torch.equal(kernels.haar_idwt2d(far_apart(y, 1), (4, 6)), reference.haar_idwt2d(y, (4, 6)))
+    adjoint = reference.haar_swt2d_adjoint(s, "periodic")
+    for axis in (1, 3):
+        torch.testing.assert_close(kernels.haar_swt2d_adjoint(far_apart(s, axis), "periodic"), adjoint)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="13 GB in a GPU's memory")

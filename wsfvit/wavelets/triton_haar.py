@@ -132,7 +132,7 @@ def _launch(
         "STRIPS": strips,
         "COLUMNS": columns,
     }
-    size = (outer, inner, h, w, strip_count)
+    size = (outer, inner, h, w, strip_count, tiles_across)
     arguments = (source, target, *size, *source.stride(), *target.stride())
     _start(Launch(kernel, _cdiv(strip_count, strips) * tiles_across, arguments, constants | options))
 

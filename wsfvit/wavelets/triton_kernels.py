@@ -9,6 +9,7 @@ x, y, s           image, decimated and undecimated coefficients; x_b, x_c, ... a
 outer, inner      channels that are planes of their own, and channels inside a plane: (C, 1) or (1, C)
 h, w              size of a subband
 strip_count       strips of all planes
+tiles_across      tiles that cover the columns of a line
 INSIDE            channels-last
 IMAGE_ALIGN       elements of an access that all lines of the image can be cut into
 ALIGN             the same of the subbands
@@ -38,8 +39,7 @@ def _tile(
 
     The tile is 1-D, strip by strip. It holds WIDTH elements of a strip, STEP columns apart; of a subband, COLUMNS.
     """
-    outer, inner, h, w, strip_count = size
-    tiles_across = tl.cdiv(w * inner, COLUMNS)
+    outer, inner, h, _, strip_count, tiles_across = size
     strip_tile, column_tile = tl.program_id(0) // tiles_across, tl.program_id(0) % tiles_across
     if WIDE:
         strip_tile, column_tile = strip_tile.to(tl.int64), column_tile.to(tl.int64)
@@ -75,6 +75,27 @@ def _load(pointer, exists, DOUBLE: tl.constexpr):
     """In the dtype of the arithmetic, zero where nothing exists."""
     x = tl.load(pointer, exists, 0.0)
     return x.to(tl.float64) if DOUBLE else x.to(tl.float32)
+
+
+@triton.jit
+def _load_subbands(cA, subband_stride, exists, DOUBLE: tl.constexpr):
+    # One after the other, for multiples of the stride may need 64 bits where it does not.
+    cH = cA + subband_stride
+    cV = cH + subband_stride
+    cD = cV + subband_stride
+    return _load(cA, exists, DOUBLE), _load(cH, exists, DOUBLE), _load(cV, exists, DOUBLE), _load(cD, exists, DOUBLE)
+
+
+@triton.jit
+def _store_subbands(pointer, subband_stride, cA, cH, cV, cD, exists):
+    dtype = pointer.dtype.element_ty
+    tl.store(pointer, cA.to(dtype), exists)
+    pointer += subband_stride
+    tl.store(pointer, cH.to(dtype), exists)
+    pointer += subband_stride
+    tl.store(pointer, cV.to(dtype), exists)
+    pointer += subband_stride
+    tl.store(pointer, cD.to(dtype), exists)
 
 
 @triton.jit
@@ -120,7 +141,7 @@ def _decimated(
 def haar_dwt2d_kernel(
     x_ptr,  # (B, C, H, W)
     y_ptr,  # (B, 4, C, h, w)
-    outer, inner, h, w, strip_count,
+    outer, inner, h, w, strip_count, tiles_across,
     x_b, x_c, x_h, x_w,
     y_b, y_k, y_c, y_h, y_w,
     ODD_H: tl.constexpr, ODD_W: tl.constexpr,
@@ -128,8 +149,8 @@ def haar_dwt2d_kernel(
     DOUBLE: tl.constexpr, LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     x, x_line, x_exists, right_exists, y, y_line, y_exists = _decimated(
-        x_ptr, (x_b, x_c, x_h, x_w), y_ptr, (y_b, y_c, y_h, y_w), (outer, inner, h, w, strip_count), ODD_W,
-        INSIDE, IMAGE_ALIGN, ALIGN, WIDE, LINES, STRIPS, COLUMNS,
+        x_ptr, (x_b, x_c, x_h, x_w), y_ptr, (y_b, y_c, y_h, y_w), (outer, inner, h, w, strip_count, tiles_across),
+        ODD_W, INSIDE, IMAGE_ALIGN, ALIGN, WIDE, LINES, STRIPS, COLUMNS,
     )  # fmt: skip
     x_h, y_k, y_h = _multiple(x_h, IMAGE_ALIGN), _multiple(y_k, ALIGN), _multiple(y_h, ALIGN)
     if INSIDE:
@@ -144,13 +165,12 @@ def haar_dwt2d_kernel(
             r, s = _split_pairs(_load(x + x_h, lower & x_exists, DOUBLE))
         upper_sum, lower_sum = (p + q) * 0.5, (r + s) * 0.5
         upper_difference, lower_difference = (p - q) * 0.5, (r - s) * 0.5
-        out = y_ptr.dtype.element_ty
         exists = (y_line + n < h) & y_exists
-        tl.store(y, (upper_sum + lower_sum).to(out), exists)
-        tl.store(y + y_k, (upper_sum - lower_sum).to(out), exists)
-        tl.store(y + 2 * y_k, (upper_difference + lower_difference).to(out), exists)
-        tl.store(y + 3 * y_k, (upper_difference - lower_difference).to(out), exists)
-        x += 2 * x_h
+        cA, cH = upper_sum + lower_sum, upper_sum - lower_sum
+        cV, cD = upper_difference + lower_difference, upper_difference - lower_difference
+        _store_subbands(y, y_k, cA, cH, cV, cD, exists)
+        x += x_h
+        x += x_h
         y += y_h
 
 
@@ -158,7 +178,7 @@ def haar_dwt2d_kernel(
 def haar_idwt2d_kernel(
     y_ptr,  # (B, 4, C, h, w)
     x_ptr,  # (B, C, H, W)
-    outer, inner, h, w, strip_count,
+    outer, inner, h, w, strip_count, tiles_across,
     y_b, y_k, y_c, y_h, y_w,
     x_b, x_c, x_h, x_w,
     ODD_H: tl.constexpr, ODD_W: tl.constexpr,
@@ -166,18 +186,17 @@ def haar_idwt2d_kernel(
     DOUBLE: tl.constexpr, LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     x, x_line, x_exists, right_exists, y, y_line, y_exists = _decimated(
-        x_ptr, (x_b, x_c, x_h, x_w), y_ptr, (y_b, y_c, y_h, y_w), (outer, inner, h, w, strip_count), ODD_W,
-        INSIDE, IMAGE_ALIGN, ALIGN, WIDE, LINES, STRIPS, COLUMNS,
+        x_ptr, (x_b, x_c, x_h, x_w), y_ptr, (y_b, y_c, y_h, y_w), (outer, inner, h, w, strip_count, tiles_across),
+        ODD_W, INSIDE, IMAGE_ALIGN, ALIGN, WIDE, LINES, STRIPS, COLUMNS,
     )  # fmt: skip
     x_h, y_k, y_h = _multiple(x_h, IMAGE_ALIGN), _multiple(y_k, ALIGN), _multiple(y_h, ALIGN)
     if INSIDE:
         x_w = _multiple(x_w, IMAGE_ALIGN)
     for n in tl.static_range(LINES):
         exists = (y_line + n < h) & y_exists
-        cA, cH = _load(y, exists, DOUBLE) * 0.5, _load(y + y_k, exists, DOUBLE) * 0.5
-        cV, cD = _load(y + 2 * y_k, exists, DOUBLE) * 0.5, _load(y + 3 * y_k, exists, DOUBLE) * 0.5
-        upper_sum, upper_difference = cA + cH, cV + cD
-        lower_sum, lower_difference = cA - cH, cV - cD
+        cA, cH, cV, cD = _load_subbands(y, y_k, exists, DOUBLE)
+        upper_sum, upper_difference = (cA + cH) * 0.5, (cV + cD) * 0.5
+        lower_sum, lower_difference = (cA - cH) * 0.5, (cV - cD) * 0.5
         out = x_ptr.dtype.element_ty
         p, q = (upper_sum + upper_difference).to(out), (upper_sum - upper_difference).to(out)
         r, s = (lower_sum + lower_difference).to(out), (lower_sum - lower_difference).to(out)
@@ -190,7 +209,8 @@ def haar_idwt2d_kernel(
         else:
             tl.store(x, _join_pairs(p, q), upper & x_exists)
             tl.store(x + x_h, _join_pairs(r, s), lower & x_exists)
-        x += 2 * x_h
+        x += x_h
+        x += x_h
         y += y_h
 
 
@@ -232,14 +252,14 @@ def _sum_and_difference(
 def haar_swt2d_kernel(
     x_ptr,  # (B, C, H, W)
     s_ptr,  # (B, 4, C, H, W)
-    outer, inner, h, w, strip_count,
+    outer, inner, h, w, strip_count, tiles_across,
     x_b, x_c, x_h, x_w,
     s_b, s_k, s_c, s_h, s_w,
     PERIODIC: tl.constexpr, AVERAGE: tl.constexpr, FLIP: tl.constexpr, GROUP: tl.constexpr,
     INSIDE: tl.constexpr, IMAGE_ALIGN: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     DOUBLE: tl.constexpr, LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    size, x_strides = (outer, inner, h, w, strip_count), (x_b, x_c, x_h, x_w)
+    size, x_strides = (outer, inner, h, w, strip_count, tiles_across), (x_b, x_c, x_h, x_w)
     w = w if INSIDE else _multiple(w, ALIGN)
     b, c, line, j = _tile(size, ALIGN, INSIDE, WIDE, LINES, STRIPS, COLUMNS, COLUMNS, 1)
     x = _at(x_ptr, x_strides, b, c, line, j, IMAGE_ALIGN, INSIDE)
@@ -252,6 +272,7 @@ def haar_swt2d_kernel(
         next_j, next_exists = tl.where(next_exists, next_j, -GROUP), next_j < w
     beside = _at(x_ptr, x_strides, b, c, next_line, next_j + GROUP, IMAGE_ALIGN, INSIDE)
     x_h, s_k, s_h = _multiple(x_h, IMAGE_ALIGN), _multiple(s_k, ALIGN), _multiple(s_h, ALIGN)
+    plane = tl.cast(h, tl.int64) * x_h
     share, next_share, below_share = 0.5, 0.5, 1.0
     if AVERAGE:
         share, next_share, below_share = _share(j, PERIODIC) * 0.5, 0.25, 0.5
@@ -265,19 +286,16 @@ def haar_swt2d_kernel(
         beside += x_h
         there, next_there = line + n + 1 < h, next_line + n + 1 < h
         if PERIODIC:
-            x, beside = tl.where(there, x, x - h * x_h), tl.where(next_there, beside, beside - h * x_h)
+            x, beside = tl.where(there, x, x - plane), tl.where(next_there, beside, beside - plane)
             there, next_there = line + n < h, next_line + n < h
         below_total, below_difference = _sum_and_difference(
             x, beside, there & exists, next_there & next_exists, share, next_share, GROUP, DOUBLE
         )
         below_total, below_difference = below_total * below_share, below_difference * below_share
-        out = s_ptr.dtype.element_ty
         sign = -1.0 if FLIP else 1.0
-        here = (line + n < h) & exists
-        tl.store(s, (total + below_total).to(out), here)
-        tl.store(s + s_k, (sign * (total - below_total)).to(out), here)
-        tl.store(s + 2 * s_k, (sign * (difference + below_difference)).to(out), here)
-        tl.store(s + 3 * s_k, (difference - below_difference).to(out), here)
+        cA, cH = total + below_total, sign * (total - below_total)
+        cV, cD = sign * (difference + below_difference), difference - below_difference
+        _store_subbands(s, s_k, cA, cH, cV, cD, (line + n < h) & exists)
         total, difference = below_total, below_difference
         s += s_h
 
@@ -285,8 +303,7 @@ def haar_swt2d_kernel(
 @triton.jit
 def _low_and_high(s, s_k, exists, FLIP: tl.constexpr, DOUBLE: tl.constexpr):
     """cA + cH, cA - cH, cV + cD and cV - cD; with ``FLIP`` of negated cH and cV."""
-    cA, cH = _load(s, exists, DOUBLE), _load(s + s_k, exists, DOUBLE)
-    cV, cD = _load(s + 2 * s_k, exists, DOUBLE), _load(s + 3 * s_k, exists, DOUBLE)
+    cA, cH, cV, cD = _load_subbands(s, s_k, exists, DOUBLE)
     if FLIP:
         cH, cV = -cH, -cV
     return cA + cH, cA - cH, cV + cD, cV - cD
@@ -311,14 +328,14 @@ def _to_upper_and_lower_pixels(
 def haar_swt2d_adjoint_kernel(
     s_ptr,  # (B, 4, C, H, W)
     x_ptr,  # (B, C, H, W)
-    outer, inner, h, w, strip_count,
+    outer, inner, h, w, strip_count, tiles_across,
     s_b, s_k, s_c, s_h, s_w,
     x_b, x_c, x_h, x_w,
     PERIODIC: tl.constexpr, AVERAGE: tl.constexpr, FLIP: tl.constexpr, GROUP: tl.constexpr,
     INSIDE: tl.constexpr, IMAGE_ALIGN: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     DOUBLE: tl.constexpr, LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    size, s_strides = (outer, inner, h, w, strip_count), (s_b, s_c, s_h, s_w)
+    size, s_strides = (outer, inner, h, w, strip_count, tiles_across), (s_b, s_c, s_h, s_w)
     w = w if INSIDE else _multiple(w, ALIGN)
     b, c, line, j = _tile(size, ALIGN, INSIDE, WIDE, LINES, STRIPS, COLUMNS, COLUMNS, 1)
     x = _at(x_ptr, (x_b, x_c, x_h, x_w), b, c, line, j, IMAGE_ALIGN, INSIDE)
@@ -336,8 +353,9 @@ def haar_swt2d_adjoint_kernel(
     # The blocks of the line before the first, which hold pixels of the first.
     above, last_above = line < h, last_line < h
     if PERIODIC:
-        s_above = s + tl.where(line > 0, -1, h - 1) * s_h
-        beside_above = beside + tl.where(last_line > 0, -1, h - 1) * s_h
+        to_last = tl.cast(h - 1, tl.int64) * s_h
+        s_above = tl.where(line > 0, s - s_h, s + to_last)
+        beside_above = tl.where(last_line > 0, beside - s_h, beside + to_last)
     else:
         s_above, beside_above = s - s_h, beside - s_h
         above, last_above = above & (line > 0), last_above & (last_line > 0)
