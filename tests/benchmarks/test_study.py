@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from other_process import holding
 
 from wsfvit.benchmarks import study_report, study_row
-from wsfvit.benchmarks.study import Runner, held, main
+from wsfvit.benchmarks.study import Runner, main
 from wsfvit.benchmarks.study_plan import Row, choose_rows, load_study, row_settings
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.build import build_model
@@ -151,8 +152,7 @@ def test_commands_share_the_rows(study_file: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Runner, "_run_row", run_row)
     monkeypatch.setattr("wsfvit.benchmarks.study.write_report", lambda study: None)
-    with held(out / "tiny" / "small-seed0") as own:
-        assert own
+    with holding(out / "tiny" / "small-seed0" / "row.lock"):
         assert Runner(study, None, out, None).run([Row("small", 0)])
     assert not ran and "another command runs it, or has run it" in capsys.readouterr().out
     assert Runner(study, None, out, None).run([Row("small", 0), Row("broken", 0), Row("other", 0)])

@@ -3,10 +3,13 @@
 import csv
 import os
 import signal
+import threading
 
 import pytest
 import torch
+from other_process import holding
 
+from wsfvit.engine import run_folder
 from wsfvit.engine.args.common import build_parser
 from wsfvit.engine.args.precision import add_compile
 from wsfvit.engine.args.recipe import add_batch_norm, add_ema, add_optimizer, add_schedule
@@ -135,3 +138,22 @@ def test_a_run_that_never_validated_has_no_best_but_its_last_state(tmp_path):
     cut = Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
     stopped = fit(parse(tmp_path, "--eval-interval", "3"), cut)
     assert stopped["best"] is None and (tmp_path / "plane" / "last.pth.tar").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks as POSIX systems do")
+def test_a_folder_in_which_another_process_trains(tmp_path, monkeypatch, capsys):
+    """Nothing is touched while it does; once it has ended, however that happened, its last state is continued."""
+    args = parse(tmp_path, "--resume", "auto")
+    folder = tmp_path / "plane"
+    with holding(folder / "run.lock") as other:
+        monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
+        with pytest.raises(UserError, match="another process trains in '.*plane': stop it, or choose another"):
+            fit(args)
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+        monkeypatch.setattr(run_folder, "PATIENCE", 60.0)
+        threading.Timer(0.5, other.kill).start()
+        assert fit(args)["finished"]
+    assert "another process trains in" in capsys.readouterr().out
+    # The process that trained has let go.
+    with holding(folder / "run.lock"):
+        pass

@@ -18,8 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +28,7 @@ from wsfvit.benchmarks.study_plan import Row, Study, choose_rows, load_study, ro
 from wsfvit.benchmarks.study_report import write_report
 from wsfvit.engine.args.common import Parser, natural_int, positive_float
 from wsfvit.engine.build import resolve_device
-from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.files import held, make_folder, write_text_atomic
 from wsfvit.engine.progress import duration
 from wsfvit.engine.run_folder import changed_arguments
 from wsfvit.engine.signals import STOPPED_EXIT_CODE, StopRequests
@@ -105,23 +104,6 @@ def show_rows(study: Study, rows: Sequence[Row], output: Path) -> None:
         print(f"{row.name:40s} {state}")
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on a row, until the block ends or the process does, however that happens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            import fcntl  # of POSIX systems; elsewhere every process thinks that it is alone
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
-            yield False
-            return
-        yield True
-
-
 class Runner:
     """Runs rows one after the other.
 
@@ -153,7 +135,8 @@ class Runner:
                     left = f", {duration((time.monotonic() - self.started) / done * (len(todo) - done))} left"
                 folder = self.output / self.study.name / row.name
                 print(f"[{done + 1}/{len(todo)}{left}] {row.name}, log: {folder / 'log.txt'}", flush=True)
-                with held(folder) as own:
+                make_folder(folder)
+                with held(folder / "row.lock") as own:
                     if not own or read_record(self.study, row) != records[row]:
                         print("  another command runs it, or has run it", flush=True)
                         continue

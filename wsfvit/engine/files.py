@@ -1,7 +1,10 @@
 """Files that are either the old one or the new one, never half of it."""
 
+import errno
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +48,39 @@ def write_atomic(
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def held(lock: Path, patience: float = 0) -> Iterator[bool]:
+    """Whether this process alone holds a lock, until the block ends or the process does, however that happens.
+
+    Where the operating or the file system knows no locks, every process thinks that it is alone.
+
+    Args:
+        lock: A file for this purpose, made where it is missing.
+        patience: Seconds to wait for another process to let go.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with open(lock, "a") as file:
+        until = time.monotonic() + patience
+        while not (alone := _lock(file)) and time.monotonic() < until:
+            time.sleep(0.2)
+        yield alone
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        import fcntl  # of POSIX systems
+    except ImportError:
+        return True
+    try:
+        # Not flock, whose lock forked loaders share: they may outlive a killed process by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        return err.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -1,15 +1,19 @@
 """The folder of a run: its name, the state to continue from, and how the arguments differ from those before."""
 
 import argparse
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wsfvit.engine.checkpoint import read_checkpoint
 from wsfvit.engine.distributed import World
+from wsfvit.engine.files import held
 from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
+# Seconds in which a run that was told to stop saves its state, and a network file system notices that one has died.
+PATIENCE = 100.0
 # Where machines keep their data and write to.
 PLACES = {
     "config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "train_annotations", "train_images",
@@ -43,6 +47,21 @@ def create_folder(folder: Path, continued: bool) -> None:
         raise UserError(
             f"'{folder}' already holds a run: continue it with --resume auto, or choose another --experiment"
         )
+
+
+def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
+    """Keeps other trainings out of the run folder, where there is one, until ``until_then`` or this process ends.
+
+    Raises:
+        UserError: another process still trains there after `PATIENCE` seconds.
+    """
+    if world.is_main and folder.is_dir():
+        lock = folder / "run.lock"
+        if not until_then.enter_context(held(lock)):
+            world.say(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
+            if not until_then.enter_context(held(lock, PATIENCE)):
+                raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
+    world.gather(None)  # the other processes read what is there only now
 
 
 def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ from wsfvit.engine.loop import StepConfig
 from wsfvit.engine.model import compile_model, synchronize_batch_norm
 from wsfvit.engine.recipe import build_optimizer, build_scheduler, resolve_grad_accum_steps, resolve_lr
 from wsfvit.engine.run import Run
-from wsfvit.engine.run_folder import PLACES, changed_arguments, create_folder, primitive, read_resumed, run_folder
+from wsfvit.engine.run_folder import (
+    PLACES,
+    changed_arguments,
+    claim_folder,
+    create_folder,
+    primitive,
+    read_resumed,
+    run_folder,
+)
 from wsfvit.engine.signals import StopRequests
 from wsfvit.engine.state import TrainState
 from wsfvit.engine.store import CheckpointStore
@@ -109,16 +117,24 @@ def run_session(
         with StopRequests() as stop, temporary_output(args, world) if args.dry_run else nullcontext():
             folder = run_folder(args, world, name)
             store = CheckpointStore(folder, keep=args.checkpoint_hist, lower_is_better=lower_is_better)
-            return _train(args, build, world, stop, store, metric)
+            with ExitStack() as claim:
+                return _train(args, build, world, stop, store, metric, claim)
 
 
 def _train(
-    args: argparse.Namespace, build: BuildPlan, world: World, stop: StopRequests, store: CheckpointStore, metric: str
+    args: argparse.Namespace,
+    build: BuildPlan,
+    world: World,
+    stop: StopRequests,
+    store: CheckpointStore,
+    metric: str,
+    claim: ExitStack,
 ) -> dict[str, Any]:
     args.grad_accum_steps = resolve_grad_accum_steps(args, world.size)
     args.lr = resolve_lr(args, world.size)
     set_up_torch(args, world)
     folder = store.folder
+    claim_folder(folder, world, claim)
     resumed = read_resumed(args, store, world)
     plan = build(args, world, resumed is None)
     train_loader, val_loader, unit = plan.train_loader, plan.val_loader, plan.task.unit
@@ -135,6 +151,8 @@ def _train(
     move_schedule(state, args, updates_per_epoch)
     if world.is_main:
         create_folder(folder, continued=resumed is not None)
+    claim_folder(folder, world, claim)
+    if world.is_main:
         write_text_atomic(folder / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
     world.say(
         f"{plan.title}: {sum(p.numel() for p in plan.model.parameters()) / 1e6:.2f} M parameters, {world.size} x "
