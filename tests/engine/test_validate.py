@@ -137,6 +137,7 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, more):
     argv = ["--device", "cpu", "-j", "0", "--checkpoint", wsf_checkpoint, *more]
     [plain], [fused] = (run_validation(parse_validate_args([*argv, *fuse])) for fuse in ([], ["--fuse"]))
     assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
+    assert (plain["form"], fused["form"]) == ("plain", "fused")
     assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
     same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
     assert [fused[key] for key in same] == [plain[key] for key in same]

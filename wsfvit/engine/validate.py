@@ -234,6 +234,7 @@ def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> 
 
 
 def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:
+    forms = {"reparameterized": args.reparam, "fused": args.fuse, "compiled": args.torchcompile}
     setting = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
     return {
         "model": args.model,
@@ -242,6 +243,7 @@ def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config
         "dataset": args.dataset,
         "split": args.split,
         "batch_size": args.batch_size,
+        "form": ", ".join(name for name, on in forms.items() if on) or "plain",
         "precision": f"amp {args.amp_dtype}" if args.amp else str(model_dtype(args)).removeprefix("torch."),
         **setting,
     }
@@ -255,10 +257,11 @@ def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
     memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
     left_out = f" ({row['left_out']} more are unreadable and left out)" if row["left_out"] else ""
     size = "x".join(map(str, row["input_size"]))
+    form = "" if row["form"] == "plain" else f", {row['form']},"
     return note + (
         f"{row['model']}, {row['weights']} weights {'of ' if row['checkpoint'] else ''}{row['checkpoint']}\n"
         f"  {size}, crop {row['crop_pct']} {row['crop_mode']}, {row['interpolation']}, "
-        f"mean {row['mean']}, std {row['std']}, {row['precision']} on {world.size} x {world.device.type}\n"
+        f"mean {row['mean']}, std {row['std']}, {row['precision']}{form} on {world.size} x {world.device.type}\n"
         f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
         f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
     )
