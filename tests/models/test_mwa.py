@@ -137,6 +137,7 @@ def test_default_cfg(create: contract.Create) -> None:
 
 def test_classifier_arguments(create: contract.Create) -> None:
     contract.check_classifier_arguments(create)
+    contract.check_new_classifier_joins_the_model(create)
 
 
 def test_class_scores_of_every_position(create: contract.Create) -> None:

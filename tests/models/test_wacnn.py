@@ -70,6 +70,7 @@ def test_published_size(name: str) -> None:
     [
         contract.check_intermediates_stop_early,
         contract.check_classifier_arguments,
+        contract.check_new_classifier_joins_the_model,
         contract.check_grad_checkpointing,
         contract.check_half_precision_channels_last_and_gradient_to_the_image,
         contract.check_device_and_dtype,

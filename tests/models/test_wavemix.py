@@ -159,6 +159,7 @@ def test_contract_features_only(create: contract.Create) -> None:
 
 def test_contract_classifier(create: contract.Create) -> None:
     contract.check_classifier_arguments(create)
+    contract.check_new_classifier_joins_the_model(create)
     assert create(drop_rate=0.25).pool[1].p == 0.25
     with pytest.raises(ValueError, match="needs a global_pool"):
         create(global_pool="")

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +42,7 @@ def check_sizes(cfg: Any, *names: str) -> None:
     for name in names:
         value = getattr(cfg, name)
         several = isinstance(value, tuple)
-        if value is not None and not all(isinstance(v, Integral) and v >= 1 for v in (value if several else (value,))):
+        if value is not None and not all(isinstance(v, int) and v >= 1 for v in (value if several else (value,))):
             wanted = "whole numbers" if several else "a whole number"
             raise ValueError(f"{name} must be {wanted} of at least 1, not {value!r}")
 
