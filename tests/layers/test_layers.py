@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsfvit.layers import (
+    GELU,
     ChannelAttention,
     Downsample,
     MBConv,
@@ -158,3 +159,10 @@ def test_stem_has_a_gradient_to_the_image_and_published_buffers() -> None:
     a = 0.5**0.5
     assert stem.dwt_l2.w_l.tolist() == [[pytest.approx(a), pytest.approx(a)]]
     assert stem.dwt_l2.w_h.tolist() == [[pytest.approx(a), pytest.approx(-a)]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inplace_gelu_passes_the_check_of_a_trace() -> None:
+    """torch.jit.trace makes one graph with gradients and compares it with one made without."""
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), GELU(inplace=True)), torch.randn(1, 3, 5, 5)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))

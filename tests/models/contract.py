@@ -114,6 +114,19 @@ def check_classifier_arguments(create: Create) -> None:
     assert create(num_classes=0).eval()(x).shape == (2, model.head_hidden_size)
 
 
+def check_new_classifier_joins_the_model(create: Create) -> None:
+    """It has the model's dtype, device and mode, also where the head before had no parameters."""
+    model, x = create(drop_rate=0.5).double().eval(), images(1).double()
+    for num_classes in (3, 0, 5):
+        model.reset_classifier(num_classes)
+        assert not any(module.training for module in model.modules())
+        assert model(x).dtype == torch.float64
+    meta = create(device="meta")
+    for num_classes in (0, 3):
+        meta.reset_classifier(num_classes)
+    assert all(p.is_meta for p in meta.parameters())
+
+
 def check_in_chans(create: Create, in_chans: int) -> None:
     assert create(in_chans=in_chans).eval()(images(in_chans=in_chans)).shape == (2, NUM_CLASSES)
 

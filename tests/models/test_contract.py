@@ -94,6 +94,7 @@ def test_forward_intermediates_stops_early(create: contract.Create) -> None:
 
 def test_classifier_arguments(create: contract.Create) -> None:
     contract.check_classifier_arguments(create)
+    contract.check_new_classifier_joins_the_model(create)
     model = create(drop_rate=0.5, global_pool="max").eval()
     assert model.head.drop.p == 0.5 and model.head.global_pool.pool_type == "max"
     model.reset_classifier(0, "avg", reset_other=True)

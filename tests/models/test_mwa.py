@@ -137,6 +137,19 @@ def test_default_cfg(create: contract.Create) -> None:
 
 def test_classifier_arguments(create: contract.Create) -> None:
     contract.check_classifier_arguments(create)
+    contract.check_new_classifier_joins_the_model(create)
+
+
+def test_class_scores_of_every_position(create: contract.Create) -> None:
+    """Without pooling, as the other families' heads; their mean is the score of the mean token."""
+    pooled, unpooled = create().eval(), create(global_pool="").eval()
+    unpooled.load_state_dict(pooled.state_dict())
+    scores = unpooled(contract.images())
+    assert scores.shape == (2, contract.NUM_CLASSES, 16, 16)
+    torch.testing.assert_close(scores.mean((2, 3)), pooled(contract.images()))
+    pooled.reset_classifier(3, "")
+    assert pooled(contract.images()).shape == (2, 3, 16, 16)
+    assert pooled.forward_head(pooled.forward_features(contract.images()), pre_logits=True).shape == (2, 24, 16, 16)
 
 
 @pytest.mark.parametrize("in_chans", [1, 5])
@@ -247,7 +260,15 @@ def test_configuration_errors() -> None:
         (dict(groups=7), "groups 7 must divide the width 384"),
         (dict(groups=(6, 6, 6)), r"groups \(6, 6, 6\) must divide"),
         (dict(level=4), r"level 4 needs a map of 16 tokens in one direction, not \(8, 8\)"),
-        (dict(level=0), "level is at least 1, not 0"),
+        (dict(level=0), "level must be a whole number of at least 1, not 0"),
+        (dict(level=2.5), "level must be a whole number of at least 1, not 2.5"),
+        (dict(level="2"), "level must be a whole number of at least 1, not '2'"),
+        (dict(groups=8.0), "groups must be a whole number of at least 1, not 8.0"),
+        (dict(embed_dim=0), "embed_dim must be a whole number of at least 1, not 0"),
+        (dict(depth=-1), "depth must be a whole number of at least 1, not -1"),
+        (dict(patch_size=0), "patch_size must be a whole number of at least 1, not 0"),
+        (dict(mlp_ratio=0), "mlp_ratio must leave the MLPs a hidden width, not 0"),
+        (dict(mixer="afno", sparsity_threshold=-0.1), "sparsity_threshold is at least 0, not -0.1"),
         (dict(mixer="afno", num_blocks=5), "width 384 is not a multiple of 5 blocks"),
         (dict(mixer="sa", num_heads=7), "width 384 is not a multiple of 7 heads"),
     ]:

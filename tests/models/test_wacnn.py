@@ -70,6 +70,7 @@ def test_published_size(name: str) -> None:
     [
         contract.check_intermediates_stop_early,
         contract.check_classifier_arguments,
+        contract.check_new_classifier_joins_the_model,
         contract.check_grad_checkpointing,
         contract.check_half_precision_channels_last_and_gradient_to_the_image,
         contract.check_device_and_dtype,
@@ -146,6 +147,18 @@ def test_errors_name_the_field() -> None:
         timm.create_model("wacnn_resnet18", backbone="resnt")
     with pytest.raises(ValueError, match="one value per stage"):
         timm.create_model("wacnn_resnet18", depths=(1, 1))
+    with pytest.raises(ValueError, match=r"one value per stage is needed, got widths=16, depths=\(3, 3, 3\), strides"):
+        timm.create_model("wacnn_resnet18", widths=16)
+    for kwargs, message in [
+        (dict(depths=(3, 0, 3)), r"depths must be whole numbers of at least 1, not \(3, 0, 3\)"),
+        (dict(widths=(8, 16, 8.5)), r"widths must be whole numbers of at least 1, not \(8, 16, 8.5\)"),
+        (dict(stem_width=0), "stem_width must be a whole number of at least 1, not 0"),
+        (dict(hidden_sizes=(0,)), r"hidden_sizes must be whole numbers of at least 1, not \(0,\)"),
+        (dict(hidden_sizes=12), "hidden_sizes takes a tuple of widths, not 12"),
+        (dict(final_width=-1), "final_width must be a whole number of at least 1, not -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            timm.create_model("wacnn_resnet18", **kwargs)
     with pytest.raises(ValueError, match="strides are 1 or 2"):
         timm.create_model("wacnn_resnet18", strides=(1, 2, 4))
     with pytest.raises(ValueError, match="changes the width"):

@@ -159,6 +159,7 @@ def test_contract_features_only(create: contract.Create) -> None:
 
 def test_contract_classifier(create: contract.Create) -> None:
     contract.check_classifier_arguments(create)
+    contract.check_new_classifier_joins_the_model(create)
     assert create(drop_rate=0.25).pool[1].p == 0.25
     with pytest.raises(ValueError, match="needs a global_pool"):
         create(global_pool="")
@@ -288,7 +289,16 @@ def test_default_heads() -> None:
         (dict(level=5), "level must be 1, 2, 3 or 4, not 5"),
         (dict(level=0), "level must be 1, 2, 3 or 4, not 0"),
         (dict(embed_dim=18), "embed_dim must be a multiple of 4, one quarter per subband, not 18"),
-        (dict(patch_size=0), "patch_size must be at least 1, not 0"),
+        (dict(level="3"), "level must be 1, 2, 3 or 4, not '3'"),
+        (dict(level=2.0), "level must be a whole number of at least 1, not 2.0"),
+        (dict(embed_dim=64.0), "embed_dim must be a whole number of at least 1, not 64.0"),
+        (dict(embed_dim="wide"), "embed_dim must be a whole number of at least 1, not 'wide'"),
+        (dict(depth=1.5), "depth must be a whole number of at least 1, not 1.5"),
+        (dict(mlp_ratio=1.5), "mlp_ratio must be a whole number of at least 1, not 1.5"),
+        (dict(patch_size=0), "patch_size must be a whole number of at least 1, not 0"),
+        (dict(ff_dim=0), "ff_dim must be a whole number of at least 1, not 0"),
+        (dict(head_dim=0), "head_dim must be a whole number of at least 1, not 0"),
+        (dict(global_pool="catavgmax"), "global_pool 'catavgmax' changes the width"),
         (dict(block="parallel"), "the parallel block has 4 levels, not 3"),
         (dict(block="pixel_shuffle"), "the pixel_shuffle block has level 1 and mlp_ratio 4, not 3 and 2"),
         (dict(wavelet="harr"), "harr"),

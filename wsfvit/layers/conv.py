@@ -44,7 +44,8 @@ class GELU(nn.Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.inplace and not torch.is_grad_enabled():
+        # torch.jit.trace compares a graph made with gradients to one made without: both must have the same operator.
+        if self.inplace and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return torch.ops.aten.gelu_(x, approximate=self.approximate)
         return F.gelu(x, approximate=self.approximate)
 

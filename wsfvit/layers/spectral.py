@@ -27,13 +27,15 @@ class AFNO2d(nn.Module):
     Shape: (B, H, W, C) -> the same; dtype of the input.
 
     Raises:
-        ValueError: K does not divide C.
+        ValueError: K does not divide C, or the threshold is negative.
     """
 
     def __init__(self, dim: int, num_blocks: int = 8, sparsity_threshold: float = 0.01) -> None:
         super().__init__()
         if num_blocks < 1 or dim % num_blocks:
             raise ValueError(f"AFNO: width {dim} is not a multiple of {num_blocks} blocks")
+        if not sparsity_threshold >= 0:
+            raise ValueError(f"AFNO: sparsity_threshold is at least 0, not {sparsity_threshold}")
         self.num_blocks = num_blocks
         self.sparsity_threshold = sparsity_threshold
         size = dim // num_blocks

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.layers import get_device_dtype
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Classifier(StrictLoadMixin, nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        """Puts in a new classifier.
+        """Puts in a new classifier, on the model's device and in its dtype and mode.
 
         Args:
             num_classes: Its classes; 0 for none.
@@ -66,6 +67,8 @@ class Classifier(StrictLoadMixin, nn.Module):
         """
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features)
+        # The head itself knows device and dtype only where it had parameters.
+        self.head.to(**get_device_dtype(self)).train(self.training)
         self.head_hidden_size = self.head.num_features
         if global_pool is not None:
             self.global_pool = global_pool

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter
 
-from ._family import override_cfg, register_variants
+from ._family import check_sizes, override_cfg, register_variants
 from ._staged import Classifier
 
 _logger = logging.getLogger(__name__)
@@ -181,6 +181,9 @@ class MixerViT(Classifier):
         self.cfg = cfg = override_cfg(cfg, overrides)
         if cfg.mixer not in MIXERS:
             raise ValueError(f"mixer is one of {', '.join(MIXERS)}, not {cfg.mixer!r}")
+        check_sizes(cfg, "embed_dim", "depth", "patch_size", "groups", "level", "num_blocks", "num_heads")
+        if int(cfg.embed_dim * cfg.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio must leave the MLPs a hidden width, not {cfg.mlp_ratio}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -340,6 +343,13 @@ class MixerViT(Classifier):
         for block in self.blocks:
             x = self._run(block, x)
         return self.norm(x).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, C, h, w) -> logits (B, num_classes), or (B, num_classes, h, w) where nothing pools."""
+        if self.global_pool:
+            return super().forward_head(x, pre_logits)
+        # timm's head is then its linear layer, which wants the channels last.
+        return super().forward_head(x.permute(0, 2, 3, 1), pre_logits).permute(0, 3, 1, 2)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype
+from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, get_device_dtype
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from wsfvit.layers import WaveletAttention, WaveletAttentionPool
 
-from ._family import override_cfg, register_variants
+from ._family import build_global_pool, check_one_per_stage, check_sizes, override_cfg, register_variants
 from ._staged import Stage, StagedClassifier
 
 
@@ -43,7 +43,8 @@ class WACNNCfg:
         final_width: Width of a last stage of one 1x1 convolution, which MobileNetV2 has; 0 for none.
         hidden_sizes: Widths of the classifier's hidden layers.
         drop_rate: Dropout after each hidden layer, or before the classifier, where the model is not given another.
-        wavelet: A discrete PyWavelets wavelet; None builds the network without attention.
+        wavelet: A discrete PyWavelets wavelet; None in the networks without attention. `create_model` takes a None
+            for "not given": ask it for `..._baseline` instead.
     """
 
     backbone: Literal["resnet", "vgg", "mobilenetv2"]
@@ -154,9 +155,7 @@ class Head(nn.Module):
         self._build(num_classes, pool_type, hidden_sizes[-1] if hidden_sizes else in_features)
 
     def _build(self, num_classes: int, pool_type: str, num_features: int, **factory: Any) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        if self.global_pool.feat_mult() != 1:
-            raise ValueError(f"global_pool {pool_type!r} changes the width; known are avg, max, avgmax, fast and ''")
+        self.global_pool = build_global_pool(pool_type)
         self.num_features = num_features
         self.fc = nn.Linear(num_features, num_classes, **factory) if num_classes else nn.Identity()
 
@@ -260,9 +259,10 @@ class WACNN(StagedClassifier):
 def _check(cfg: WACNNCfg) -> None:
     if cfg.backbone not in BLOCKS:
         raise ValueError(f"unknown backbone {cfg.backbone!r}; known: {', '.join(BLOCKS)}")
-    per_stage = {name: len(getattr(cfg, name)) for name in ("widths", "depths", "strides")}
-    if len(set(per_stage.values())) > 1:
-        raise ValueError(f"one value per stage is needed, got {per_stage}")
+    check_one_per_stage(cfg, "widths", "depths", "strides")
+    check_sizes(cfg, "stem_width", "widths", "depths", "hidden_sizes", *(["final_width"] if cfg.final_width else []))
+    if not isinstance(cfg.hidden_sizes, tuple):
+        raise ValueError(f"hidden_sizes takes a tuple of widths, not {cfg.hidden_sizes!r}")
     if set(cfg.strides) - {1, 2}:
         raise ValueError(f"strides are 1 or 2, got {cfg.strides}")
 

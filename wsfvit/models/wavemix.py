@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates, get_device_dtype
 from timm.models import checkpoint, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ._family import override_cfg, register_variants
+from ._family import build_global_pool, override_cfg, register_variants
 from ._state_dict import StrictLoadMixin
 from .wavemix_blocks import BLOCKS, WaveMixCfg, build_stem
 
@@ -130,25 +130,26 @@ class WaveMix(WaveMixTrunk):
         return self.pool[2]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts in a new classifier.
+        """Puts in a new classifier, on the model's device and in its dtype and mode.
 
         Args:
             num_classes: Its classes; 0 for none.
             global_pool: New pooling, "" for none; None keeps the present one.
 
         Raises:
-            ValueError: Classes without pooling.
+            ValueError: Classes without pooling, or a pooling that changes the width.
         """
         pool = self.global_pool if global_pool is None else global_pool
         if num_classes and not pool:
             raise ValueError(f"a classifier of {num_classes} classes needs a global_pool")
-        self.num_classes, self.global_pool = num_classes, pool
+        factory = get_device_dtype(self)
         # The published name of the linear layer is pool.2.
         self.pool = nn.Sequential(
-            SelectAdaptivePool2d(pool_type=pool, flatten=bool(pool)),
+            build_global_pool(pool),
             nn.Dropout(self.drop_rate),
-            nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity(),
-        )
+            nn.Linear(self.head_hidden_size, num_classes, **factory) if num_classes else nn.Identity(),
+        ).train(self.training)
+        self.num_classes, self.global_pool = num_classes, pool
 
     def forward_intermediates(
         self,

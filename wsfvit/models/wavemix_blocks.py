@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from wsfvit.layers import GELU
 from wsfvit.wavelets import DWT2d, haar_dwt2d
 
+from ._family import check_sizes
+
 BlockType = Literal["pyramid", "parallel", "pixel_shuffle"]
 StemType = Literal["strided", "patch"]
 MAX_LEVEL = 4
@@ -20,6 +22,8 @@ MAX_LEVEL = 4
 @dataclass(frozen=True)
 class WaveMixCfg:
     """What defines a variant. Every field can be overridden by keyword: `create_model(name, depth=4)`.
+
+    `create_model` takes None for "not given": what is None here is None by the variant's name alone.
 
     Attributes:
         embed_dim: Width d of the feature map, a multiple of 4 (published as `final_dim`).
@@ -56,12 +60,10 @@ class WaveMixCfg:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         if self.level not in range(1, MAX_LEVEL + 1):
-            raise ValueError(f"level must be 1, 2, 3 or 4, not {self.level}")
-        if self.embed_dim < 4 or self.embed_dim % 4:
+            raise ValueError(f"level must be 1, 2, 3 or 4, not {self.level!r}")
+        check_sizes(self, "embed_dim", "depth", "level", "mlp_ratio", "ff_dim", "stem_stride", "patch_size", "head_dim")
+        if self.embed_dim % 4:
             raise ValueError(f"embed_dim must be a multiple of 4, one quarter per subband, not {self.embed_dim}")
-        for name in ("depth", "mlp_ratio", "ff_width", "stem_stride", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.block == "parallel" and self.level != MAX_LEVEL:
             raise ValueError(f"the parallel block has 4 levels, not {self.level}")
         if self.block == "pixel_shuffle" and (self.level, self.mlp_ratio) != (1, 4):

@@ -32,7 +32,7 @@ from wsfvit.layers import (
     to_subbands,
 )
 
-from ._family import override_cfg, register_variants
+from ._family import check_one_per_stage, override_cfg, register_variants
 from ._staged import Stage, StagedClassifier
 from ._state_dict import adapt_stem_channels, resize_bias_tables
 
@@ -288,9 +288,7 @@ class WSFViT(StagedClassifier):
 
 def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
     cfg = override_cfg(cfg, overrides)
-    per_stage = {name: len(getattr(cfg, name)) for name in ("embed_dims", "depths", "inter_heads", "stage_strides")}
-    if len(set(per_stage.values())) > 1:
-        raise ValueError(f"one value per stage is needed, got {per_stage}")
+    check_one_per_stage(cfg, "embed_dims", "depths", "inter_heads", "stage_strides")
     return cfg
 
 
