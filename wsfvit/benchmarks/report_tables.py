@@ -9,6 +9,7 @@ from timm.models import is_model_in_modules
 
 from wsfvit.benchmarks.models import FUSED_PREFIX, PREFIX
 from wsfvit.benchmarks.mwa import FUSED
+from wsfvit.benchmarks.wavemix import AGAIN as WAVEMIX_AGAIN
 from wsfvit.benchmarks.wavemix import PUBLISHED as WAVEMIX_PUBLISHED
 from wsfvit.engine.flops import markdown_head, markdown_row
 from wsfvit.errors import UserError
@@ -201,7 +202,16 @@ def peers_section(root: Path) -> str:
     """The gains over the published computation of the peers: the range over the shapes, by direction."""
     wavemix, wacnn, mwa = (read_record(root, f"cpu/{name}") for name in ("wavemix", "wacnn", "mwa"))
     gains: list[tuple[str, Record, list[tuple[str, float]]]] = [
-        ("WaveMix: level-3 pyramid once per block, not once per level", wavemix, list(_wavemix_gains(wavemix, 3))),
+        (
+            "WaveMix: level-3 pyramid, against the published one",
+            wavemix,
+            list(_wavemix_gains(wavemix, WAVEMIX_PUBLISHED)),
+        ),
+        (
+            "of that by computing it once per block, not once per level",
+            wavemix,
+            list(_wavemix_gains(wavemix, WAVEMIX_AGAIN)),
+        ),
         ("WA-CNN: Haar attention in closed form, not on band matrices", wacnn, list(_wacnn_gains(wacnn))),
         ("AFNO: one block product, not eight einsums", mwa, list(_mwa_gains(mwa, "block product"))),
         ("AFNO: the whole mixer with it", mwa, list(_mwa_gains(mwa, "mixer"))),
@@ -213,10 +223,10 @@ def peers_section(root: Path) -> str:
     return _table([f"what, {machine([wavemix, wacnn, mwa])}", *DIRECTIONS, "file"], rows)
 
 
-def _wavemix_gains(record: Record, level: int) -> Iterator[tuple[str, float]]:
+def _wavemix_gains(record: Record, candidate: str, level: int = 3) -> Iterator[tuple[str, float]]:
     for run in record["runs"]:
         for result in run["results"]:
-            if run["level"] == level and result["candidate"] == WAVEMIX_PUBLISHED:
+            if run["level"] == level and result["candidate"] == candidate:
                 yield DIRECTIONS[run["backward"]], result["times_ours"]
 
 
