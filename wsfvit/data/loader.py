@@ -11,6 +11,7 @@ they are made, not from the options here; that of wds/ leaves out samples that i
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -226,6 +227,8 @@ def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
 
 def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
     """Arguments of a ``DataLoader`` that do not depend on what it loads."""
+    # torch warns of more workers than cores, twice per loader; the share of time spent waiting for data says more.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return {
         "num_workers": options.num_workers,
         "collate_fn": collate,
