@@ -74,7 +74,7 @@ def print_info() -> None:
 
 
 # Name of a command -> what it does, what adds its flags, and what runs it.
-COMMANDS: dict[str, tuple[str, Callable[[Any], None], Callable[[Any], None]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[Any], None], Callable[[Any], object]]] = {
     "info": (
         "print versions, devices, models, backends of wavelets and data, environment variables",
         lambda parser: None,

@@ -24,7 +24,7 @@ from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate,
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
-from wsfvit.data.workers import outlive_stop_signals
+from wsfvit.data.workers import end_workers_at_exit, outlive_stop_signals
 from wsfvit.errors import UserError
 
 
@@ -208,7 +208,7 @@ def build_map_style(
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
     arguments = loader_arguments(options, ReportingCollate(collate))
-    return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
+    return end_workers_at_exit(DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0))
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
