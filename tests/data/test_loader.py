@@ -223,8 +223,9 @@ def test_a_loader_that_is_kept_does_not_hold_up_the_end_of_the_process():
     """Its idle workers would outlive the SIGTERM of multiprocessing for half a minute, then die with a traceback."""
     code = """
 from wsfvit.data import LoaderOptions, build_eval_loader, create_dataset
-setting = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
-images = create_dataset("synthetic/2", None, "validation", num_samples=2)
+grey = (0.5, 0.5, 0.5)
+setting = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": grey, "std": grey, "crop_pct": 1.0}
+images = create_dataset("synthetic/2", None, "val", num_samples=2)
 loader = build_eval_loader(images, setting, LoaderOptions(batch_size=2, num_workers=1))
 cycle = [list(loader), loader]
 cycle.append(cycle)
