@@ -1,5 +1,12 @@
-# Functions shared by the scripts; source it from the repository root.
+# Functions shared by the scripts.
 # The environment is .venv, made with $PYTHON (default: python3).
+
+# show_help "$@": where the first argument asks for help, prints the comment at the head of the script and ends it.
+show_help() {
+    case "${1:-}" in
+        -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+    esac
+}
 
 # ensure_venv EXTRA...: makes .venv and installs requirements.txt and the named extras of pyproject.toml into it.
 # A stamp file remembers what was installed, so that a second run needs neither time nor network.

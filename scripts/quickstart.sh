@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Makes the environment, trains a small WSF-ViT on built-in images, validates it, prints the complexity table
 # and leaves pictures in the run folder: curves, class activation maps, the subbands that the stem sees.
+# Arguments go to train.py (--epochs 1).
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+show_help "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/env.sh
 ensure_venv demo
 
 # At 32x32 one thread does as much as several, and far more on a machine that is shared.

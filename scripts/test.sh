@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the environment and runs lint, types and tests; arguments go to pytest.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+show_help "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/env.sh
 ensure_venv dev data
 
 .venv/bin/python -m ruff check .

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -121,6 +122,16 @@ def test_help_is_help(echo: str) -> None:
     for launcher, usage in usages.items():
         done = run_bash([str(launcher), "--help"], {"PYTHON": echo})
         assert done.returncode == 0 and usage in done.stdout
+
+
+@pytest.mark.parametrize("name", ["quickstart", "test", "benchmark_gpu"])
+def test_help_installs_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for script in (f"{name}.sh", "env.sh"):
+        shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    done = run_bash([str(tmp_path / "scripts" / f"{name}.sh"), "--help"], {"PYTHON": "false"})
+    assert done.returncode == 0 and "rguments go to" in done.stdout and "set -e" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
 
 
 def test_fine_tuning_without_weights_is_refused(echo: str) -> None:

@@ -7,11 +7,12 @@
 ``python -m wsfvit replay FILE``: an update of a training that was not finite, watched module by module.
 """
 
-import argparse
 import importlib.metadata
 import os
 import platform
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import PIL
 import timm
@@ -20,6 +21,7 @@ import torch.distributed as dist
 import torchvision
 
 import wsfvit
+from wsfvit.engine.args.common import HelpFormatter, build_parser
 from wsfvit.engine.args.export import add_export_args
 from wsfvit.engine.args.predict import add_predict_args
 from wsfvit.engine.args.replay import add_replay_args
@@ -43,38 +45,17 @@ VARIABLES = {
 
 def main() -> None:
     """Parses the command line and runs the command."""
-    parser = argparse.ArgumentParser(prog="python -m wsfvit")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, devices, models, backends of wavelets and data, environment variables")
-    predict = commands.add_parser(
-        "predict",
-        help="print, and draw on request, the most probable classes of images",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_predict_args(predict)
-    export = commands.add_parser(
-        "export",
-        help="write a model for other runtimes: ONNX, torch.export, AOTInductor",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_export_args(export)
-    replay = commands.add_parser(
-        "replay",
-        help="compute again an update of a training that was not finite, and say where it began",
-        allow_abbrev=False,
-    )
-    add_replay_args(replay)
+    parser = build_parser("What does not belong to training: predictions, exports, and what this installation is.")
+    parser.prog = "python -m wsfvit"
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, add_args, _) in COMMANDS.items():
+        description = f"{text[0].upper()}{text[1:]}."
+        command = subparsers.add_parser(
+            name, help=text, description=description, allow_abbrev=False, formatter_class=HelpFormatter
+        )
+        add_args(command)
     args = parser.parse_args()
-    if args.command == "predict":
-        run_predict(args)
-    elif args.command == "export":
-        run_export(args)
-    elif args.command == "replay":
-        run_replay(args)
-    else:
-        print_info()
+    COMMANDS[args.command][2](args)
 
 
 def print_info() -> None:
@@ -90,6 +71,23 @@ def print_info() -> None:
     print(f"processes: {', '.join(_distributed_backends()) or 'one alone'}")
     for name, meaning in VARIABLES.items():
         print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
+
+
+# Name of a command -> what it does, what adds its flags, and what runs it.
+COMMANDS: dict[str, tuple[str, Callable[[Any], None], Callable[[Any], object]]] = {
+    "info": (
+        "print versions, devices, models, backends of wavelets and data, environment variables",
+        lambda parser: None,
+        lambda args: print_info(),
+    ),
+    "predict": ("print, and draw on request, the most probable classes of images", add_predict_args, run_predict),
+    "export": ("write a model for other runtimes: ONNX, torch.export, AOTInductor", add_export_args, run_export),
+    "replay": (
+        "compute again an update of a training that was not finite, and say where it began",
+        add_replay_args,
+        run_replay,
+    ),
+}
 
 
 def _families() -> dict[str, int]:

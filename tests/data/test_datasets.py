@@ -3,6 +3,7 @@
 import ast
 import importlib.resources
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsfvit.data import create_dataset, dataset_num_classes
+from wsfvit.data import create_dataset, dataset_num_classes, same_images
 from wsfvit.data.digits import _load_rows
 from wsfvit.errors import UserError
 
@@ -85,7 +86,23 @@ def test_image_folder(tmp_path):
     root = make_folder(tmp_path)
     train = create_dataset("", root, "train")
     assert len(train) == 4 and dataset_num_classes(train) == 2
+    assert not same_images(train, create_dataset("", root, "validation"))
+    assert same_images(*(create_dataset("", f"{root}/train", split) for split in ("train", "validation")))
     assert create_dataset("", root, "validation", in_chans=1)[0][0].mode == "L"
+
+
+def test_a_folder_can_hold_a_tar_file_per_split(tmp_path):
+    root = make_folder(tmp_path / "folders", images=3)
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for name in ("cat", "dog"):
+                for index in range(count):
+                    archive.add(f"{root}/train/{name}/{index}.png", f"{name}/{index}.png")
+    sets = {split: create_dataset("", str(tmp_path), split) for split in ("train", "validation", "test")}
+    assert {split: len(dataset) for split, dataset in sets.items()} == {"train": 6, "validation": 2, "test": 4}
+    assert not same_images(sets["train"], sets["validation"])
+    alone = [create_dataset("", str(tmp_path / "train.tar"), split) for split in ("train", "validation")]
+    assert same_images(*alone)
 
 
 def test_missing_and_empty_folders(tmp_path):

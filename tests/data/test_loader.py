@@ -1,6 +1,8 @@
 """Loaders: the same pixels for any number of workers, any cut and any number of processes; exact evaluation."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -215,3 +217,18 @@ def test_digits_through_both_loaders():
     loader = build_eval_loader(dataset, config | {"crop_pct": 1.0}, replace(OPTIONS, batch_size=300))
     labels = torch.cat([labels for images, labels in loader])
     assert torch.bincount(labels).tolist() == [100] * 10
+
+
+def test_a_loader_that_is_kept_does_not_hold_up_the_end_of_the_process():
+    """Its idle workers would outlive the SIGTERM of multiprocessing for half a minute, then die with a traceback."""
+    code = """
+from wsfvit.data import LoaderOptions, build_eval_loader, create_dataset
+grey = (0.5, 0.5, 0.5)
+setting = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": grey, "std": grey, "crop_pct": 1.0}
+images = create_dataset("synthetic/2", None, "val", num_samples=2)
+loader = build_eval_loader(images, setting, LoaderOptions(batch_size=2, num_workers=1))
+cycle = [list(loader), loader]
+cycle.append(cycle)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -184,3 +184,13 @@ def test_yaml_files_of_timm_may_hold_refused_flags_switched_off(tmp_path):
     assert parse_train_args(["-c", config(tmp_path, off)]).lr == 0.5
     with pytest.raises(UserError, match="--jsd-loss is not supported"):
         parse_train_args(["-c", config(tmp_path, "jsd_loss: true\n")])
+
+
+def test_help_states_each_default_once():
+    text = " ".join(train_parser().format_help().split())
+    assert "--img-size N image size (default: the model's) --in-chans" in text
+    assert "--epochs N epochs to train (default: 300)" in text
+    assert "--model-ema, --no-model-ema keep a moving average of the weights, and judge by it (default: False)" in text
+    assert not re.search(r"\(default: [^()]*\) \(default|default: (None|\[\]|\{\})?\)", text)
+    detection = " ".join(detection_train_parser().format_help().split())
+    assert "optimizer betas (default: [0.9, 0.999])" in detection

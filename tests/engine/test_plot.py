@@ -49,7 +49,7 @@ def test_command_names_runs_and_skips_other_tables(runs, trained, capsys):
     assert [run.name for run in run_plot(parse_plot_args(args))] == ["ours", "theirs", "tiny"]
     lines = capsys.readouterr().out.splitlines()
     assert "skipped" in lines[0] and "no 'epoch' column" in lines[0]
-    assert lines[1] == "ours: 2 epochs, best top-1 60.00 % (epoch 2)"
+    assert lines[1] == "ours: 2 epochs, best top-1 60.00 % (epoch 1)"
     assert np.asarray(Image.open(out)).std() > 10
 
 
@@ -84,7 +84,7 @@ def test_average_precision_of_every_second_epoch(tmp_path, capsys):
     rows = [f"{epoch},1,{0.1 * epoch if epoch % 2 else ''},,0.1" for epoch in range(60)]
     write(tmp_path / "det/summary.csv", "\n".join(["epoch,train_loss,bbox_AP,segm_AP,lr", *rows]))
     (run,) = run_plot(parse_plot_args([str(tmp_path / "det"), "--out", str(tmp_path / "curves.png")]))
-    assert "det: 60 epochs, best box AP 5.900 (epoch 60)" in capsys.readouterr().out
+    assert "det: 60 epochs, best box AP 5.900 (epoch 59)" in capsys.readouterr().out
     axes = draw_curves([run]).axes
     assert [axis.get_title() for axis in axes if axis.axison] == [
         "training loss",

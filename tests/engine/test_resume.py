@@ -123,7 +123,8 @@ def test_changed_arguments_are_said(tmp_path, capsys):
     again = train(tmp_path, "--epochs", "1", "--resume", "auto", "--clip-grad", "2")
     out = capsys.readouterr().out
     assert "not as in the run that is resumed: clip_grad 1.0 -> 2.0" in out
-    assert again["finished"] and len(again["rows"]) == 1  # nothing was left to train
+    assert "nothing left to train: all 1 epochs are done" in out
+    assert again["finished"] and len(again["rows"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,20 @@ def test_resume_mistakes(tmp_path, monkeypatch, more, expected):
         train(tmp_path)
     with pytest.raises(UserError, match=expected):
         train(tmp_path, *more)
+
+
+def test_another_size_or_model_of_equal_weights_is_not_a_resume(tmp_path):
+    """Weights are resized and shared between the families; the optimizer's moments are neither."""
+    wsfvit = ["--model", "wsfvit_p0_224", "--model-kwargs", "depths=(1,1,1,1)", "embed_dims=(24,24,24,24)"]
+    wsfvit += ["inter_heads=(2,2,2,2)"]
+    wsfvit += ["--opt", "adamw", "--epochs", "1", "--no-model-ema"]
+    train(tmp_path, *wsfvit, "--img-size", "64")
+    resumed = ["--resume", "auto", "--epochs", "2"]
+    with pytest.raises(UserError, match="bias_table is .*: keep the image size, or pass --no-resume-opt"):
+        train(tmp_path, *wsfvit, "--img-size", "32", *resumed)
+    wsfvit[1] = "wsfvit_dwt_p0_224"
+    with pytest.raises(UserError, match="it trained wsfvit_p0_224, not wsfvit_dwt_p0_224"):
+        train(tmp_path, *wsfvit, "--img-size", "64", *resumed)
 
 
 def test_weights_alone_can_be_resumed_with_another_optimizer(tmp_path):

@@ -1,13 +1,15 @@
 """train.py end to end on the built-in digits with a tiny network."""
 
 import csv
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
-from engine.tiny_data import CLASSES, TINY_RUN
+from engine.tiny_data import CLASSES, TINY_RUN, write_folder
 from engine.tiny_run import TINY
 
 import get_flops
@@ -99,6 +101,37 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, error_of, more, expected):
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--output", str(tmp_path), *more])
     assert expected in error_of(train.main)
+
+
+def test_forgotten_settings_are_noted(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path)
+    more = ["--model", "test_resnet", "--img-size", "32", "--device", "cpu", "-j", "0", "-b", "4", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "train"), *more, "--epochs", "5"])
+    train.main()
+    out = capsys.readouterr().out
+    assert "the data has 4 classes, the model 1000: --num-classes 4" in out
+    assert "validation runs over the training images" in out
+    assert "still warming up when the run ends" in out
+    meant = ["--num-classes", "4", "--epochs", "6"]
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), *more, *meant])
+    train.main()
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_the_readme_trains_a_model_of_its_own(monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@register_model" in block)
+    more = ["--dataset", "synthetic/3", "--num-classes", "3", "--img-size", "32", "-b", "2", "-j", "0", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["my_train.py", "--model", "my_wsfvit", *more, "--device", "cpu"])
+    exec(compile(code, "my_train.py", "exec"), {"__name__": "__main__"})
+    out = capsys.readouterr().out
+    assert "my_wsfvit at 3x32x32" in out and "dry run: one update" in out
+
+
+def test_one_class_cannot_be_learnt(tmp_path, monkeypatch, error_of):
+    write_folder(tmp_path, count=1)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), *TINY_RUN, "-b", "1", "--output", str(tmp_path)])
+    assert "one class, so there is nothing to tell apart" in error_of(train.main)
 
 
 def test_learning_rate_scales_with_the_batch_of_an_update():

@@ -1,6 +1,6 @@
 """Datasets on top of ``timm.data``, their loaders, and the seeding that makes training repeatable."""
 
-from wsfvit.data.factory import create_dataset, dataset_class_names, dataset_num_classes
+from wsfvit.data.factory import create_dataset, dataset_class_names, dataset_num_classes, same_images
 from wsfvit.data.loader import (
     EvalLoader,
     LoaderOptions,
@@ -25,5 +25,6 @@ __all__ = [
     "create_dataset",
     "dataset_class_names",
     "dataset_num_classes",
+    "same_images",
     "seed_all",
 ]

@@ -16,6 +16,7 @@ from wsfvit.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
 BUILT_IN = ("digits", "synthetic")
+VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # whose names timm takes for each other
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
 
@@ -41,7 +42,8 @@ def create_dataset(
     Args:
         name: ``digits``, ``synthetic``, ``synthetic/CLASSES``, or timm's: empty for an image folder or tar,
             ``hfds/PATH``, ``wds/``, ``torch/NAME``, ...
-        root: Data folder; for ``hfds/`` the cache folder; unused by the built-in ones.
+        root: Data folder, which holds a folder or tar file per split, or a single tar file, which is every split; for
+            ``hfds/`` the cache folder; unused by the built-in ones.
         split: Split name, e.g. ``train``, ``validation`` or, for ``hfds/``, a slice such as ``train[:1000]``.
         in_chans: Chooses grey or RGB images where ``input_img_mode`` does not.
         is_training: Lets streaming datasets shuffle.
@@ -74,11 +76,18 @@ def create_dataset(
     streaming = {"is_training": is_training, "batch_size": batch_size, "seed": seed, "num_samples": num_samples}
     try:
         dataset: Dataset = timm.data.create_dataset(
-            name, root=root, split=split, input_img_mode=mode, **streaming, **options
+            name,
+            root=_split_tar(root, split) if root and not name else root,
+            split=split,
+            input_img_mode=mode,
+            **streaming,
+            **options,
         )
     # timm and the readers behind it report a wrong name, split, key or folder through any of these.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
-        raise UserError(f"dataset '{name or root}', split '{split}': {describe(err)}") from err
+        raise UserError(
+            f"dataset '{name or root}', split '{split}': {describe(err)}".replace("download=True", "--dataset-download")
+        ) from err
     if not isinstance(dataset, timm.data.ImageDataset):
         return dataset
     reader: Any = dataset.reader
@@ -99,6 +108,13 @@ def dataset_class_names(dataset: Dataset) -> list[str] | None:
     if not to_index or sorted(to_index.values()) != list(range(len(to_index))):
         return None
     return [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
+
+
+def same_images(dataset: Dataset, other: Dataset) -> bool:
+    """Whether both are all images of the same folder or tar file."""
+    readers = [getattr(item, "reader", None) for item in (dataset, other)]
+    roots = {reader.root for reader in readers if isinstance(reader, (ReaderImageFolder, TarReader))}
+    return len(roots) == 1 and type(readers[0]) is type(readers[1])
 
 
 def _class_to_index(dataset: Dataset) -> dict[Any, int]:
@@ -128,13 +144,21 @@ def _check_source(name: str, root: str | None, num_samples: int | None) -> None:
         raise UserError(f"the data folder '{root}' does not exist")
 
 
+def _split_tar(root: str, split: str) -> str:
+    """The tar file of a split in a folder such as {train.tar, val.tar}; ``root`` where it holds none."""
+    synonyms = next((names for names in (TRAIN_SPLITS, VALIDATION_SPLITS) if split in names), ())
+    return next(filter(os.path.isfile, (os.path.join(root, f"{name}.tar") for name in (split, *synonyms))), root)
+
+
 def _check_folders(reader: ReaderImageFolder, root: str | None, split: str, has_class_map: bool) -> None:
     """Refuses a folder without the split asked for, and one whose empty class folders would shift the labels."""
     used = {path[len(reader.root) :].lstrip(os.sep).partition(os.sep)[0] for path, _ in reader.samples}
     folders = {entry.name for entry in os.scandir(reader.root) if entry.is_dir() and not entry.name.startswith(".")}
     if reader.root == root and folders and folders <= {*TRAIN_SPLITS, *TEST_SPLITS}:
         found = ", ".join(sorted(folders))
-        raise UserError(f"the data folder '{root}' has no folder for split '{split}', only {found}")
+        raise UserError(
+            f"the data folder '{root}' has no folder for split '{split}', only {found}: add it, or name another split"
+        )
     if (empty := sorted(folders - used)) and not has_class_map:
         shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
         raise UserError(

@@ -11,6 +11,7 @@ they are made, not from the options here; that of wds/ leaves out samples that i
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate,
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
-from wsfvit.data.workers import outlive_stop_signals
+from wsfvit.data.workers import end_workers_at_exit, outlive_stop_signals
 from wsfvit.errors import UserError
 
 
@@ -207,7 +208,7 @@ def build_map_style(
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
     arguments = loader_arguments(options, ReportingCollate(collate))
-    return DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
+    return end_workers_at_exit(DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0))
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
@@ -226,6 +227,8 @@ def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
 
 def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
     """Arguments of a ``DataLoader`` that do not depend on what it loads."""
+    # torch warns of more workers than cores, twice per loader; the share of time spent waiting for data says more.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return {
         "num_workers": options.num_workers,
         "collate_fn": collate,

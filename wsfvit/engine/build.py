@@ -185,7 +185,7 @@ def build_train_loader(
     """Training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
 
     Raises:
-        UserError: the data is missing, has too many classes, or is smaller than one batch of all processes.
+        UserError: the data is missing, has one class or too many, or is smaller than one batch of all processes.
     """
     if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
@@ -202,6 +202,8 @@ def build_train_loader(
         num_classes=num_classes,
     )
     check_classes(train_set, num_classes)
+    if dataset_num_classes(train_set) == 1:
+        raise UserError("the training data has one class, so there is nothing to tell apart: make a folder per class")
     return data.build_train_loader(
         train_set,
         data_config,

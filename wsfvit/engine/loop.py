@@ -103,7 +103,7 @@ def train_one_epoch(
     state.begin_group()
     state.keep_statistics()
     progress = Progress(
-        f"epoch {state.epoch + 1}/{cfg.epochs}",
+        f"epoch {state.epoch} of {cfg.epochs}",
         total,
         cfg.log_interval,
         first=first,

@@ -164,5 +164,6 @@ def _describe(run: Run) -> str:
         known = [pair for pair in pairs if not math.isnan(pair[0])]
         if known:
             value, epoch = max(known)
-            return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch:.0f})"
+            # As the training and its table count: from 0.
+            return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch - 1:.0f})"
     return f"{run.name}: {len(run.epochs)} epochs, no top-1"

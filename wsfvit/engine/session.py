@@ -149,6 +149,8 @@ def _train(
     if resumed is not None:
         continue_from(resumed, state, args, described, world, unit)
     move_schedule(state, args, updates_per_epoch)
+    if state.epoch >= epochs:
+        world.say(f"nothing left to train: all {epochs} epochs are done; more need a higher --epochs")
     if world.is_main:
         create_folder(folder, continued=resumed is not None)
     claim_folder(folder, world, claim)
@@ -292,6 +294,11 @@ def continue_from(
         state.load_state_dict(saved, world, optimizer=not args.no_resume_opt)
     except UserError as err:
         raise UserError(f"--resume {args.resume}: {err}") from err
+    # Families share their keys, so another model can have loaded the weights.
+    if (was := before.get("model")) != (model := described["args"].get("model")) and was is not None:
+        raise UserError(
+            f"--resume {args.resume}: it trained {was}, not {model}: start with --initial-checkpoint instead"
+        )
     changed = changed_arguments(before, described["args"])
     if changed:
         world.say(f"note: not as in the run that is resumed: {', '.join(changed)}")
@@ -347,7 +354,7 @@ def _last_words(run: Run, folder: Path, finished: bool, dry: bool) -> str:
     if not finished:
         return f"stopped as asked, saved at epoch {state.epoch}, batch {state.batch}: start again with --resume auto"
     if run.best is None:
-        return f"nothing to train: --epochs {run.cfg.epochs} are done already"
+        return f"no epoch has been validated in '{folder}'"
     return (
         f"best {run.metric} {run.best[run.metric]:.4g} (epoch {run.best['epoch']})\n"
         f"best: {folder / 'model_best.pth.tar'}\nlast: {folder / 'last.pth.tar'}\ntable: {folder / 'summary.csv'}"

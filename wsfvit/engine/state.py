@@ -136,6 +136,7 @@ class TrainState:
             if self.ema is not None:
                 self.ema.module.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
             if optimizer:
+                _check_shapes(content["state_dict"], self.model)
                 self.optimizer.load_state_dict(content["optimizer"])
                 self.scaler.load_state_dict(content["scaler"])
                 _load_scheduler_state(self.scheduler, content["scheduler"])
@@ -157,6 +158,17 @@ class TrainState:
             for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
                 for key, value in _statistics(module).items():
                     value.copy_(saved[key])
+
+
+def _check_shapes(saved: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Refuses weights that were resized on loading: the moments of the optimizer are not, and fail at its next step."""
+    for name, parameter in model.named_parameters():
+        if saved[name].shape != parameter.shape:
+            was, now = ("x".join(map(str, tensor.shape)) for tensor in (saved[name], parameter))
+            raise UserError(
+                f"{name} is {was} there and {now} here, and the optimizer's state cannot be resized: keep the image "
+                "size, or pass --no-resume-opt"
+            )
 
 
 def _statistics(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:

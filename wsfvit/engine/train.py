@@ -1,11 +1,12 @@
 """The train command: a classifier, its data and its recipe, handed over to be trained."""
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from wsfvit.data import dataset_class_names
+from wsfvit.data import dataset_class_names, dataset_num_classes, same_images
 from wsfvit.engine.build import (
     DataConfig,
     build_train_loader,
@@ -45,6 +46,8 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     class_names = dataset_class_names(train_loader.dataset)
     check_class_order(dataset_class_names(val_loader.dataset), class_names, "the training data")
     described = _describe(args, model.num_classes, data_config)
+    for note in _notes(args, train_loader.dataset, val_loader.dataset, model.num_classes):
+        world.say(f"note: {note}")
     return Plan(
         title=f"{args.model} at {'x'.join(map(str, data_config['input_size']))}",
         model=model,
@@ -55,6 +58,20 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
         described=described | ({"class_names": class_names} if class_names else {}),
         counts={"classes": model.num_classes},
     )
+
+
+def _notes(args: argparse.Namespace, train_set: Any, val_set: Any, outputs: int) -> Iterator[str]:
+    """What was probably not meant, a line each."""
+    classes = dataset_num_classes(train_set)
+    if args.num_classes is None and classes is not None and classes < outputs:
+        yield f"the data has {classes} classes, the model {outputs}: --num-classes {classes} makes it learn no others"
+    if same_images(train_set, val_set):
+        yield "validation runs over the training images: divide them into train/ and val/, or train.tar and val.tar"
+    if args.sched != "none" and not args.warmup_prefix and args.epochs <= args.warmup_epochs:
+        yield (
+            f"the learning rate is still warming up when the run ends: --epochs {args.epochs} is within "
+            f"--warmup-epochs {args.warmup_epochs}"
+        )
 
 
 def build_task(args: argparse.Namespace, num_classes: int, device: torch.device) -> Classification:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsfvit.data import EvalSampler, LoaderOptions, TrainSampler
 from wsfvit.data.loader import loader_arguments
+from wsfvit.data.workers import end_workers_at_exit
 from wsfvit.errors import UserError
 from wsfvit.video.sequences import SequenceDataset, to_unit_range
 
@@ -126,7 +127,8 @@ def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderO
 
 def _build(dataset: SequenceDataset, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
     arguments = loader_arguments(options, collate=_keep)
-    return DataLoader(_ReportingBatches(dataset), **batches, **arguments, persistent_workers=options.num_workers > 0)
+    loader = DataLoader(_ReportingBatches(dataset), **batches, **arguments, persistent_workers=options.num_workers > 0)
+    return end_workers_at_exit(loader)
 
 
 class _ReportingBatches(Dataset[Any]):

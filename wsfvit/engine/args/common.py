@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from typing import Any, NoReturn
 
 from timm.utils import ParseKwargs
@@ -12,9 +13,23 @@ DEFAULT_MODEL = "wsfvit_p0_224"
 Group = argparse._ActionsContainer
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not '{text}'") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not '{text}'") from None
+
+
 def positive_int(text: str) -> int:
     """Reads an integer of 1 or more."""
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
     return value
@@ -22,7 +37,7 @@ def positive_int(text: str) -> int:
 
 def natural_int(text: str) -> int:
     """Reads an integer of 0 or more."""
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
     return value
@@ -30,7 +45,7 @@ def natural_int(text: str) -> int:
 
 def natural_float(text: str) -> float:
     """Reads a finite number of 0 or more."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
     return value
@@ -38,7 +53,7 @@ def natural_float(text: str) -> float:
 
 def positive_float(text: str) -> float:
     """Reads a finite number above 0."""
-    value = float(text)
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return value
@@ -46,7 +61,7 @@ def positive_float(text: str) -> float:
 
 def fraction(text: str) -> float:
     """Reads a number from 0 to 1."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {value}")
     return value
@@ -69,9 +84,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each flag once: its value, or else what the text says of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        given_once = isinstance(action, argparse._StoreTrueAction)  # it could only say False
+        if action.help is None or given_once or action.default in (None, "", [], {}):
+            return action.help
+        action.help = re.sub(r" \(default: [^()]*\)$", "", action.help)
+        return super()._get_help_string(action)
+
+
 def build_parser(description: str) -> argparse.ArgumentParser:
     """A parser with timm's habits: no abbreviated flags, defaults in the help."""
-    return Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    return Parser(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def add_switch(group: Group, flag: str, text: str) -> None:
