@@ -210,13 +210,17 @@ def test_images_are_judged_by_reassessed_labels(weights, tmp_path):
         top1([everything] * 3)
 
 
-def test_data_of_some_classes_is_judged_among_those(weights, tmp_path):
+def test_data_of_some_classes_is_judged_among_those(weights, tmp_path, capsys):
     data = write_folder(tmp_path / "data", 6)
     shutil.rmtree(data / "validation" / "1")
     shutil.rmtree(data / "validation" / "3")
     listed = tmp_path / "classes.txt"
     listed.write_text("0\n2\n")
     [row] = run(data, "--checkpoint", weights, "--valid-labels", listed)
+    assert "note:" not in capsys.readouterr().out
+    run(data, "--checkpoint", weights)
+    noted = f"note: the data has 2 classes, taken for the first of the model's {CLASSES}; see --valid-labels"
+    assert noted in capsys.readouterr().out
     model = timm.create_model("test_resnet", num_classes=CLASSES, checkpoint_path=str(weights)).eval()
     halved = nn.Linear(model.num_features, 2)
     halved.load_state_dict({key: value[[0, 2]] for key, value in model.fc.state_dict().items()})

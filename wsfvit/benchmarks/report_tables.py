@@ -30,7 +30,7 @@ MODELS: Groups = (
     ("gpu/latency_batch_1_graphs",),
 )
 TRANSFORMS: Groups = (
-    ("cpu/wavelets_dwt", "cpu/wavelets_dwt_backward"),
+    ("cpu/wavelets_dwt", "cpu/wavelets_dwt_backward", "cpu/wavelets_swt", "cpu/wavelets_swt_backward"),
     *(
         tuple(
             f"gpu/wavelets_{backend}_{dtype}{end}" for backend in ("triton", "reference") for end in ("", "_backward")
@@ -139,8 +139,13 @@ def machine(records: Sequence[Record]) -> str:
 
 
 def transforms_section(root: Path) -> str:
-    """One table of the decimated transform per group of ``TRANSFORMS``."""
-    return "\n\n".join(transforms_table(records, "dwt") for records in read_groups(root, TRANSFORMS))
+    """Per group of ``TRANSFORMS``, a table of the decimated and one of the undecimated transform."""
+    tables = []
+    for records in read_groups(root, TRANSFORMS):
+        for op in ("dwt", "swt"):
+            of_op = [record for record in records if any(run["op"] == op for run in record["runs"])]
+            tables += [transforms_table(of_op, op)] if of_op else []
+    return "\n\n".join(tables)
 
 
 def transforms_table(records: Sequence[Record], op: str) -> str:
