@@ -180,7 +180,9 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
         check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
     check_classes(dataset, classes)
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
-        world.say(f"note: the data has {found} classes, taken for the first of the model's {classes}; see --valid-labels")
+        world.say(
+            f"note: the data has {found} classes, taken for the first of the {classes} of the model; see --valid-labels"
+        )
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
     judge: Judge = judge_by_label
     if args.real_labels:
