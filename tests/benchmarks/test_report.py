@@ -1,5 +1,6 @@
 """The README's speed tables and their picture: equal to the records, and made of whatever was recorded."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def of_transforms(seconds: dict[str, float], shape: tuple[int, ...] = (2, 3, 9, 
 def root(tmp_path: Path) -> Path:
     """A checkout with small records and a README whose tables are empty."""
     write(tmp_path, MODELS[0][0], run_of({}, results=of_models({"resnet10t": 2.0, "fused:resnet10t": 3.0})))
-    for name, factor in zip(TRANSFORMS[0], (1, 3), strict=True):
+    for name, (op, factor) in zip(TRANSFORMS[0], itertools.product(("dwt", "swt"), (1, 3)), strict=True):
         times = {"wsfvit (reference)": 0.002 * factor, "copy (same bytes)": 0.001 * factor}
-        write(tmp_path, name, run_of({"backward": factor == 3}, runs=[of_transforms(times)]))
+        write(tmp_path, name, run_of({"backward": factor == 3}, runs=[of_transforms(times, op=op)]))
     tables = [f"<!-- table: {name} -->\n{report.END}\n" for name in ("models", "wavelets")]
     (tmp_path / "README.md").write_text("before\n" + "between\n".join(tables) + "after\n")
     return tmp_path

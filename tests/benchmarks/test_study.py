@@ -152,7 +152,7 @@ def test_commands_share_the_rows(study_file: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Runner, "_run_row", run_row)
     monkeypatch.setattr("wsfvit.benchmarks.study.write_report", lambda study: None)
-    with holding(out / "tiny" / "small-seed0" / "row.lock"):
+    with holding(out / "tiny" / "small-seed0" / ".row.lock"):
         assert Runner(study, None, out, None).run([Row("small", 0)])
     assert not ran and "another command runs it, or has run it" in capsys.readouterr().out
     assert Runner(study, None, out, None).run([Row("small", 0), Row("broken", 0), Row("other", 0)])

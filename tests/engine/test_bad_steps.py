@@ -75,7 +75,8 @@ def test_skipped_dumped_and_replayed(spike, tmp_path, monkeypatch, capsys):
     assert sum(step["indices"], []).count(WHITE) == 1 and len(step["batches"]) == 2
 
     seen = []
-    monkeypatch.setattr(command, "run_replay", lambda args, plain=command.run_replay: seen.append(plain(args)))
+    *described, plain = command.COMMANDS["replay"]
+    monkeypatch.setitem(command.COMMANDS, "replay", (*described, lambda args: seen.append(plain(args))))
     monkeypatch.setattr(sys, "argv", ["wsfvit", "replay", str(dumps[1])])
     command.main()
     (found,) = seen

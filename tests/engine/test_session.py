@@ -145,15 +145,15 @@ def test_a_folder_in_which_another_process_trains(tmp_path, monkeypatch, capsys)
     """Nothing is touched while it does; once it has ended, however that happened, its last state is continued."""
     args = parse(tmp_path, "--resume", "auto")
     folder = tmp_path / "plane"
-    with holding(folder / "run.lock") as other:
+    with holding(folder / ".run.lock") as other:
         monkeypatch.setattr(run_folder, "PATIENCE", 0.3)
         with pytest.raises(UserError, match="another process trains in '.*plane': stop it, or choose another"):
             fit(args)
-        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+        assert [path.name for path in folder.iterdir()] == [".run.lock"]
         monkeypatch.setattr(run_folder, "PATIENCE", 60.0)
         threading.Timer(0.5, other.kill).start()
         assert fit(args)["finished"]
     assert "another process trains in" in capsys.readouterr().out
     # The process that trained has let go.
-    with holding(folder / "run.lock"):
+    with holding(folder / ".run.lock"):
         pass

@@ -25,7 +25,7 @@ from wsfvit.errors import UserError
 
 def test_run_folder_is_complete(trained):
     folder = trained["run_folder"]
-    assert {"args.yaml", "summary.csv", "last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"} == {
+    assert {".run.lock", "args.yaml", "summary.csv", "last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"} == {
         path.name for path in folder.iterdir()
     }
     with open(folder / "summary.csv") as file:

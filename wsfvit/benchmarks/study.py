@@ -136,7 +136,7 @@ class Runner:
                 folder = self.output / self.study.name / row.name
                 print(f"[{done + 1}/{len(todo)}{left}] {row.name}, log: {folder / 'log.txt'}", flush=True)
                 make_folder(folder)
-                with held(folder / "row.lock") as own:
+                with held(folder / ".row.lock") as own:
                     if not own or read_record(self.study, row) != records[row]:
                         print("  another command runs it, or has run it", flush=True)
                         continue

@@ -56,7 +56,7 @@ def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
         UserError: another process still trains there after `PATIENCE` seconds.
     """
     if world.is_main and folder.is_dir():
-        lock = folder / "run.lock"
+        lock = folder / ".run.lock"
         if not until_then.enter_context(held(lock)):
             world.say(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
             if not until_then.enter_context(held(lock, PATIENCE)):
