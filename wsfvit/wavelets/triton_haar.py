@@ -1,7 +1,7 @@
 """The Haar operators of `wsfvit.wavelets.reference` as fused Triton kernels: same arguments, layouts and values.
 
 Each kernel reads its input from memory once and writes its output once. What then decides is how many instructions an
-element takes, so addresses are computed once for several lines, memory is accessed in words of 4 to 16 bytes wherever
+element takes, so addresses are computed once for several lines, memory is accessed in words of 8 or 16 bytes wherever
 the shapes allow, and a neighbour that a thread holds already is not loaded again. A program computes one tile:
 
 =============  ==========================================  ===========================================

@@ -17,6 +17,8 @@ WIDE              strips or columns are counted in 64 bits
 DOUBLE            arithmetic in float64, else in float32
 LINES             lines of a strip
 STRIPS, COLUMNS   size of a tile
+GROUP             columns of which a thread holds the neighbours of all but one: 4, or 1
+ODD_H, ODD_W      the image lacks the last row or column of its blocks
 ================  =====================================================================================
 """
 
@@ -169,7 +171,7 @@ def haar_dwt2d_kernel(
         cA, cH = upper_sum + lower_sum, upper_sum - lower_sum
         cV, cD = upper_difference + lower_difference, upper_difference - lower_difference
         _store_subbands(y, y_k, cA, cH, cV, cD, exists)
-        x += x_h
+        x += x_h  # and again: twice the stride may need 64 bits where the stride does not
         x += x_h
         y += y_h
 
@@ -209,7 +211,7 @@ def haar_idwt2d_kernel(
         else:
             tl.store(x, _join_pairs(p, q), upper & x_exists)
             tl.store(x + x_h, _join_pairs(r, s), lower & x_exists)
-        x += x_h
+        x += x_h  # and again: twice the stride may need 64 bits where the stride does not
         x += x_h
         y += y_h
 
