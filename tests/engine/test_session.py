@@ -157,3 +157,9 @@ def test_a_folder_in_which_another_process_trains(tmp_path, monkeypatch, capsys)
     # The process that trained has let go.
     with holding(folder / ".run.lock"):
         pass
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path):
+    (tmp_path / "plane" / ".run.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write '.*\.run\.lock': Is a directory"):
+        fit(parse(tmp_path))

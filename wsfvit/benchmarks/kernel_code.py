@@ -35,6 +35,7 @@ from wsfvit.wavelets import triton_haar
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 WARP = 32
+HEADER = ("instructions per element", "bytes per load", "bytes per store", "registers", "shared memory", "x bandwidth")
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,6 @@ def main(argv: list[str] | None = None) -> None:
         )
     )
     write_run(args, card=asdict(CARDS[args.card]), results=results)
-
-
-HEADER = ("instructions per element", "bytes per load", "bytes per store", "registers", "shared memory", "x bandwidth")
 
 
 def _rows(case: dict[str, Any]) -> list[list[str]]:

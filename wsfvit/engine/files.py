@@ -61,9 +61,13 @@ def held(lock: Path, patience: float = 0) -> Iterator[bool]:
         patience: Seconds to wait for another process to let go.
 
     Raises:
-        OSError: the file cannot be made.
+        UserError: the operating system refused to make the file.
     """
-    with open(lock, "a") as file:
+    try:
+        file = open(lock, "a")
+    except OSError as err:
+        raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
+    with file:
         until = time.monotonic() + patience
         while not (alone := _lock(file)) and time.monotonic() < until:
             time.sleep(0.2)

@@ -53,7 +53,7 @@ def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
     """Keeps other trainings out of the run folder, where there is one, until ``until_then`` or this process ends.
 
     Raises:
-        UserError: another process still trains there after `PATIENCE` seconds.
+        UserError: another process still trains there after `PATIENCE` seconds, or the folder cannot be written to.
     """
     if world.is_main and folder.is_dir():
         lock = folder / ".run.lock"
@@ -61,7 +61,7 @@ def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
             world.say(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
             if not until_then.enter_context(held(lock, PATIENCE)):
                 raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
-    world.gather(None)  # the other processes read what is there only now
+    world.barrier()  # the other processes read what is there only now
 
 
 def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:

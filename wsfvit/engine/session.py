@@ -153,7 +153,7 @@ def _train(
         world.say(f"nothing left to train: all {epochs} epochs are done; more need a higher --epochs")
     if world.is_main:
         create_folder(folder, continued=resumed is not None)
-    claim_folder(folder, world, claim)
+    claim_folder(folder, world, claim)  # of a new run: only now is there a folder
     if world.is_main:
         write_text_atomic(folder / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
     world.say(

@@ -57,7 +57,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     h, w = (H + 1) // 2, (W + 1) // 2
     inside = is_channels_last(x)
     y = x.new_empty(B, 4, h, w, C).permute(0, 1, 4, 2, 3) if inside else x.new_empty(B, 4, C, h, w)
-    _launch(triton_kernels.haar_dwt2d_kernel, x, y, inside, _decimated_elements(x, inside), **_parity(H, W))
+    _launch(triton_kernels.haar_dwt2d_kernel, x, y, inside, _decimated_elements(x, inside), **_odd_sizes(H, W))
     return y
 
 
@@ -65,7 +65,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
     inside = y.permute(0, 1, 3, 4, 2).is_contiguous() and not y.is_contiguous()
     x = _new_image(y, *output_size, inside)
-    _launch(triton_kernels.haar_idwt2d_kernel, y, x, inside, _decimated_elements(x, inside), **_parity(*output_size))
+    _launch(triton_kernels.haar_idwt2d_kernel, y, x, inside, _decimated_elements(x, inside), **_odd_sizes(*output_size))
     return x
 
 
@@ -100,7 +100,7 @@ def _decimated_elements(image: torch.Tensor, inside: bool) -> int:
     return (ACCESS if inside else ACCESS // 2) // image.element_size()
 
 
-def _parity(H: int, W: int) -> dict[str, int]:
+def _odd_sizes(H: int, W: int) -> dict[str, int]:
     return {"ODD_H": H % 2, "ODD_W": W % 2}
 
 
