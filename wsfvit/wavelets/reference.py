@@ -150,11 +150,14 @@ def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> 
 
 
 def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
-    """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic."""
-    beyond = cut(x, axis, 0, 1) if forward else cut(x, axis, -1)
-    if mode == "zero":
-        beyond = torch.zeros_like(beyond)
-    return torch.cat((cut(x, axis, 1), beyond) if forward else (beyond, cut(x, axis, None, -1)), axis)
+    """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic.
+
+    Padded or rolled, not concatenated: torch.compile then computes all subbands in one pass over the image.
+    """
+    if mode == "periodic":
+        return torch.roll(x, -1 if forward else 1, axis)
+    rest, padding = (cut(x, axis, 1), (0, 1)) if forward else (cut(x, axis, None, -1), (1, 0))
+    return F.pad(rest, (0, 0) * (x.ndim - 1 - axis) + padding)
 
 
 def _gather(low: torch.Tensor, high: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
