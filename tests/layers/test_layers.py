@@ -1,5 +1,6 @@
 """Partitions, position bias, attention kinds, MBConv and stem against their definitions."""
 
+import copy
 import math
 
 import pytest
@@ -111,13 +112,95 @@ def test_masked_tokens_are_as_if_absent() -> None:
     torch.testing.assert_close(out[1::2, :3], m(x[1::2, :3], (1, 3)))
 
 
-def test_channel_attention_formula() -> None:
+# Few tokens against channels: by Q, K and V; many: by the tokens' moments.
+@pytest.mark.parametrize("size", [(4, 5), (7, 9)])
+def test_channel_attention_formula(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     m = ChannelAttention(12, 3).double()
-    x = torch.randn(2, 4, 5, 12, dtype=torch.float64)
-    q, k, v = m.qkv(x).view(2, 20, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    nn.init.normal_(m.qkv.bias)
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    q, k, v = m.qkv(x).view(2, -1, 3, 3, 4).permute(2, 0, 3, 1, 4)
     attn = (k.transpose(-2, -1) @ v / 2).softmax(-1)  # d = 4
-    expected = (attn @ q.transpose(-2, -1)).permute(0, 3, 1, 2).reshape(2, 4, 5, 12)
+    expected = (attn @ q.transpose(-2, -1)).permute(0, 3, 1, 2).reshape(2, *size, 12)
+    other = "_attend" if size == (7, 9) else "_attend_by_moments"
+    monkeypatch.delattr(ChannelAttention, other)
     torch.testing.assert_close(m(x), m.proj(expected))
+
+
+@pytest.mark.parametrize("num_subbands", [1, 4])
+def test_channel_attention_by_moments_has_the_same_values_and_gradients(num_subbands: int) -> None:
+    m = ChannelAttention(6, 2, num_subbands).double()
+    x = torch.randn(2 * num_subbands, 5, 8, 6, dtype=torch.float64, requires_grad=True)
+    inputs, direction = (x, *m.parameters()), torch.randn_like(x)
+    expected, actual = m._attend(x), m._attend_by_moments(x)
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad(y, inputs, direction) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+    assert all(g.abs().max() > 1e-6 for g in gradients[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_channel_attention_by_moments_loses_no_precision(dtype: torch.dtype) -> None:
+    by_moments, by_qkv = torch.zeros(2, dtype=torch.float64)
+    for seed in range(20):  # a softmax near a tie errs much, either way: so many layers together
+        torch.manual_seed(seed)
+        m = ChannelAttention(16, 2)
+        nn.init.normal_(m.qkv.weight, std=0.1)
+        x = F.layer_norm(torch.randn(2, 24, 24, 16) @ torch.randn(16, 16), (16,))
+        with torch.no_grad():
+            exact = copy.deepcopy(m).double()._attend(x.double())
+            with torch.autocast("cpu", dtype):
+                by_moments += (m._attend_by_moments(x) - exact).square().mean() / exact.square().mean()
+                by_qkv += (m._attend(x) - exact).square().mean() / exact.square().mean()
+    assert by_moments < by_qkv
+
+
+def test_channel_attention_by_moments_of_many_tokens_in_float16() -> None:
+    m = ChannelAttention(4, 1)
+    x = F.layer_norm(torch.randn(1, 320, 320, 4), (4,))
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert m(x).isfinite().all()  # a sum over 102,400 tokens would pass 65,504
+
+
+class Adapted(nn.Linear):
+    """Stands for an adapter: the same weights, another result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_a_replaced_projection_is_called() -> None:
+    attention = ChannelAttention(4, 1)
+    x = torch.randn(1, 8, 8, 4)
+    with torch.no_grad():
+        before = attention(x)
+        adapted = Adapted(4, 4)
+        adapted.load_state_dict(attention.proj.state_dict())
+        attention.proj = adapted
+        torch.testing.assert_close(attention(x), before + 1)
+
+
+def test_hooks_see_the_modules() -> None:
+    conv = MBConv(4, 4).eval()
+    x = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        before = conv(x)
+        called: list[nn.Module] = []
+        for part in (conv.se, conv.conv3_1x1):
+            part.register_forward_hook(lambda module, *_: called.append(module))
+            torch.testing.assert_close(conv(x), before)
+    assert called == [conv.se, conv.se, conv.conv3_1x1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gates_on_the_weights_have_the_same_values_and_gradients(layout: torch.memory_format) -> None:
+    m = MBConv(4, 4).double()
+    x = torch.randn(3, 16, 5, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    inputs = (x, *m.se.parameters(), *m.conv3_1x1.parameters())
+    actual, expected = m._gate_and_project(x), m.conv3_1x1(m.se(x))
+    torch.testing.assert_close(actual, expected)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    direction = torch.randn_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, inputs, direction) for y in (actual, expected)))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1)])

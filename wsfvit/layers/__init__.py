@@ -1,6 +1,7 @@
 """Parts that models are made of: kinds of attention, token mixers, MBConv, stem, partitions. No model is named."""
 
-from .attention import ChannelAttention, ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
+from .attention import ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
+from .channel_attention import ChannelAttention
 from .conv import GELU, StridedConv2dSame
 from .mbconv import Downsample, MBConv
 from .norm import NUM_SUBBANDS, SubbandLayerNorm

@@ -1,7 +1,7 @@
 """The three attention parts of a WSF block, on channels-last maps x (B, H, W, C).
 
 Attention among neighbouring tokens (window) and among tokens spread over the map (grid), both after MaxViT (Tu et al.,
-2022), and among channels, that is among what the subbands became (after DaViT, Ding et al., 2022).
+2022), and among channels (`channel_attention.py`).
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from .channel_attention import ChannelAttention
 from .conv import GELU, TanhGELU
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
@@ -143,42 +144,6 @@ class PartitionAttention(AttentionPart):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self._attend(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
-class ChannelAttention(nn.Module):
-    """Attention between the channels of a head: A = softmax(s K^T V) over the last axis, output A Q^T; s = d^-1/2.
-
-    On explicit subbands (`num_subbands` 4, folded into the batch, subband index fastest) the channels of a head are
-    those of all four subbands together, so A has shape (4d, 4d) and every subband can change every other one.
-
-    Args:
-        dim: Channels C, a multiple of `num_heads`.
-        num_heads: Heads; d = C / num_heads.
-        num_subbands: Maps of an image that lie next to each other in the batch: 1 or 4.
-        scale: s; default d^-1/2, also for four subbands.
-    """
-
-    def __init__(self, dim: int, num_heads: int, num_subbands: int = 1, scale: float | None = None) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"width {dim} is not a multiple of the number of heads {num_heads}")
-        self.num_heads = num_heads
-        self.num_subbands = num_subbands
-        self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B * num_subbands, H, W, C) -> the same."""
-        _, H, W, C = x.shape
-        K, N = self.num_subbands, H * W
-        qkv = self.qkv(x).view(-1, K, N, 3, self.num_heads, C // self.num_heads)
-        # (3, B, heads, N, K * d): the channels of a head, over all subbands, in the last axis.
-        q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).flatten(4)
-        attn = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)
-        # A Q^T, not Q A^T: a saturated softmax is full of denormals, and a CPU takes those far better on the left.
-        out = (attn @ q.transpose(-2, -1)).unflatten(2, (K, -1))
-        return self.proj(out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
 
 
 class ConvPosEnc(nn.Module):

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
+import torch
 from timm.layers import BatchNormAct2d, DropPath, SEModule
 from torch import Tensor, nn
 
 from .conv import StridedConv2dSame, TanhGELU
+from .inline import can_inline
 
 
 class Downsample(nn.Module):
@@ -76,5 +79,20 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
-        x = self.se(self.norm2(self.conv2_kxk(x)))
-        return self.drop_path(self.conv3_1x1(x)) + shortcut
+        x = self._gate_and_project(self.norm2(self.conv2_kxk(x)))
+        return self.drop_path(x) + shortcut
+
+    def _gate_and_project(self, x: Tensor) -> Tensor:
+        """Squeeze-excite and the last convolution: (B, 4D, H, W) -> (B, D, H, W).
+
+        Where pixels are many against channels, the gates scale the convolution's weights of each image, not its map:
+        one pass over the widest map less, and one map less kept for the gradient.
+        """
+        se, conv = self.se, self.conv3_1x1
+        pixels_are_many = x.shape[2] * x.shape[3] >= 4 * conv.out_channels
+        if not (pixels_are_many and can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
+            return conv(se(x))
+        gates = se.gate(se.fc2(se.act(se.bn(se.fc1(x.mean((2, 3), keepdim=True))))))
+        weights = conv.weight.flatten(1) * gates.flatten(1).unsqueeze(1)  # (B, D, 4D)
+        out = torch.baddbmm(cast(Tensor, conv.bias), x.permute(0, 2, 3, 1).flatten(1, 2), weights.transpose(1, 2))
+        return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
