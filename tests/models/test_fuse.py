@@ -1,15 +1,19 @@
 """The copy for inference computes what the model computes."""
 
 import copy
+from collections import Counter
 
 import pytest
 import timm
 import torch
 from parity import relative_error
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsfvit  # noqa: F401
 from wsfvit.layers import MBConv
+from wsfvit.models import fuse
 from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
 
 
@@ -65,3 +69,60 @@ def test_autocast_and_compiler() -> None:
         torch.testing.assert_close(compiled(x), expected)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(fused(x).float(), expected, rtol=0.05, atol=0.05)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.counts[func.__name__.split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_gpu_gets_gelu_with_the_matrix_product(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    fused = fuse_for_inference(tiny())
+    blocks = sum(isinstance(module, MBConv) for module in fused.modules())
+    with FakeTensorMode() as fake, Calls() as calls, torch.no_grad():
+        for module in fused.modules():
+            for tensors in (module._parameters, module._buffers):
+                found = {key: x for key, x in tensors.items() if x is not None}
+                tensors.update({key: torch.empty_like(fake.from_tensor(x), device="cuda") for key, x in found.items()})
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            logits = fused(torch.empty(2, 3, 64, 64, device="cuda"))
+    assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16 if autocast else torch.float32)
+    # The expansion of each MBConv, the MLPs of local and of global attention; the third MLP has the exact GELU.
+    assert calls.counts["_addmm_activation"] == 3 * blocks
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gelu_with_the_matrix_product_has_the_same_values(layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, x = fuse_for_inference(tiny().double()), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fused, x = fused.to(memory_format=layout), x.to(memory_format=layout)
+    expected = fused(x)
+
+    def on_a_gpu(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, use_gelu: bool) -> torch.Tensor:
+        assert use_gelu  # a CPU's operator of this name has the exact GELU
+        return nn.functional.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+
+    monkeypatch.setattr(fuse, "_has_gelu_epilogue", lambda x, approximate: approximate == "tanh")
+    monkeypatch.setattr(torch, "_addmm_activation", on_a_gpu)
+    torch.testing.assert_close(fused(x), expected)
+
+
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_on_a_gpu(dtype: torch.dtype) -> None:
+    model = tiny().to("cuda", memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(x.double())
+        plain, fused = model.to(dtype), fuse_for_inference(model).to(dtype)
+        limit = max(2 * relative_error(plain(x.to(dtype)).double(), exact), 1e-6)
+        assert relative_error(fused(x.to(dtype)).double(), exact) < limit
