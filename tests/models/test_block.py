@@ -53,7 +53,7 @@ def test_every_parameter_gets_a_gradient(explicit_dwt: bool, size: tuple[int, in
 @pytest.mark.parametrize("num_subbands", [1, 4])
 def test_every_subband_changes_every_other_one(num_subbands: int) -> None:
     part = fill_by_key(InterSubbandAttention(16, 2, num_subbands=num_subbands)).eval()
-    x = torch.randn(4, 5, 6, 16, dtype=torch.float64)
+    x = torch.randn(4, 16, 5, 6, dtype=torch.float64)
     with torch.no_grad():
         before = part(x)
         for source in range(4):
@@ -76,13 +76,13 @@ def test_images_do_not_mix() -> None:
 def test_subband_folding_round_trip(size: tuple[int, int], memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 5, *size, dtype=torch.float64).to(memory_format=memory_format)
     folded = to_subbands(x)
-    assert folded.shape == (8, -(-size[0] // 2), -(-size[1] // 2), 5)
+    assert folded.shape == (8, 5, -(-size[0] // 2), -(-size[1] // 2))
     torch.testing.assert_close(from_subbands(folded, size), x)
 
 
 def test_channels_last_maps_reach_the_attention_without_a_copy() -> None:
     folded = to_subbands(torch.randn(2, 5, 8, 6).to(memory_format=torch.channels_last))
-    assert folded.is_contiguous()
+    assert folded.is_contiguous(memory_format=torch.channels_last)
     assert from_subbands(folded, (8, 6)).is_contiguous(memory_format=torch.channels_last)
 
 

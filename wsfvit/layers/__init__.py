@@ -3,6 +3,7 @@
 from .attention import ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .channel_attention import ChannelAttention
 from .conv import GELU, StridedConv2dSame
+from .layout import to_nchw, to_nhwc
 from .mbconv import Downsample, MBConv
 from .norm import NUM_SUBBANDS, SubbandLayerNorm
 from .partition import (
@@ -47,6 +48,8 @@ __all__ = [
     "padding_mask",
     "resample_filter",
     "resize_bias_table",
+    "to_nchw",
+    "to_nhwc",
     "to_subbands",
     "window_partition",
     "window_reverse",

@@ -1,7 +1,10 @@
-"""The three attention parts of a WSF block, on channels-last maps x (B, H, W, C).
+"""The three attention parts of a WSF block, on maps x (B, C, H, W) in channels-last memory.
 
 Attention among neighbouring tokens (window) and among tokens spread over the map (grid), both after MaxViT (Tu et al.,
 2022), and among channels (`channel_attention.py`).
+
+Maps keep this shape between the parts, and are (B, H, W, C) only inside of a residual: if convolutions took permuted
+maps, torch.compile would write each of them twice.
 """
 
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from .channel_attention import ChannelAttention
 from .conv import GELU, TanhGELU
+from .layout import to_nchw, to_nhwc
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
 
@@ -97,7 +101,7 @@ class PartitionAttention(AttentionPart):
     """LayerNorm -> attention inside a partition -> residual; LayerNorm -> MLP -> residual.
 
     Any map size: a window larger than the map shrinks to it, a map that the window does not divide is padded, the
-    padding masked and cropped. Sizes that divide take neither path. Shape: x (B, H, W, C) -> the same.
+    padding masked and cropped. Sizes that divide take neither path. Shape: x (B, C, H, W) -> the same.
 
     Args:
         dim: Channels C.
@@ -132,6 +136,7 @@ class PartitionAttention(AttentionPart):
         self.attn.rel_pos.set_window_size(window_size)
 
     def _attend(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> the same."""
         _, H, W, _ = x.shape
         size = (min(self.window_size[0], H), min(self.window_size[1], W))
         split, join = PARTITIONS[self.partition]
@@ -142,25 +147,25 @@ class PartitionAttention(AttentionPart):
         return x[:, :H, :W] if mask is not None else x
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self._attend(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = x + to_nchw(self.drop_path1(self._attend(self.norm1(to_nhwc(x)))))
+        return x + to_nchw(self.drop_path2(self.mlp(self.norm2(to_nhwc(x)))))
 
 
 class ConvPosEnc(nn.Module):
-    """Positional encoding by a depthwise 3x3 convolution, added: x (B, H, W, C) -> the same."""
+    """Positional encoding by a depthwise 3x3 convolution, added: x (B, C, H, W) -> the same."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.proj(x)
 
 
 class InterSubbandAttention(AttentionPart):
     """Positional encoding, LayerNorm -> channel attention -> residual, encoding, LayerNorm -> MLP -> residual.
 
-    Shape: x (B * num_subbands, H, W, C) -> the same, any H and W.
+    Shape: x (B * num_subbands, C, H, W) -> the same, any H and W.
 
     Args:
         dim: Channels C.
@@ -186,6 +191,6 @@ class InterSubbandAttention(AttentionPart):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cpe[0](x)
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + to_nchw(self.drop_path1(self.attn(self.norm1(to_nhwc(x)))))
         x = self.cpe[1](x)
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x + to_nchw(self.drop_path2(self.mlp(self.norm2(to_nhwc(x)))))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .conv import StridedConv2dSame, TanhGELU
 from .inline import can_inline
+from .layout import to_nchw, to_nhwc
 
 
 class Downsample(nn.Module):
@@ -94,5 +95,5 @@ class MBConv(nn.Module):
             return conv(se(x))
         gates = se.gate(se.fc2(se.act(se.bn(se.fc1(x.mean((2, 3), keepdim=True))))))
         weights = conv.weight.flatten(1) * gates.flatten(1).unsqueeze(1)  # (B, D, 4D)
-        out = torch.baddbmm(cast(Tensor, conv.bias), x.permute(0, 2, 3, 1).flatten(1, 2), weights.transpose(1, 2))
-        return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        out = torch.baddbmm(cast(Tensor, conv.bias), to_nhwc(x).flatten(1, 2), weights.transpose(1, 2))
+        return to_nchw(out.unflatten(1, x.shape[2:]))

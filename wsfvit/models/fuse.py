@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Mlp
 from torch import Tensor, nn
 
-from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem
+from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw, to_nhwc
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -61,7 +61,7 @@ class ConvGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and _has_gelu_epilogue(x, self.approximate):
-            return _linear_gelu(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+            return to_nchw(_linear_gelu(to_nhwc(x), conv.weight.flatten(1), conv.bias))
         if not _has_fused_operators(x):
             return F.gelu(conv(x), approximate=self.approximate)
         padding, (skip_h, skip_w) = conv.padding, (0, 0)

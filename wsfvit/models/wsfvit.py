@@ -29,6 +29,7 @@ from wsfvit.layers import (
     SubbandLayerNorm,
     WaveletStem,
     from_subbands,
+    to_nchw,
     to_subbands,
 )
 
@@ -163,12 +164,12 @@ class WSFBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if not self.explicit_dwt:
-            return self._attend(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return self._attend(x)
         _, _, H, W = x.shape
         # The transform is linear, so the residual stream can stay in the wavelet domain across the three parts.
         x = to_subbands(x)
         if self.subband_embed is not None:
-            x = x + self.subband_embed.repeat(x.shape[0] // NUM_SUBBANDS, 1, 1, 1)
+            x = x + to_nchw(self.subband_embed).repeat(x.shape[0] // NUM_SUBBANDS, 1, 1, 1)
         return from_subbands(self._attend(x), (H, W))
 
 
