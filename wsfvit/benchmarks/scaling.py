@@ -32,7 +32,7 @@ from torch import nn
 
 from wsfvit.benchmarks.common import (
     Timing,
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     markdown_table,
     measure_together,
@@ -48,10 +48,8 @@ Step = Callable[[], Any]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.scaling", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="wsfvit_p0_224", metavar="NAME", help="timm name (default: wsfvit_p0_224)")
+    parser = build_timing_parser("scaling", __doc__)
+    parser.add_argument("--model", default="wsfvit_p0_224", metavar="NAME", help="timm name")
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="at the first size"
     )
@@ -64,7 +62,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
-    add_timing_options(parser)
     return parser.parse_args(argv)
 
 

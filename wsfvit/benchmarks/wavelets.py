@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
-    add_timing_options,
+    build_timing_parser,
     capture,
     format_timing,
     forward_backward_step,
@@ -38,7 +38,7 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_run,
 )
-from wsfvit.errors import first_line
+from wsfvit.errors import first_line, run_main
 from wsfvit.wavelets import SwtMode, reference
 
 COPY = "copy (same bytes)"
@@ -355,9 +355,7 @@ def print_table(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.wavelets", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("wavelets", __doc__)
     parser.add_argument("--op", choices=("swt", "dwt", "all"), default="all")
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(4, 3, 224, 224)], metavar="BxCxHxW")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -368,7 +366,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="time the GPU alone, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
     )
-    add_timing_options(parser)
     args = parser.parse_args(argv)
     if args.cuda_graph and not args.device.startswith("cuda"):
         parser.error("--cuda-graph needs --device cuda")
@@ -385,4 +382,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
