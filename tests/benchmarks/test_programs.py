@@ -1,4 +1,4 @@
-"""Every measuring program begins and ends alike, and a mistake ends it in one line."""
+"""Measuring programs begin and end alike, a mistake is one line, and what is recorded can be measured again."""
 
 import importlib.util
 import re
@@ -58,3 +58,12 @@ def test_results_that_cannot_be_written_are_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         write_results(tmp_path / "file" / "run.json", {})
+
+
+def test_recorded_commands_name_modules_that_exist() -> None:
+    commands = set()
+    for path in (ROOT / "results").rglob("*.json"):
+        commands |= set(re.findall(r'"command": "(.*)"', path.read_text()))
+    modules = {match[1] for command in commands if (match := re.search(r" -m ([\w.]+)", command))}
+    assert len(modules) > 10
+    assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
