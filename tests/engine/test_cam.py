@@ -244,7 +244,7 @@ def test_no_crop_keeps_the_aspect_ratio():
         (["good", "--models", "test_resnet", "--target", "1000"], "pass 0 to 999"),
         (["good", "--models", "test_resnet", "--layer", "layer9"], "no layer 'layer9'"),
         (["good", "--models", "test_resnet", "--out", "cam.txt"], "must end in .png"),
-        (["good", "--models", "wsfvit_p0_224", "--pretrained"], "no pretrained weights of wsfvit_p0_224"),
+        (["good", "--models", "wsfvit_p0_224", "--pretrained"], "no pretrained weights for wsfvit_p0_224"),
         (["good", "--models", "test_resnet", "--in-chans", "4"], "takes 4 channels"),
     ],
 )

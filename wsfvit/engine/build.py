@@ -115,7 +115,8 @@ def resolve_data(
     for key in ("mean", "std"):
         if requested[key] is not None and len(requested[key]) not in (1, in_chans):
             raise UserError(f"--{key} takes 1 or {in_chans} values, not {len(requested[key])}")
-    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=test_size and not saved)
+    use_test_size = test_size and "input_size" not in (saved or {})
+    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=use_test_size)
     config["input_size"] = (in_chans, *config["input_size"][1:])
     for key in ("mean", "std"):
         values = tuple(config[key])
