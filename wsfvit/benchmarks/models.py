@@ -40,6 +40,7 @@ from wsfvit.benchmarks.common import (
     write_run,
 )
 from wsfvit.engine.build import check_model_name
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import fuse_for_inference
 
@@ -161,14 +162,13 @@ def training_step(
 def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Timings by mode ("inference", "training") and name."""
     dtype = DTYPES[args.dtype]
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(args.seed)
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
     # The peers know 10 classes.
     target = torch.randint(10, (args.batch_size,), generator=generator).to(device)
-    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=layout)
+    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=memory_format(args))
     for model in models.values():
-        model.to(dtype=x.dtype, memory_format=layout)  # type: ignore[call-overload]
+        model.to(dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, dtype) if args.amp else nullcontext()

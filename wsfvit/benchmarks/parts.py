@@ -44,6 +44,7 @@ from wsfvit.benchmarks.common import (
 )
 from wsfvit.benchmarks.models import create_timm_model
 from wsfvit.benchmarks.part_timer import BACKWARD, REST, PartTimer, average_middle
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.errors import UserError, run_main
 from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAttention, PublishedHaarSWT2d, WaveletStem
@@ -193,10 +194,9 @@ def measure_limits(args: argparse.Namespace, device: torch.device, clock: Callab
 def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.device) -> dict[str, Pass]:
     """The passes to split by mode, "inference" and with --train "training"; brings the model to device and dtype."""
     dtype, weights = DTYPES[args.dtype], torch.float32 if args.amp else DTYPES[args.dtype]
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model.to(device=device, dtype=weights, memory_format=layout)  # type: ignore[call-overload]
+    model.to(device=device, dtype=weights, memory_format=memory_format(args))  # type: ignore[call-overload]
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    x = x.to(device=device, dtype=weights, memory_format=layout)
+    x = x.to(device=device, dtype=weights, memory_format=memory_format(args))
     target = torch.randint(10, (args.batch_size,), device=device)
 
     def autocast() -> AbstractContextManager[Any]:

@@ -42,6 +42,7 @@ from wsfvit.benchmarks.common import (
 )
 from wsfvit.benchmarks.models import create_timm_model, training_step
 from wsfvit.engine.distributed import World, joined_world
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.errors import UserError, run_main
 
 Step = Callable[[], Any]
@@ -67,15 +68,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(args: argparse.Namespace, img_size: int, device: torch.device) -> nn.Module:
     torch.manual_seed(args.seed)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model: nn.Module = create_timm_model(args.model, img_size).train().to(device)
-    return model.to(memory_format=layout)  # type: ignore[call-overload]
+    return model.to(memory_format=memory_format(args))  # type: ignore[call-overload]
 
 
 def build_step(args: argparse.Namespace, model: nn.Module, img_size: int, batch: int, device: torch.device) -> Step:
     """A training step on ``batch`` random images, which lie on the device already."""
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    x = torch.randn(batch, 3, img_size, img_size).to(device, memory_format=layout)
+    x = torch.randn(batch, 3, img_size, img_size).to(device, memory_format=memory_format(args))
     target = torch.randint(10, (batch,), device=device)
 
     def autocast() -> AbstractContextManager[Any]:

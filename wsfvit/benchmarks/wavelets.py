@@ -38,6 +38,7 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_run,
 )
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.errors import first_line, run_main
 from wsfvit.wavelets import SwtMode, reference
 
@@ -313,9 +314,9 @@ def capture_steps(
 
 def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Check and time one transform on one shape, print its table, and return its record."""
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(args.seed)
-    x = torch.randn(shape, generator=generator).to(device, DTYPES[args.dtype]).contiguous(memory_format=layout)
+    x = torch.randn(shape, generator=generator).to(device, DTYPES[args.dtype])
+    x = x.contiguous(memory_format=memory_format(args))
     candidates, left_out = build_candidates(op, x)
     errors = {name: {"forward": check_forward(name, candidate, op, x)} for name, candidate in candidates.items()}
     if args.backward:
