@@ -367,6 +367,7 @@ def test_results_files_by_suffix_or_format(tmp_path):
         (["--checkpoint", "BARE"], "pass --model NAME"),
         (["--checkpoint", "none.pth"], "does not exist"),
         (["--checkpoint", "EMPTY"], "holds no file that ends in"),
+        (["--model", "BARE"], "bare.pth is no text file of model names; weights go to --checkpoint"),
         (["--model", "wsfvit_p0_224"], "no pretrained weights for wsfvit_p0_224"),
         (["--model", "test_resnett"], "did you mean test_resnet"),
         (["--checkpoint", "BARE", "--amp", "--model-dtype", "float16"], "leave out --model-dtype float16"),

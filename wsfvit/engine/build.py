@@ -16,7 +16,7 @@ from wsfvit import data
 from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
 from wsfvit.data.factory import STREAMING
 from wsfvit.engine.args.recipe import RATIO, SCALE
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 if TYPE_CHECKING:  # it needs resolve_device
     from wsfvit.engine.distributed import World
@@ -43,7 +43,7 @@ def resolve_device(name: str | None) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as err:
-        raise UserError(f"--device {name} cannot be used here: {str(err).splitlines()[0]}") from err
+        raise UserError(f"--device {name} cannot be used here: {first_line(err)}") from err
     return device
 
 
