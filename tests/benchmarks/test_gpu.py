@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wsfvit.benchmarks import gpu
+from wsfvit.errors import UserError
 
 
 def run_here(command: list[str], **options) -> subprocess.CompletedProcess:
@@ -63,5 +64,5 @@ def test_failures_and_lack_of_time(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no_such_program" in (tmp_path / "wrong.log").read_text()
     assert "not done within 0 s" in gpu.run_step(wrong, "cpu", tmp_path / "wrong.json", 0.01)
     assert not list(tmp_path.glob("*.json"))
-    with pytest.raises(SystemExit, match="no step begins with nothing"):
+    with pytest.raises(UserError, match="no step begins with nothing"):
         gpu.main(["--only", "nothing"])

@@ -9,6 +9,7 @@ import torch
 
 from wsfvit.benchmarks import models
 from wsfvit.benchmarks.baseline import create_baseline
+from wsfvit.errors import UserError
 
 NAME = "wsfvit_p0_224"
 
@@ -80,3 +81,9 @@ def test_each_model_is_related_to_its_own_baseline() -> None:
 def test_amp_needs_a_half_type() -> None:
     with pytest.raises(SystemExit):
         models.parse_args(["--models", "resnet10t", "--amp"])
+
+
+@pytest.mark.parametrize("name", ["baseline:resnet10t", f"baseline:{NAME}", NAME])
+def test_a_baseline_or_size_that_does_not_exist(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}.*(no baseline|60)"):
+        models.build_models([name], 60)

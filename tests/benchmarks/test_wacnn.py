@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wsfvit.benchmarks import wacnn
+from wsfvit.errors import UserError
 from wsfvit.layers import WaveletAttention
 
 
@@ -36,7 +37,7 @@ def test_wrong_candidates_stop_the_program() -> None:
     for wrong in (Swapped(), Detached()):
         with pytest.raises(SystemExit, match="wrong differs by"):
             wacnn.check_equal({**candidates("haar", (8, 8)), "wrong": wrong}, x)
-    with pytest.raises(SystemExit, match="even sizes"):
+    with pytest.raises(UserError, match="even sizes"):
         wacnn.BandMatrixAttention("haar", 7, 8)
 
 

@@ -59,6 +59,12 @@ def test_what_the_checkpoint_says_can_be_changed(written, capsys):
     assert config.max_detections == 1 and config.fc_width == 32
 
 
+@pytest.mark.parametrize("flag", ["--results-file", "--categories-file", "--detections"])
+def test_a_missing_folder_is_noticed_before_anything_is_read(flag, tmp_path):
+    with pytest.raises(UserError, match=f"{flag} .*none/x.json: the folder '.*none' does not exist"):
+        validate(tmp_path, flag, tmp_path / "none" / "x.json")
+
+
 def test_other_categories_and_other_files_are_refused(written, tmp_path):
     write_checkpoint(written / "pets.pth", categories=("cat", "dog"))
     with pytest.raises(UserError, match="category 1 is 'circle' in this data and 'cat' in checkpoint"):

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import nn
 
 import cam_image
+from wsfvit.data import dataset_class_names
 from wsfvit.engine.args.cam import METHODS, parse_cam_args
+from wsfvit.engine.build import build_dataset
 from wsfvit.engine.cam import Picture, compute_cams, explain, load_pictures, run_cam
 from wsfvit.engine.layouts import find_target_layer, model_layout, to_maps
 from wsfvit.engine.pictures import DPI
@@ -195,7 +197,8 @@ def test_checkpoints_of_a_data_set(trained, tmp_path, capsys):
     """Two columns for two weights files; pictures spread over the classes; captions tell right from wrong."""
     last = str(trained["run_folder"] / "last.pth.tar")
     args = tiny_args("--dataset", "digits", "--num-images", "10", "--crop-pct", "1", "-b", "3", "--target", "7")
-    pictures, names = load_pictures(args)
+    dataset = build_dataset(args, args.split, None, in_chans=3)
+    pictures, names = load_pictures(args, dataset), dataset_class_names(dataset)
     assert [picture.label for picture in pictures] == list(range(10))
     assert names == [str(digit) for digit in range(10)]
     classifier = load_classifier(args, None, last, names)
@@ -241,7 +244,7 @@ def test_no_crop_keeps_the_aspect_ratio():
         (["good", "--models", "test_resnet", "--target", "1000"], "pass 0 to 999"),
         (["good", "--models", "test_resnet", "--layer", "layer9"], "no layer 'layer9'"),
         (["good", "--models", "test_resnet", "--out", "cam.txt"], "must end in .png"),
-        (["good", "--models", "wsfvit_p0_224", "--pretrained"], "no pretrained weights of wsfvit_p0_224"),
+        (["good", "--models", "wsfvit_p0_224", "--pretrained"], "no pretrained weights for wsfvit_p0_224"),
         (["good", "--models", "test_resnet", "--in-chans", "4"], "takes 4 channels"),
     ],
 )
@@ -255,3 +258,17 @@ def test_mistakes_are_one_line(argv, expected, tmp_path, monkeypatch, error_of):
     (tmp_path / "cut" / "a.png").write_bytes((tmp_path / "good" / "a.png").read_bytes()[:1000])
     monkeypatch.setattr(sys, "argv", ["x", *argv, "--img-size", "32", "--device", "cpu"])
     assert expected in error_of(cam_image.main)
+
+
+def test_a_mistake_leaves_nothing_behind(tmp_path, monkeypatch, error_of):
+    """Neither the sample photographs nor the folder of the picture."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for argv, expected in (
+        (["--checkpoint", "none.pth"], "'none.pth' does not exist"),
+        (["--models", "test_resnet", "--subbands"], "has a wavelet stem"),
+        (["--out", "file/cam.png"], "cannot be made: 'file' is no folder"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", *argv, "--device", "cpu"])
+        assert expected in error_of(cam_image.main)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -172,7 +172,7 @@ def test_models_that_cannot_be_exported() -> None:
     ("argv", "expected"),
     [
         ("--model test_resnet --output a.pt2", "a file of --format onnx ends in .onnx"),
-        ("--model test_resnet --output nowhere/a.onnx", "there is no folder 'nowhere'"),
+        ("--model test_resnet --output nowhere/a.onnx", "the folder 'nowhere' does not exist"),
         ("--output a.onnx", "pass --checkpoint FILE, or --model NAME"),
         ("--model test_resnet --output a.onnx --device cuda", "ONNX files do not depend on it"),
         ("--model test_resnet --output a.onnx", "needs onnxscript: pip install onnxscript"),

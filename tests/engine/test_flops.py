@@ -231,7 +231,7 @@ def test_table_puts_published_figures_beside_its_own(monkeypatch, capsys, tmp_pa
     ("argv", "expected"),
     [
         (["--model", "test_vitt"], "did you mean test_vit"),
-        (["--model", "test_vit", "--out", "no/such/folder/x.md"], "cannot write"),
+        (["--model", "test_vit", "--out", "no/such/folder/x.md"], "the folder 'no/such/folder' does not exist"),
         (["--model", "wsfvit_p0_224", "--in-chans", "4", "--input-size", "3", "64", "64"], "wsfvit_p0_224"),
     ],
 )

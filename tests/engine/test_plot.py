@@ -78,6 +78,7 @@ def test_mistakes_are_one_line(argv, expected, runs, monkeypatch, error_of):
     monkeypatch.chdir(runs)
     monkeypatch.setattr(sys, "argv", ["x", *argv])
     assert expected in error_of(command.main)
+    assert not (runs / "output").exists()
 
 
 def test_average_precision_of_every_second_epoch(tmp_path, capsys):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -105,6 +106,15 @@ def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch,
     assert "b.png" in err and "a.png" not in err
 
 
+def test_weights_of_another_model_are_noted_beside_the_output(folder, tmp_path, monkeypatch, capsys):
+    weights = timm.create_model("test_resnet", num_classes=2).state_dict()
+    torch.save({"arch": "test_sibling", "state_dict": weights}, tmp_path / "a.pth")
+    flags = ["--num-classes", "2", "--img-size", "32", "--json"]
+    run(monkeypatch, folder / "a.png", "--model", "test_resnet", "--checkpoint", tmp_path / "a.pth", *flags)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["predictions"] and err.startswith("note: ") and "is of test_sibling" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -120,8 +130,9 @@ def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch,
 )
 def test_mistakes_are_one_line(argv, expected, last, folder, monkeypatch, error_of):
     argv = [text.format(folder=folder, last=last) for text in argv]
-    monkeypatch.setattr(sys, "argv", ["x", "predict", *argv])
+    monkeypatch.setattr(sys, "argv", ["x", "predict", *argv, "--out", str(folder / "new" / "a.png")])
     assert expected in error_of(command.main)
+    assert not (folder / "new").exists()
 
 
 def test_photographs_are_turned_upright(tmp_path):

@@ -87,6 +87,24 @@ def test_the_command_line_overrules_what_the_checkpoint_says(trained):
         run_validation(digits_args(last, "--num-classes", "12"))
 
 
+@pytest.mark.usefixtures("seven")
+def test_weights_in_another_model_get_a_note_and_keep_their_mean(tmp_path, capsys):
+    """Models of one family share their keys, so loading alone would not tell."""
+    data_config = {"input_size": [3, 40, 40], "mean": [0.1] * 3, "std": [0.2] * 3, "crop_pct": 0.5}
+    found = {}
+    for arch in ("test_resnet", "test_resnet_sibling"):
+        path = save_model(tmp_path / "a.pth", arch=arch, data_config=data_config)
+        args = ["--model", "test_resnet", "--num-classes", str(CLASSES), "--device", "cpu", "-j", "0"]
+        [row] = run_validation(parse_validate_args([*args, "--checkpoint", str(path)]))
+        found[arch] = row["input_size"][1], row["crop_pct"], row["mean"], row["std"]
+        said = "is of test_resnet_sibling, its weights run as test_resnet" in capsys.readouterr().out
+        assert said == (arch != "test_resnet")
+    own, sibling = found.values()
+    cfg = timm.get_pretrained_cfg("test_resnet")
+    assert own == (40, 0.5, [0.1] * 3, [0.2] * 3)
+    assert sibling == (cfg.input_size[1], cfg.crop_pct, [0.1] * 3, [0.2] * 3)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_seven_images_on_several_processes(weights, tmp_path, processes):
     data = write_folder(tmp_path / "data", 7)
@@ -349,6 +367,7 @@ def test_results_files_by_suffix_or_format(tmp_path):
         (["--checkpoint", "BARE"], "pass --model NAME"),
         (["--checkpoint", "none.pth"], "does not exist"),
         (["--checkpoint", "EMPTY"], "holds no file that ends in"),
+        (["--model", "BARE"], "bare.pth is no text file of model names; weights go to --checkpoint"),
         (["--model", "wsfvit_p0_224"], "no pretrained weights for wsfvit_p0_224"),
         (["--model", "test_resnett"], "did you mean test_resnet"),
         (["--checkpoint", "BARE", "--amp", "--model-dtype", "float16"], "leave out --model-dtype float16"),

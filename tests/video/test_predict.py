@@ -1,5 +1,7 @@
 """The predict command: pictures of known and unknown futures, of Moving MNIST and of one's own sequences."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,10 @@ def test_mistakes_are_one_line(tiny_run, own, tmp_path, capsys):
         assert ended.value.code == 2 and len(lines) == 1 and expected in lines[0], lines
     with pytest.raises(UserError, match="does not exist"):
         main(["predict", "--checkpoint", str(tmp_path / "none.pth"), "--device", "cpu"])
+
+
+def test_a_missing_package_is_noticed_before_anything_is_written(predict, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="pip install av"):
+        predict("--movie", ".mp4")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +38,17 @@ def test_the_run_is_measured_again(tiny_run, tmp_path, capsys):
     assert "generated-test of built-in digits, 3 sequences" in out and "| copy-last-frame |" in out
     best = validate(tiny_run, "--use-ema", "--split", "validation", "--sequences", 3).figures[MODEL]
     assert best["mse"] == pytest.approx(tiny_run["best"]["mse"], rel=1e-5)
+
+
+def test_what_cannot_be_written_is_noticed_before_anything_is_read(tmp_path, monkeypatch):
+    nothing = {"run_folder": tmp_path / "none"}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made: '.*file' is no folder"):
+        validate(nothing, "--out", tmp_path / "file" / "new")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="pip install av"):
+        validate(nothing, "--movie", ".mp4", "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+
+from wsfvit.engine.args.common import HelpFormatter, Parser
+from wsfvit.engine.build import resolve_device
+from wsfvit.engine.files import make_folder, write_text_atomic
+from wsfvit.wavelets.filterbank import filter_bank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 # Short functions are called several times per sample, so that the clock and the launch of the first call do not show.
 MIN_SAMPLE_SECONDS = 2e-3
 MAX_CALLS_PER_SAMPLE = 1000
-OUTPUT_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,45 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def add_timing_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what every timing program takes: --device, --threads, --warmup, --repeats, --seed and --out."""
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+def parse_wavelet(text: str) -> str:
+    """Reads the name of a discrete wavelet of PyWavelets."""
+    try:
+        filter_bank(text)
+    except (ImportError, ValueError) as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+    return text
+
+
+class ProgramHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help of a measuring program: its docstring as it is written, and the default of each flag."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_it = "default:" in (action.help or "")  # of what no value shows well: lists, paths, what depends
+        return action.help if says_it else super()._get_help_string(action)
+
+
+def build_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m wsfvit.benchmarks.NAME``; ``description`` is that module's docstring."""
+    prog = f"python -m wsfvit.benchmarks.{name}"
+    return Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=ProgramHelp)
+
+
+def add_device_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what `set_up_device` takes: --device and --threads."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate (default: 3)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed rounds (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs and weights (default: 0)")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+
+
+def build_timing_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """`build_parser` with what every timing program takes: --device, --threads, --warmup, --repeats, --seed, --out."""
+    parser = build_parser(name, description)
+    timing = parser.add_argument_group("timing")
+    add_device_options(timing)
+    timing.add_argument("--warmup", type=int, default=3, help="untimed calls of each candidate")
+    timing.add_argument("--repeats", type=int, default=20, help="timed rounds")
+    timing.add_argument("--seed", type=int, default=0, help="of the random inputs and weights")
+    timing.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    return parser
 
 
 def write_run(args: argparse.Namespace, **content: Any) -> None:
@@ -89,44 +122,6 @@ def forward_step(function: Callable[[Any], Any], x: torch.Tensor) -> Any:
 def forward_backward_step(function: Callable[[Any], Any], leaves: Sequence[torch.Tensor], grads: Any) -> Any:
     """One call on the first of ``leaves`` and the gradients of all of them for the output gradients ``grads``."""
     return torch.autograd.grad(function(leaves[0]), leaves, grads)
-
-
-def check_equal(name: str, ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> dict[str, float]:
-    """Relative errors of output and gradients between a model and its baseline; a difference ends the program."""
-    out, grads = _output_and_gradients(ours.eval(), x)
-    want, want_grads = _output_and_gradients(theirs.eval(), x)
-    found = {
-        "output": _relative_error(out, want),
-        "gradient": _relative_error(
-            torch.cat([grads[key].flatten() for key in want_grads]),
-            torch.cat([g.flatten() for g in want_grads.values()]),
-        ),
-    }
-    # "not below" rather than "above", so that NaN fails too
-    if not (found["output"] < OUTPUT_TOLERANCE and found["gradient"] < GRADIENT_TOLERANCE):
-        raise SystemExit(f"{name} and its baseline differ: {found}; nothing was timed")
-    return found
-
-
-def check_equal_output(name: str, ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> dict[str, float]:
-    """The same for a model that computes no gradients: the relative error of the output alone."""
-    with torch.inference_mode():
-        error = _relative_error(ours.eval()(x), theirs.eval()(x))
-    if not error < OUTPUT_TOLERANCE:
-        raise SystemExit(f"{name} and its baseline differ: {error}; nothing was timed")
-    return {"output": error}
-
-
-def _output_and_gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    out = model(x)
-    named = dict(model.named_parameters())
-    grads = torch.autograd.grad(out.square().mean(), list(named.values()))
-    return out.detach(), dict(zip(named, grads, strict=True))
-
-
-def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    got, want = got.double(), want.double()
-    return float((got - want).norm() / want.norm())
 
 
 def measure(fn: Callable[[], Any], warmup: int = 3, repeats: int = 20, device: torch.device | str = "cpu") -> Timing:
@@ -228,18 +223,17 @@ def _summarise(samples: list[float], calls: int, peak: int | None) -> Timing:
 
 
 def set_up_device(device: str, threads: int | None, tf32: bool = False) -> torch.device:
-    """Fix what would otherwise differ between runs: CPU threads, and for CUDA precision of float32 and current card."""
+    """Fix what would otherwise differ between runs: CPU threads, and for CUDA precision of float32 and current card.
+
+    Raises:
+        UserError: no such device here.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda, but PyTorch sees no CUDA device")
-    if resolved.type == "cuda" and resolved.index is not None:
-        torch.cuda.set_device(resolved)
-    return resolved
+    return resolve_device(device)
 
 
 def environment() -> dict[str, Any]:
@@ -283,10 +277,13 @@ def _cpu_name() -> str:
 
 
 def write_results(path: str | Path, payload: Mapping[str, Any]) -> None:
-    """Write one run as indented JSON, creating the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(payload, indent=2) + "\n")
+    """Write one run as indented JSON, creating the folder.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    make_folder(Path(path).parent)
+    write_text_atomic(path, json.dumps(payload, indent=2) + "\n")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

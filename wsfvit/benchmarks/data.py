@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from wsfvit.benchmarks.common import markdown_table, write_run
+from wsfvit.benchmarks.common import build_parser, markdown_table, write_run
 from wsfvit.benchmarks.photographs import generate_jpegs, read_jpegs, resize_jpegs, write_source
 from wsfvit.data import Augmentation, LoaderOptions, build_train_loader, create_dataset, seed_all
 from wsfvit.data.decoders import DECODERS, decode_image
@@ -58,23 +58,21 @@ class Case:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.data", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_parser("data", __doc__)
     parser.add_argument("--images", metavar="PATH", help="image folder or .tar (default: generated photographs)")
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="photographs of them (default: 64)")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="photographs of them")
     parser.add_argument(
         "--sides", type=int, nargs="+", default=[500], metavar="N", help="longer sides, 0: as they are (default: 500)"
     )
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEG files that are resized (default: 95)")
+    parser.add_argument("--quality", type=int, default=95, help="of the JPEG files that are resized")
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, help="default: all")
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=DECODERS, help="default: all")
-    parser.add_argument("--img-size", type=int, default=224, metavar="N", help="default: 224")
+    parser.add_argument("--img-size", type=int, default=224, metavar="N", help="side of what the model gets")
     parser.add_argument(
         "--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="default: that of the ImageNet recipes"
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="passes over the photographs (default: 5)")
-    parser.add_argument("-j", "--workers", type=int, default=2, help="of the real loader (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="passes over the photographs")
+    parser.add_argument("-j", "--workers", type=int, default=2, help="of the real loader")
     parser.add_argument("--gpu-speed", type=float, metavar="N", help="images/s of a GPU: print the cores that feed it")
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
     return parser.parse_args(argv)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from wsfvit.benchmarks.common import (
     Timing,
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     markdown_table,
     measure_together,
@@ -51,9 +51,7 @@ RAISED_LOGIT = 20.0
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.detection", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("detection", __doc__)
     parser.add_argument(
         "--detectors",
         nargs="+",
@@ -62,19 +60,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"KIND:BACKBONE or {PEER} (default: {' '.join(DEFAULT_DETECTORS)})",
     )
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"), help="default: 480 640")
-    parser.add_argument("--batch-size", type=int, default=2, help="pictures (default: 2)")
-    parser.add_argument("--num-classes", type=int, default=80, help="categories (default: 80)")
+    parser.add_argument("--batch-size", type=int, default=2, help="pictures")
+    parser.add_argument("--num-classes", type=int, default=80, help="categories")
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32", "bfloat16"),
         default="float32",
-        help="bfloat16 is autocast's (default: float32)",
+        help="bfloat16 is autocast's",
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and pictures")
     kwargs: dict[str, Any] = {"nargs": "*", "default": {}, "action": KeyValues, "metavar": "K=V"}
     parser.add_argument("--model-kwargs", **kwargs, help="of our backbones, such as frozen_stats=True, as published")
     parser.add_argument("--detector-kwargs", **kwargs, help="of all detectors, such as roi_samples=128")
-    add_timing_options(parser)
     args = parser.parse_args(argv)
     for name in args.detectors:
         if name != PEER and not name.startswith(tuple(f"{kind}:" for kind in KINDS)):

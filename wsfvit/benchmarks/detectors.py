@@ -17,6 +17,7 @@ from wsfvit.detection.config import KINDS, mask_rcnn_config
 from wsfvit.detection.detector import build_detector, to_original
 from wsfvit.detection.shapes import draw_shapes
 from wsfvit.detection.transforms import Normalize
+from wsfvit.engine.evaluate import memory_format
 
 PEER = "torchvision"
 
@@ -64,10 +65,10 @@ def build_ours(name: str, samples: list[Sample], args: argparse.Namespace, devic
     options = {"frozen_stats": False, **args.model_kwargs}
     config = KINDS[kind](backbone_name, args.num_classes, backbone_options=options, **args.detector_kwargs)
     model = build_detector(config)
-    model.to(device, memory_format=_layout(args))  # type: ignore[call-overload]
+    model.to(device, memory_format=memory_format(args))  # type: ignore[call-overload]
     backbone: Any = model.backbone
     batch = PaddingCollate(backbone.multiple)(samples).to(device)
-    images = batch.images.to(memory_format=_layout(args))
+    images = batch.images.to(memory_format=memory_format(args))
 
     def detect() -> list[Tensor]:
         found = model(images, batch.sizes)
@@ -97,7 +98,7 @@ def build_peer(samples: list[Sample], args: argparse.Namespace, device: torch.de
         box_batch_size_per_image=config.roi_samples,
         box_score_thresh=config.score_threshold,
         box_detections_per_img=config.max_detections,
-    ).to(device, memory_format=_layout(args))
+    ).to(device, memory_format=memory_format(args))
     batch = PaddingCollate()(samples).to(device)
     images = list(batch.images)
     # Its class 0 is the background.
@@ -108,10 +109,6 @@ def build_peer(samples: list[Sample], args: argparse.Namespace, device: torch.de
 
     bias = model.roi_heads.box_predictor.cls_score.bias[1]
     return Candidate(model, partial(model, images, targets), detect, [bias])
-
-
-def _layout(args: argparse.Namespace) -> torch.memory_format:
-    return torch.channels_last if args.channels_last else torch.contiguous_format
 
 
 def build_candidates(args: argparse.Namespace, device: torch.device) -> dict[str, Candidate]:

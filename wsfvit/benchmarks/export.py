@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 
-from wsfvit.benchmarks.common import markdown_table, write_run
+from wsfvit.benchmarks.common import build_parser, markdown_table, write_run
 from wsfvit.engine.args.export import FORMATS
 from wsfvit.engine.export import DYNAMIC_BATCHES, compare_outputs, export_model, load_runner
 from wsfvit.errors import UserError, run_main
@@ -63,11 +63,15 @@ def show(record: dict[str, Any]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = build_parser("export", __doc__)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help="models, or patterns of names (default: the smallest of each kind)",
     )
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="models, or patterns of names")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="(default: onnx)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="what to write (default: onnx)")
     parser.add_argument("--fixed-batch", action="store_true", help="one image per call")
     parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
     return parser.parse_args(argv)

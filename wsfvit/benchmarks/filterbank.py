@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from wsfvit.benchmarks.common import (
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     forward_backward_step,
     forward_step,
     markdown_table,
     measure_together,
     parse_shape,
+    parse_wavelet,
     set_up_device,
     write_run,
 )
+from wsfvit.errors import run_main
 from wsfvit.wavelets import BoundaryMode, dwt2d, filterbank, idwt2d
 
 CONVOLUTION = "wsfvit, convolution alone"
@@ -145,16 +147,11 @@ def bench(wavelet: str, shape: tuple[int, ...], args: argparse.Namespace, device
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.filterbank",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--wavelets", nargs="+", default=["db2", "db4", "bior4.4"], metavar="NAME")
+    parser = build_timing_parser("filterbank", __doc__)
+    parser.add_argument("--wavelets", nargs="+", type=parse_wavelet, default=["db2", "db4", "bior4.4"], metavar="NAME")
     parser.add_argument("--mode", choices=get_args(BoundaryMode), default="symmetric")
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(8, 64, 32, 32)], metavar="BxCxHxW")
     parser.add_argument("--backward", action="store_true", help="time forward + backward")
-    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
@@ -166,4 +163,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -7,7 +7,6 @@ hostile ones would create a file if they did. Damage is done to formats that car
 plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none, and come hostile only.
 """
 
-import argparse
 import functools
 import importlib
 import io
@@ -25,9 +24,9 @@ from typing import Any
 
 import torch
 
-from wsfvit.benchmarks.common import report_fuzzing
+from wsfvit.benchmarks.common import build_parser, report_fuzzing
 from wsfvit.engine.checkpoint import export_safetensors, load_state_dict_file, save_atomic
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, run_main
 
 GOOD = ("intact", "refused")
 Weights = dict[str, torch.Tensor]
@@ -216,12 +215,8 @@ def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.fuzz_checkpoints",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--count", type=int, default=1000, help="files to try (default: 1000)")
+    parser = build_parser("fuzz_checkpoints", __doc__)
+    parser.add_argument("--count", type=int, default=1000, help="files to try")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
     args = parser.parse_args(argv)
@@ -233,4 +228,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -6,7 +6,6 @@ Each file must either give a finite tensor of the right shape or be refused in o
 brings its process down is seen too, because a worker process does the reading.
 """
 
-import argparse
 import io
 import random
 import tempfile
@@ -20,11 +19,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from wsfvit.benchmarks.common import report_fuzzing
+from wsfvit.benchmarks.common import build_parser, report_fuzzing
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import BadImage, TransformedDataset
 from wsfvit.data.decoders import DECODERS
 from wsfvit.data.transforms import build_train_transform
+from wsfvit.errors import run_main
 
 GOOD = ("read", "refused")
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -119,14 +119,10 @@ def fuzz_images(count: int, seed: int, folder: Path, decoder: str = "pillow") ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.fuzz_images",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--count", type=int, default=2000, help="files to try (default: 2000)")
+    parser = build_parser("fuzz_images", __doc__)
+    parser.add_argument("--count", type=int, default=2000, help="files to try")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decoder", choices=DECODERS, default="pillow", help="what reads JPEG files (default: pillow)")
+    parser.add_argument("--decoder", choices=DECODERS, default="pillow", help="what reads JPEG files")
     parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,4 +134,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsfvit.benchmarks.common import environment, write_results
+from wsfvit.benchmarks.common import build_parser, environment, write_results
+from wsfvit.errors import UserError, run_main
 
 MODELS = ["wsfvit_t_224", "wsfvit_dwt_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
 TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
@@ -147,13 +148,13 @@ def run_step(step: Step, device: str, out: Path, seconds: float) -> str | None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: cuda)")
+    parser = build_parser("gpu", __doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER", help="default: results/gpu")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="steps whose names begin like this")
-    parser.add_argument("--minutes", type=float, default=9.0, help="time after which it stops (default: 9)")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="steps whose names begin like this (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="time after which it stops")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to try every step")
     parser.add_argument("--list", action="store_true", help="show the steps and which of them are done")
     return parser.parse_args(argv)
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     steps = [step for step in plan(args.device, args.tiny) if step.name.startswith(tuple(args.only))]
     if not steps:
-        raise SystemExit(f"no step begins with {' or '.join(args.only)}; --list shows all")
+        raise UserError(f"no step begins with {' or '.join(args.only)}; --list shows all")
     end = time.monotonic() + 60 * args.minutes
     failed, missing = [], []
     for step in steps:
@@ -184,4 +185,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

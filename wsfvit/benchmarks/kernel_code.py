@@ -27,8 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from wsfvit.benchmarks.common import markdown_table, write_run
-from wsfvit.engine.args.common import Parser
+from wsfvit.benchmarks.common import build_parser, markdown_table, write_run
 from wsfvit.errors import run_main
 from wsfvit.wavelets import triton_haar
 
@@ -166,13 +165,8 @@ def measure(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, car
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m wsfvit.benchmarks.kernel_code",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--card", choices=list(CARDS), default="H200", help="to compile for (default: H200)")
+    parser = build_parser("kernel_code", __doc__)
+    parser.add_argument("--card", choices=list(CARDS), default="H200", help="to compile for")
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
     return parser.parse_args(argv)
 

@@ -13,7 +13,6 @@ and summary.csv (without its two columns of time) must equal those of the traini
 the exit code is 1. A run is a fork of a process that has imported everything, so a restart costs little.
 """
 
-import argparse
 import csv
 import os
 import random
@@ -31,11 +30,12 @@ from typing import Any
 
 import torch
 
-from wsfvit.benchmarks.common import environment, markdown_table, write_results
+from wsfvit.benchmarks.common import build_parser, environment, markdown_table, write_results
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.checkpoint import read_checkpoint
 from wsfvit.engine.store import BEST, LAST, CheckpointStore
 from wsfvit.engine.train import run_training
+from wsfvit.errors import run_main
 
 RESULT_FILES = (LAST, BEST)
 TIMED = ("seconds", "images_per_s")
@@ -321,13 +321,11 @@ def print_checks(checks: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.kills", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_parser("kills", __doc__)
     parser.add_argument("training", nargs="*", metavar="-- ARGS", help="one training (default: the short ones)")
-    parser.add_argument("--kills", type=int, default=24, metavar="N", help="kills in all (default: 24)")
+    parser.add_argument("--kills", type=int, default=24, metavar="N", help="kills in all")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of the one training")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--folder", metavar="DIR", help="new folder for the runs (default: temporary)")
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
     args = parser.parse_args(argv)
@@ -350,4 +348,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -5,8 +5,8 @@
         --val-split test --out results/training/linear.csv --name cifar10
 """
 
-import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from wsfvit.benchmarks.common import build_parser
 from wsfvit.data import create_dataset
+from wsfvit.errors import run_main
 
 
 def load_pixels(name: str, root: str | None, split: str, in_chans: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,10 +43,8 @@ def fit(images: torch.Tensor, labels: torch.Tensor, weight_decay: float, steps: 
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.linear", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser("linear", __doc__)
     parser.add_argument("--dataset", default="digits", help="digits, or a timm data set name")
     parser.add_argument("--root", help="data folder; the cache folder of hfds/ data sets")
     parser.add_argument("--train-split", default="train")
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--in-chans", type=int, default=3)
     parser.add_argument("--name", help="name of the row in the table (default: the data set's)")
     parser.add_argument("--out", metavar="FILE", help="CSV table to which the result is appended")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     train_images, train_labels = load_pixels(args.dataset, args.root, args.train_split, args.in_chans)
     val_images, val_labels = load_pixels(args.dataset, args.root, args.val_split, args.in_chans)
     mean, std = train_images.mean(0), train_images.std(0) + 0.1
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -25,25 +25,27 @@ from torch import nn
 
 from wsfvit import data
 from wsfvit.benchmarks.common import (
-    environment,
+    build_parser,
     format_timing,
     markdown_table,
     measure_together,
     set_up_device,
-    write_results,
+    write_run,
 )
 from wsfvit.data import Augmentation, LoaderOptions
+from wsfvit.engine.build import check_model_name
 from wsfvit.engine.classification import Classification
 from wsfvit.engine.distributed import World
 from wsfvit.engine.loop import StepConfig, train_one_epoch
 from wsfvit.engine.state import TrainState
+from wsfvit.errors import run_main
 
 CLASSES = 10
 CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure what the training loop costs over a bare one.")
+    parser = build_parser("loop", __doc__)
     parser.add_argument("--model", default="resnet18", help="timm model")
     parser.add_argument("--img-size", type=int, default=64, help="image size")
     parser.add_argument("--images", type=int, default=128, help="images of an epoch")
@@ -130,6 +132,7 @@ def build_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Modu
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    check_model_name(args.model)
     device = set_up_device(args.device, args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -154,11 +157,8 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown_table(["loop", "images/s", "images/CPU s", "ms per epoch", "20 to 80 %"], rows))
     by_clock, by_cpu = lost.values()
     print(f"\nours loses {by_clock:.1%} of the bare loop's images per second, {by_cpu:.1%} per CPU second")
-    if args.out:
-        payload = {"environment": environment(), "settings": vars(args), "lost_share": lost, "results": results}
-        write_results(args.out, payload)
-        print(f"wrote {args.out}")
+    write_run(args, lost_share=lost, results=results)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -16,10 +16,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from wsfvit.benchmarks.common import markdown_table, write_run
+from wsfvit.benchmarks.common import build_parser, markdown_table, write_run
 from wsfvit.benchmarks.study_plan import Row, load_study, row_settings
 from wsfvit.engine.args import parse_train_args
-from wsfvit.engine.args.common import Parser
 from wsfvit.engine.build import build_model, resolve_data
 from wsfvit.errors import run_main
 
@@ -66,12 +65,7 @@ def _mebibytes(count: int | None) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m wsfvit.benchmarks.memory",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = build_parser("memory", __doc__)
     parser.add_argument("study", metavar="FILE.yaml", help="names the systems, see wsfvit.benchmarks.study")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="of images (default: each system's own)")
     parser.add_argument("--out", metavar="FILE", help="write the result as JSON")

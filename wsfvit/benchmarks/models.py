@@ -21,23 +21,27 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models import resolve_model_input_args
 from torch import nn
 
+from wsfvit.benchmarks.agreement import check_equal, check_equal_output
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
-    check_equal,
-    check_equal_output,
-    environment,
+    build_timing_parser,
     format_timing,
     markdown_table,
     measure_together,
     set_up_device,
-    write_results,
+    write_run,
 )
+from wsfvit.engine.build import check_model_name
+from wsfvit.engine.evaluate import memory_format
+from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import fuse_for_inference
 
 PREFIX = "baseline:"
@@ -57,9 +61,7 @@ PEERS = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.models", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("models", __doc__)
     parser.add_argument(
         "--models", nargs="+", required=True, metavar="NAME", help="timm names, baseline:NAME, fused:NAME, peers"
     )
@@ -69,14 +71,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--amp", action="store_true", help="float32 weights and input under autocast to --dtype")
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and input")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA while timing")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--train", action="store_true", help="also time forward + backward + AdamW in training mode")
     parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    parser.set_defaults(repeats=10)
     args = parser.parse_args(argv)
     if args.amp and args.dtype not in ("bfloat16", "float16"):
         parser.error("--amp needs --dtype bfloat16 or float16")
@@ -89,7 +86,7 @@ def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
     for name in (each for asked in names for each in (PEERS if asked == "peers" else (asked,))):
         if name.startswith(PREFIX):
             if name not in models:
-                models[name] = create_baseline(name.removeprefix(PREFIX), img_size)
+                models[name] = _create_baseline(name.removeprefix(PREFIX), img_size)
             continue
         if name.startswith(FUSED_PREFIX):
             own = name.removeprefix(FUSED_PREFIX)
@@ -97,21 +94,30 @@ def build_models(names: list[str], img_size: int) -> dict[str, nn.Module]:
             continue
         models[name] = create_timm_model(name, img_size)
         if name in BASELINE_CFGS:
-            models[PREFIX + name] = create_baseline(name, img_size)
+            models[PREFIX + name] = _create_baseline(name, img_size)
             models[PREFIX + name].load_state_dict(models[name].state_dict(), strict=True)
     return models
 
 
+def _create_baseline(name: str, img_size: int) -> nn.Module:
+    try:
+        return create_baseline(name, img_size)
+    except ValueError as err:
+        raise UserError(f"{PREFIX}{name}: {err}") from err
+
+
 def create_timm_model(name: str, img_size: int) -> nn.Module:
-    """A model by timm's name, built for the size where it is made for one."""
-    import timm
-    from timm.models import resolve_model_input_args
+    """A model by timm's name, built for the size where it is made for one.
 
-    import wsfvit  # noqa: F401  (registers our models)
-
-    # The size goes to those models alone that are built for one.
-    kwargs = resolve_model_input_args(name, {"img_size": img_size})
-    model: nn.Module = timm.create_model(**kwargs)
+    Raises:
+        UserError: no such model, or it does not take the size.
+    """
+    check_model_name(name)
+    try:
+        # The size goes to those models alone that are built for one.
+        model: nn.Module = timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}))
+    except (AssertionError, TypeError, ValueError) as err:
+        raise UserError(f"model {name} cannot be built for {img_size} pixels: {err}") from err
     return model
 
 
@@ -156,14 +162,13 @@ def training_step(
 def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Timings by mode ("inference", "training") and name."""
     dtype = DTYPES[args.dtype]
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(args.seed)
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
     # The peers know 10 classes.
     target = torch.randint(10, (args.batch_size,), generator=generator).to(device)
-    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=layout)
+    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=memory_format(args))
     for model in models.values():
-        model.to(dtype=x.dtype, memory_format=layout)  # type: ignore[call-overload]
+        model.to(dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, dtype) if args.amp else nullcontext()
@@ -238,11 +243,8 @@ def main(argv: list[str] | None = None) -> None:
         records = summarise(mode, by_name, models, args.batch_size)
         print_table(mode, by_name, records)
         results += records
-    if args.out:
-        payload = {"environment": environment(), "settings": vars(args), "checks": checks, "results": results}
-        write_results(args.out, payload)
-        print(f"\nwrote {args.out}")
+    write_run(args, checks=checks, results=results)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

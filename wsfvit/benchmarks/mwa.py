@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsfvit.benchmarks.common import (
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     forward_backward_step,
     forward_step,
@@ -29,6 +29,7 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_run,
 )
+from wsfvit.errors import run_main
 from wsfvit.layers import AFNO2d
 
 FUSED, EINSUMS = "wsfvit, fused", "eight einsums (published)"
@@ -124,9 +125,7 @@ def bench_shape(shape: tuple[int, ...], args: argparse.Namespace, device: torch.
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.mwa", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("mwa", __doc__)
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -135,8 +134,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="BxCxHxW",
         help="maps of tokens (default: ViT-S at 32 and at 64 pixels, 64x384x8x8 8x384x16x16)",
     )
-    parser.add_argument("--num-blocks", type=int, default=4, help="blocks of the channels (default: 4)")
-    add_timing_options(parser)
+    parser.add_argument("--num-blocks", type=int, default=4, help="blocks of the channels")
     return parser.parse_args(argv)
 
 
@@ -149,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from wsfvit.benchmarks.common import (
     DTYPES,
-    add_timing_options,
+    build_timing_parser,
     markdown_table,
     measure_together,
     set_up_device,
@@ -44,7 +44,7 @@ from wsfvit.benchmarks.common import (
 )
 from wsfvit.benchmarks.models import create_timm_model
 from wsfvit.benchmarks.part_timer import BACKWARD, REST, PartTimer, average_middle
-from wsfvit.engine.build import check_model_name
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.errors import UserError, run_main
 from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAttention, PublishedHaarSWT2d, WaveletStem
@@ -68,18 +68,15 @@ Pass = tuple[Callable[[], Any], Callable[[Any], Any] | None]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.parts", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="wsfvit_t_224", metavar="NAME", help="timm name (default: wsfvit_t_224)")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images (default: 4)")
-    parser.add_argument("--img-size", type=int, default=224, metavar="N", help="their side (default: 224)")
+    parser = build_timing_parser("parts", __doc__)
+    parser.add_argument("--model", default="wsfvit_t_224", metavar="NAME", help="timm name")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images")
+    parser.add_argument("--img-size", type=int, default=224, metavar="N", help="their side")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
     parser.add_argument("--amp", action="store_true", help="float32 weights and images under autocast to --dtype")
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA, in the matrix product too")
     parser.add_argument("--train", action="store_true", help="also split a training step, forward and backward")
-    add_timing_options(parser)
     args = parser.parse_args(argv)
     if args.amp and args.dtype not in ("bfloat16", "float16"):
         parser.error("--amp needs --dtype bfloat16 or float16")
@@ -197,10 +194,9 @@ def measure_limits(args: argparse.Namespace, device: torch.device, clock: Callab
 def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.device) -> dict[str, Pass]:
     """The passes to split by mode, "inference" and with --train "training"; brings the model to device and dtype."""
     dtype, weights = DTYPES[args.dtype], torch.float32 if args.amp else DTYPES[args.dtype]
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model.to(device=device, dtype=weights, memory_format=layout)  # type: ignore[call-overload]
+    model.to(device=device, dtype=weights, memory_format=memory_format(args))  # type: ignore[call-overload]
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    x = x.to(device=device, dtype=weights, memory_format=layout)
+    x = x.to(device=device, dtype=weights, memory_format=memory_format(args))
     target = torch.randint(10, (args.batch_size,), device=device)
 
     def autocast() -> AbstractContextManager[Any]:
@@ -315,7 +311,6 @@ def main(argv: list[str] | None = None) -> None:
     device = set_up_device(args.device, args.threads, args.tf32)
     if device.type not in LIMIT_SIZES:
         raise UserError(f"--device {args.device}: times are taken on {' and '.join(LIMIT_SIZES)} only")
-    check_model_name(args.model)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     load = os.getloadavg()
     torch.manual_seed(args.seed)

@@ -4,14 +4,17 @@ python -m wsfvit.benchmarks.pictures            # needs mlxtend; reads results/t
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from wsfvit.benchmarks.common import build_parser
 from wsfvit.data.digits import Digits
 from wsfvit.engine.pictures import draw_subbands, new_panels, save_figure, style_curves
 from wsfvit.engine.plot import read_run
+from wsfvit.errors import run_main
 from wsfvit.wavelets import haar_dwt2d, haar_swt2d
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +47,8 @@ def draw_trainings(path: Path, folder: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    build_parser("pictures", __doc__).parse_args(argv)
     docs = ROOT / "docs"
     draw_digit(docs / "subbands.png")
     draw_trainings(docs / "training.png", ROOT / "results" / "training")
@@ -52,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

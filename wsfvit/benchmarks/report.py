@@ -11,6 +11,7 @@ import argparse
 import re
 from pathlib import Path
 
+from wsfvit.benchmarks.common import build_parser
 from wsfvit.benchmarks.report_tables import SECTIONS
 from wsfvit.benchmarks.speed_picture import draw_speed
 from wsfvit.engine.files import write_text_atomic
@@ -59,9 +60,7 @@ def build_table(name: str, root: Path) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_parser("report", __doc__)
     parser.add_argument("--check", action="store_true", help="name the tables that are stale, write nothing")
     parser.add_argument(
         "--root", type=Path, default=ROOT, metavar="FOLDER", help="holds README.md, results/, docs/ (default: checkout)"

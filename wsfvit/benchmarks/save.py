@@ -8,7 +8,6 @@ with small matrix products; how much longer they take than before is what the th
 allocates the memory that the later ones reuse. The last line saves without a thread.
 """
 
-import argparse
 import copy
 import os
 import statistics
@@ -20,13 +19,15 @@ from typing import Any
 import timm
 import torch
 
-import wsfvit  # noqa: F401  registers the models
-from wsfvit.benchmarks.common import environment, markdown_table, set_up_device, write_results
+from wsfvit.benchmarks.common import add_device_options, build_parser, markdown_table, set_up_device, write_run
+from wsfvit.engine.build import check_model_name
 from wsfvit.engine.store import CheckpointStore
+from wsfvit.errors import run_main
 
 
 def build_content(name: str, device: torch.device) -> dict[str, Any]:
     """The tensors of a training state of the model ``name`` after its first update."""
+    check_model_name(name)
     model = timm.create_model(name).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():
@@ -88,13 +89,10 @@ def print_saves(saves: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.save", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="wsfvit_b_224", metavar="NAME", help="timm name (default: wsfvit_b_224)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--repeats", type=int, default=4, help="saves with a thread (default: 4)")
+    parser = build_parser("save", __doc__)
+    parser.add_argument("--model", default="wsfvit_b_224", metavar="NAME", help="timm name")
+    add_device_options(parser)
+    parser.add_argument("--repeats", type=int, default=4, help="saves with a thread")
     parser.add_argument("--folder", metavar="DIR", help="where to write; four times the state (default: temporary)")
     parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
     args = parser.parse_args(argv)
@@ -108,13 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{parameters / 1e6:.1f} M numbers in the model, {results['bytes'] / 1e9:.2f} GB per file, "
         f"read and checked in {results['load_seconds']:.1f} s"
     )
-    if args.out:
-        payload = {"environment": environment(), "settings": vars(args), "numbers": parameters, "results": results}
-        # A save shares processor and disk with whatever else runs.
-        payload["load_average"] = os.getloadavg() if hasattr(os, "getloadavg") else None
-        write_results(args.out, payload)
-        print(f"wrote {args.out}")
+    # A save shares processor and disk with whatever else runs.
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    write_run(args, numbers=parameters, results=results, load_average=load)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

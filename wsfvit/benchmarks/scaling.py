@@ -32,7 +32,7 @@ from torch import nn
 
 from wsfvit.benchmarks.common import (
     Timing,
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     markdown_table,
     measure_together,
@@ -42,16 +42,15 @@ from wsfvit.benchmarks.common import (
 )
 from wsfvit.benchmarks.models import create_timm_model, training_step
 from wsfvit.engine.distributed import World, joined_world
+from wsfvit.engine.evaluate import memory_format
 from wsfvit.errors import UserError, run_main
 
 Step = Callable[[], Any]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.scaling", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="wsfvit_p0_224", metavar="NAME", help="timm name (default: wsfvit_p0_224)")
+    parser = build_timing_parser("scaling", __doc__)
+    parser.add_argument("--model", default="wsfvit_p0_224", metavar="NAME", help="timm name")
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="at the first size"
     )
@@ -64,21 +63,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
-    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
 def build_model(args: argparse.Namespace, img_size: int, device: torch.device) -> nn.Module:
     torch.manual_seed(args.seed)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model: nn.Module = create_timm_model(args.model, img_size).train().to(device)
-    return model.to(memory_format=layout)  # type: ignore[call-overload]
+    return model.to(memory_format=memory_format(args))  # type: ignore[call-overload]
 
 
 def build_step(args: argparse.Namespace, model: nn.Module, img_size: int, batch: int, device: torch.device) -> Step:
     """A training step on ``batch`` random images, which lie on the device already."""
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    x = torch.randn(batch, 3, img_size, img_size).to(device, memory_format=layout)
+    x = torch.randn(batch, 3, img_size, img_size).to(device, memory_format=memory_format(args))
     target = torch.randint(10, (batch,), device=device)
 
     def autocast() -> AbstractContextManager[Any]:

@@ -24,9 +24,10 @@ from typing import Any, TextIO
 
 import yaml
 
+from wsfvit.benchmarks.common import build_parser
 from wsfvit.benchmarks.study_plan import Row, Study, choose_rows, load_study, row_settings
 from wsfvit.benchmarks.study_report import write_report
-from wsfvit.engine.args.common import Parser, natural_int, positive_float
+from wsfvit.engine.args.common import natural_int, positive_float
 from wsfvit.engine.build import resolve_device
 from wsfvit.engine.files import held, make_folder, write_text_atomic
 from wsfvit.engine.progress import duration
@@ -38,12 +39,7 @@ DATA_VARIABLE = "WSFVIT_CIFAR10"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m wsfvit.benchmarks.study",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = build_parser("study", __doc__)
     parser.add_argument("study", metavar="FILE.yaml", help="the study: recipe, systems, seeds, comparisons")
     parser.add_argument(
         "--data",
@@ -57,9 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=natural_int, nargs="+", metavar="N", help="seeds to run (default: the study's)")
     parser.add_argument("--budget", type=positive_float, metavar="MINUTES", help="save and stop after that time")
     parser.add_argument("--list", action="store_true", help="show the state of each row and end")
-    parser.add_argument(
-        "--output", default="output/study", metavar="DIR", help="folder of the checkpoints (default: output/study)"
-    )
+    parser.add_argument("--output", default="output/study", metavar="DIR", help="folder of the checkpoints")
     return parser.parse_args(argv)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from wsfvit.benchmarks.common import environment, measure_together
+from wsfvit.benchmarks.common import build_parser, environment, measure_together
 from wsfvit.benchmarks.models import inference_step, training_step
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.build import build_model, resolve_data, resolve_device
@@ -80,8 +80,12 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    where, batch_size, repeats = sys.argv[1:] if argv is None else argv
-    folder = Path(where)
+    parser = build_parser("study_row", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("batch_size", type=int, metavar="BATCH_SIZE", help="images of a timed step")
+    parser.add_argument("repeats", type=int, metavar="REPEATS", help="timed rounds")
+    row = parser.parse_args(argv)
+    folder: Path = row.folder
     args = parse_train_args(["-c", str(folder / "config.yaml")])
     result = run_training(args)
     if not result["finished"]:
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "val_loss": rows[-1]["val_loss"],
         "training_seconds": sum(row["seconds"] for row in rows),
     }
-    measured |= measure_model(args, int(batch_size), int(repeats)) | {"environment": environment()}
+    measured |= measure_model(args, row.batch_size, row.repeats) | {"environment": environment()}
     write_text_atomic(folder / "measured.json", json.dumps(measured, indent=2) + "\n")
 
 

@@ -21,18 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsfvit.benchmarks.agreement import check_equal
 from wsfvit.benchmarks.baseline_video import BaselineSimVP
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
-    add_timing_options,
-    check_equal,
+    build_timing_parser,
     format_timing,
     markdown_table,
     measure_together,
     set_up_device,
     write_run,
 )
+from wsfvit.errors import run_main
 from wsfvit.video import SimVP, SimVPConfig
 from wsfvit.video.flops import part_names
 
@@ -42,25 +43,22 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.video", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--batch-size", type=int, default=2, help="sequences (default: 2)")
-    parser.add_argument("--frames", type=int, default=10, help="frames in and out (default: 10)")
-    parser.add_argument("--size", type=int, default=64, help="side of a frame, a multiple of 32 (default: 64)")
-    parser.add_argument("--hid-s", type=int, default=64, help="width of encoder and decoder (default: 64)")
-    parser.add_argument("--hid-t", type=int, default=512, help="width of the translator (default: 512)")
+    parser = build_timing_parser("video", __doc__)
+    parser.add_argument("--batch-size", type=int, default=2, help="sequences")
+    parser.add_argument("--frames", type=int, default=10, help="frames in and out")
+    parser.add_argument("--size", type=int, default=64, help="side of a frame, a multiple of 32")
+    parser.add_argument("--hid-s", type=int, default=64, help="width of encoder and decoder")
+    parser.add_argument("--hid-t", type=int, default=512, help="width of the translator")
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32", *HALF),
         default="float32",
-        help="half precisions are autocast's (default: float32)",
+        help="half precisions are autocast's",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part alone")
     parser.add_argument(
         "--processor-time", action="store_true", help="on a CPU: count what other programs on it do not take"
     )
-    add_timing_options(parser)
     args = parser.parse_args(argv)
     if args.size % 32:
         parser.error(f"--size must be a multiple of 32, which the baseline needs, got {args.size}")
@@ -186,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

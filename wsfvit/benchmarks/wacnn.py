@@ -20,16 +20,18 @@ from torch import Tensor, nn
 
 from wsfvit.benchmarks.common import (
     Timing,
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     forward_backward_step,
     forward_step,
     markdown_table,
     measure_together,
     parse_shape,
+    parse_wavelet,
     set_up_device,
     write_run,
 )
+from wsfvit.errors import UserError, run_main
 from wsfvit.layers import WaveletAttention
 from wsfvit.wavelets.filterbank import filter_bank
 
@@ -49,7 +51,7 @@ class BandMatrixAttention(nn.Module):
     def __init__(self, wavelet: str, height: int, width: int) -> None:
         super().__init__()
         if height % 2 or width % 2:
-            raise SystemExit(f"band matrices take even sizes, not {height}x{width}")
+            raise UserError(f"band matrices take even sizes, not {height}x{width}")
         bank = filter_bank(wavelet)
         for name, taps in (("low", bank.rec_lo), ("high", bank.rec_hi)):
             self.register_buffer(f"{name}_h", band_matrix(taps, height))
@@ -130,9 +132,7 @@ def _table(timings: dict[str, Timing]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.wacnn", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("wacnn", __doc__)
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -141,8 +141,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="BxCxHxW",
         help="even sizes (default: maps at 224 pixels of the ResNets' and of VGG's width)",
     )
-    parser.add_argument("--wavelet", default="haar", help="discrete PyWavelets wavelet (default: haar)")
-    add_timing_options(parser)
+    parser.add_argument("--wavelet", type=parse_wavelet, default="haar", help="discrete PyWavelets wavelet")
     return parser.parse_args(argv)
 
 
@@ -154,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

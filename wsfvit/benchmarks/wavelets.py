@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
-    add_timing_options,
+    build_timing_parser,
     capture,
     format_timing,
     forward_backward_step,
@@ -38,7 +38,8 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_run,
 )
-from wsfvit.errors import first_line
+from wsfvit.engine.evaluate import memory_format
+from wsfvit.errors import first_line, run_main
 from wsfvit.wavelets import SwtMode, reference
 
 COPY = "copy (same bytes)"
@@ -313,9 +314,9 @@ def capture_steps(
 
 def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Check and time one transform on one shape, print its table, and return its record."""
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(args.seed)
-    x = torch.randn(shape, generator=generator).to(device, DTYPES[args.dtype]).contiguous(memory_format=layout)
+    x = torch.randn(shape, generator=generator).to(device, DTYPES[args.dtype])
+    x = x.contiguous(memory_format=memory_format(args))
     candidates, left_out = build_candidates(op, x)
     errors = {name: {"forward": check_forward(name, candidate, op, x)} for name, candidate in candidates.items()}
     if args.backward:
@@ -355,9 +356,7 @@ def print_table(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.wavelets", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("wavelets", __doc__)
     parser.add_argument("--op", choices=("swt", "dwt", "all"), default="all")
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(4, 3, 224, 224)], metavar="BxCxHxW")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -368,7 +367,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="time the GPU alone, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
     )
-    add_timing_options(parser)
     args = parser.parse_args(argv)
     if args.cuda_graph and not args.device.startswith("cuda"):
         parser.error("--cuda-graph needs --device cuda")
@@ -385,4 +383,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

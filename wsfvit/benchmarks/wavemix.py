@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wsfvit.benchmarks.common import (
-    add_timing_options,
+    build_timing_parser,
     format_timing,
     forward_backward_step,
     forward_step,
@@ -29,6 +29,7 @@ from wsfvit.benchmarks.common import (
     set_up_device,
     write_run,
 )
+from wsfvit.errors import run_main
 from wsfvit.models.wavemix_blocks import WaveletPyramid
 from wsfvit.wavelets import haar_dwt2d
 
@@ -125,9 +126,7 @@ def bench_pyramid(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m wsfvit.benchmarks.wavemix", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = build_timing_parser("wavemix", __doc__)
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -137,7 +136,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="reduced maps (default: those of 144/7 on CIFAR-10, and of 192/16 at 224 pixels)",
     )
     parser.add_argument("--levels", nargs="+", type=int, choices=(1, 2, 3, 4), default=[1, 2, 3], help="default: 1 2 3")
-    add_timing_options(parser)
     return parser.parse_args(argv)
 
 
@@ -154,4 +152,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

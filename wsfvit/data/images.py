@@ -10,7 +10,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
 from wsfvit.data.decoders import decode_image
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 
 class BadImageError(UserError):
@@ -103,5 +103,4 @@ class TarReader:
 
 def describe(err: Exception) -> str:
     """One line that says what went wrong."""
-    text = (str(err).strip().splitlines() or ["no reason given"])[0]
-    return f"{type(err).__name__}: {text}"
+    return f"{type(err).__name__}: {first_line(err)}"

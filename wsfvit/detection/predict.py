@@ -22,7 +22,7 @@ from wsfvit.detection.transforms import start_view
 from wsfvit.detection.validation import Found, to_files
 from wsfvit.engine.build import resolve_device
 from wsfvit.engine.evaluate import amp_dtype, autocast
-from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.engine.files import make_folder, write_atomic, write_text_atomic
 from wsfvit.engine.progress import Progress
 from wsfvit.errors import UserError
 
@@ -55,7 +55,8 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
         long_side=args.long_side,
         max_detections=args.max_detections,
     )
-    folder = _make_folder(args.out)
+    folder = Path(args.out)
+    make_folder(folder)
     category_ids = list(setting.categories)
     content: dict[str, Any] = {
         "images": [],
@@ -89,14 +90,6 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}")
     return content
-
-
-def _make_folder(name: str) -> Path:
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError(f"--out {name}: the folder cannot be made: {err.strerror}") from err
-    return Path(name)
 
 
 def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:

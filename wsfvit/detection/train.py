@@ -29,7 +29,7 @@ from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World
 from wsfvit.engine.evaluate import amp_dtype, memory_format
 from wsfvit.engine.logs import RunLog
-from wsfvit.engine.model import set_batch_norm_constants, synchronize_batch_norm
+from wsfvit.engine.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.engine.session import Plan, run_session
 from wsfvit.engine.task import Task
 from wsfvit.errors import UserError
@@ -196,16 +196,8 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
 def _build_backbone(args: argparse.Namespace, config: DetectorConfig, start: bool) -> DetectionBackbone:
     if not (args.pretrained and start):
         return DetectionBackbone(config.backbone, **config.backbone_options)
-    try:
+    with fetching_weights(args.model, "--pretrained-path"):
         return DetectionBackbone(config.backbone, **config.backbone_options, pretrained=True)
-    except UserError:
-        raise
-    # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
-    except Exception as err:
-        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise UserError(
-            f"no pretrained weights for {args.model} ({reason}); --pretrained-path FILE reads them from a file"
-        ) from err
 
 
 def build_sizes(args: argparse.Namespace) -> TrainSizes:

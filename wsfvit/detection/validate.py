@@ -17,7 +17,7 @@ from wsfvit.detection.validation import CocoValidation
 from wsfvit.engine.build import count_bad_images, loader_options
 from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import amp_dtype, memory_format
-from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.files import output_file, write_text_atomic
 from wsfvit.engine.results import ResultsFile, Row
 
 
@@ -35,8 +35,9 @@ def run_validation(args: argparse.Namespace) -> Row:
     Raises:
         UserError: the checkpoint, the data or a value does not fit.
     """
-    files = {name: getattr(args, name) for name in ("results_file", "categories_file")}
-    results = {name: ResultsFile(path) for name, path in files.items() if path}
+    results_file = ResultsFile(args.results_file) if args.results_file else None
+    categories_file = ResultsFile(args.categories_file, flag="--categories-file") if args.categories_file else None
+    detections = output_file("--detections", args.detections) if args.detections else None
     with joined_world(args.device) as world:
         row, validation = _measure(args, world)
         evaluator = validation.evaluator
@@ -44,12 +45,12 @@ def run_validation(args: argparse.Namespace) -> Row:
         if world.is_main:
             categories = evaluator.per_category()
             print(_describe(row, categories))
-            if args.results_file:
-                results["results_file"].write([row], single=True)
-            if args.categories_file:
-                results["categories_file"].write(categories)
-            if args.detections:
-                write_text_atomic(args.detections, json.dumps(evaluator.detections_json()) + "\n")
+            if results_file is not None:
+                results_file.write([row], single=True)
+            if categories_file is not None:
+                categories_file.write(categories)
+            if detections is not None:
+                write_text_atomic(detections, json.dumps(evaluator.detections_json()) + "\n")
         return row
 
 

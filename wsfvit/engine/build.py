@@ -16,7 +16,7 @@ from wsfvit import data
 from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
 from wsfvit.data.factory import STREAMING
 from wsfvit.engine.args.recipe import RATIO, SCALE
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 if TYPE_CHECKING:  # it needs resolve_device
     from wsfvit.engine.distributed import World
@@ -43,7 +43,7 @@ def resolve_device(name: str | None) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as err:
-        raise UserError(f"--device {name} cannot be used here: {str(err).splitlines()[0]}") from err
+        raise UserError(f"--device {name} cannot be used here: {first_line(err)}") from err
     return device
 
 
@@ -115,7 +115,8 @@ def resolve_data(
     for key in ("mean", "std"):
         if requested[key] is not None and len(requested[key]) not in (1, in_chans):
             raise UserError(f"--{key} takes 1 or {in_chans} values, not {len(requested[key])}")
-    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=test_size and not saved)
+    use_test_size = test_size and "input_size" not in (saved or {})
+    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=use_test_size)
     config["input_size"] = (in_chans, *config["input_size"][1:])
     for key in ("mean", "std"):
         values = tuple(config[key])

@@ -101,11 +101,13 @@ def run_cam(args: argparse.Namespace) -> Path:
     """
     out = picture_path(args.out)
     pairs = _pair_models(args)
-    pictures, names = load_pictures(args)
+    dataset = build_dataset(args, args.split, None, in_chans=3) if args.dataset else None
+    names = None if dataset is None else dataset_class_names(dataset)
     classifiers = [load_classifier(args, model_name, checkpoint, names) for model_name, checkpoint in pairs]
     stems = [classifier for classifier in classifiers if _stem_transform(classifier) is not None]
     if args.subbands and not stems:
         raise UserError("--subbands: no model here has a wavelet stem, the wsfvit models have")
+    pictures = load_pictures(args, dataset)
     columns = [column for classifier in classifiers for column in explain(args, classifier, pictures)]
     title = "Evidence for the class named below each picture"
     if untrained := [classifier.name for classifier in classifiers if not classifier.trained]:
@@ -120,16 +122,14 @@ def run_cam(args: argparse.Namespace) -> Path:
     return out
 
 
-def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | None]:
-    """The images to explain, spread evenly over the data set or folder, and the class names that a data set has.
+def load_pictures(args: argparse.Namespace, dataset: Any) -> list[Picture]:
+    """The images to explain, spread evenly over the data set, or over the folder where that is None.
 
     Raises:
         UserError: there are none, or one cannot be read.
     """
-    folder = args.data_dir or args.data
-    if not args.dataset:
-        return _load_folder(folder or SAMPLE_FOLDER, args.num_images, args.workers), None
-    dataset = build_dataset(args, args.split, None, in_chans=3)
+    if dataset is None:
+        return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers)
     names = dataset_class_names(dataset)
     if not hasattr(dataset, "__getitem__"):
         raise UserError(f"dataset '{args.dataset}' is a stream, from which no images can be picked: pass a folder")
@@ -141,7 +141,7 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], list[str] | 
             raise UserError(f"image {index} of dataset '{args.dataset}' cannot be read: {err}") from err
         shown = names[label] if names else label
         pictures.append(Picture(f"{args.split} {index}\nclass {shown}", image, int(label)))
-    return pictures, names
+    return pictures
 
 
 def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Column]:

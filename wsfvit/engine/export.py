@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsfvit.engine.files import write_atomic, write_text_atomic
+from wsfvit.engine.files import output_file, write_atomic, write_text_atomic
 from wsfvit.engine.model import fuse_model
 from wsfvit.engine.predict import Classifier, load_classifier
 from wsfvit.errors import UserError, first_line
@@ -87,11 +87,9 @@ def output_path(output: str, format: str) -> Path:
     Raises:
         UserError: it has another suffix than files of the format, or its folder does not exist.
     """
-    path = Path(output)
+    path = output_file("--output", output)
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--output {path}: a file of --format {format} ends in {SUFFIXES[format]}")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder '{path.parent}'")
     return path
 
 

@@ -99,6 +99,31 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"the folder '{folder}' cannot be made: {err.strerror or err}") from err
 
 
+def check_can_be_made(folder: Path) -> None:
+    """Checks that a folder is there or can be made, before anything long begins and without making it.
+
+    Raises:
+        UserError: neither.
+    """
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise UserError(f"the folder '{folder}' cannot be made: '{there}' is no folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"the folder '{folder}' cannot be made or written to: no permission to write to '{there}'")
+
+
+def output_file(flag: str, name: str) -> Path:
+    """The file that ``flag`` names, checked before anything long begins: its folder is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {name}: the folder '{path.parent}' does not exist")
+    return path
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes the rename itself durable; only POSIX systems can open a folder for that."""
     if os.name != "posix":

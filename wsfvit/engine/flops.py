@@ -11,7 +11,7 @@ import timm
 import torch
 
 from wsfvit.engine.build import build_model, resolve_data
-from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.files import output_file, write_text_atomic
 from wsfvit.engine.flop_counter import Complexity, count_complexity
 from wsfvit.engine.flop_rules import Cost
 from wsfvit.errors import UserError
@@ -56,16 +56,17 @@ def run_flops(args: argparse.Namespace) -> None:
     """Runs get_flops.py: reports one model's figures, or the table of all, on the terminal or to ``--out``.
 
     Raises:
-        UserError: no such model, a size it cannot take, or an operator without a rule.
+        UserError: no such model, a size it cannot take, an operator without a rule, or no such folder.
     """
+    out = output_file("--out", args.out) if args.out else None
     lines = []
     for line in _report_all(args) if args.all else _report_one(args):
         lines.append(line)
-        if not args.out:
+        if out is None:
             print(line, flush=True)
-    if args.out:
-        write_text_atomic(args.out, "\n".join(lines) + "\n")
-        print(f"table: {args.out}")
+    if out is not None:
+        write_text_atomic(out, "\n".join(lines) + "\n")
+        print(f"table: {out}")
 
 
 def _report_one(args: argparse.Namespace) -> Iterator[str]:

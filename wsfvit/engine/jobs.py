@@ -50,7 +50,10 @@ def _list_models(name: str) -> list[str] | None:
     if timm.is_model(name):
         return None
     if Path(name).is_file():
-        names = [line.strip() for line in Path(name).read_text().splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as err:
+            raise UserError(f"--model {name} is no text file of model names; weights go to --checkpoint") from err
         if not names:
             raise UserError(f"--model {name}: the file names no model")
         return names

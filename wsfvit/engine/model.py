@@ -1,7 +1,8 @@
 """The model as the arguments ask for it: its start weights, classifier and norms, and compiled."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsfvit.engine.build import build_model
 from wsfvit.engine.checkpoint import load_weights
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 
 
@@ -78,16 +79,26 @@ def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> An
     Raises:
         UserError: the model cannot be built so, or its weights cannot be had.
     """
-    try:
+    with fetching_weights(args.model, instead):
         return build_model(args, pretrained=True, **extra)
+
+
+@contextmanager
+def fetching_weights(name: str, instead: str) -> Iterator[None]:
+    """Turns what goes wrong in a block that fetches timm's weights of a model into one line; see build_pretrained.
+
+    Raises:
+        UserError: anything went wrong.
+    """
+    try:
+        yield
     except UserError:
         raise
     # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
     except Exception as err:
-        reason = (str(err).strip().splitlines() or [""])[0]
         raise UserError(
-            f"no pretrained weights for {args.model} ({type(err).__name__}: {reason}); "
-            f"{instead} FILE reads them from a file"
+            f"no pretrained weights for {name} ({type(err).__name__}: {first_line(err)}); {instead} FILE reads them "
+            "from a file"
         ) from err
 
 
@@ -112,7 +123,7 @@ def compile_model(args: argparse.Namespace, model: nn.Module) -> Any:
         try:
             return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
         except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
-            raise UserError(f"--torchcompile {args.torchcompile}: {str(err).splitlines()[0]}") from err
+            raise UserError(f"--torchcompile {args.torchcompile}: {first_line(err)}") from err
     if args.torchcompile_mode:
         raise UserError("--torchcompile-mode is an option of --torchcompile, which is off")
     return model

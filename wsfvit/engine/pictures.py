@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from wsfvit.engine.files import write_atomic
+from wsfvit.engine.files import check_can_be_made, make_folder, write_atomic
 from wsfvit.errors import UserError
 
 DPI = 150
 
 
 def picture_path(name: str) -> Path:
-    """Checks early that a picture can be written under ``name``: a format that matplotlib writes, a folder that exists.
+    """Checks early that a picture can be written under ``name``: a format that matplotlib writes, in a possible folder.
 
     Raises:
         UserError: no such format, or the folder cannot be made.
@@ -26,10 +26,7 @@ def picture_path(name: str) -> Path:
     path, formats = Path(name), FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise UserError(f"--out {name}: the name must end in .png (or another of {', '.join(sorted(formats))})")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError(f"--out {name}: the folder cannot be made: {err.strerror}") from err
+    check_can_be_made(path.parent)
     return path
 
 
@@ -42,7 +39,12 @@ def new_panels(rows: int, columns: int, width: float, height: float, **options: 
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes the figure in the format that the suffix names, atomically."""
+    """Writes the figure in the format that the suffix names, atomically; makes the folder.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    make_folder(path.parent)
     write_atomic(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=DPI))
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.engine.build import DataConfig, build_model, resolve_data, resolve_device
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
-from wsfvit.engine.model import fuse_model
+from wsfvit.engine.model import build_pretrained, fuse_model
 from wsfvit.engine.pictures import new_panels, picture_path, save_figure, show_image
-from wsfvit.engine.validate import with_checkpoint_defaults
+from wsfvit.engine.saved import note_on_other_model, saved_data_config, with_checkpoint_defaults
 from wsfvit.errors import UserError, first_line
 
 MAX_DRAWN = 48
@@ -110,16 +110,12 @@ def load_classifier(
         state_dict, meta = load_state_dict_file(checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
         args = with_checkpoint_defaults(args, meta)
     random_seed(0)  # random weights, where there are no others, are the same ones at every call
-    try:
-        model: Any = build_model(args, pretrained=args.pretrained)
-    except (OSError, RuntimeError) as err:
-        if not args.pretrained:
-            raise
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
-        raise UserError(f"no pretrained weights of {args.model}: {reason}") from err
-    data_config = resolve_data(args, model, meta.get("data_config") if args.model == meta.get("arch") else None)
+    model: Any = build_pretrained(args, "--checkpoint") if args.pretrained else build_model(args)
+    data_config = resolve_data(args, model, saved_data_config(args.model, meta))
     if state_dict is not None:
         apply_state_dict(model, state_dict, str(checkpoint))
+    if note := note_on_other_model(args, meta):
+        print(note, file=sys.stderr)  # stdout may be read by a program
     model.to(device).eval().requires_grad_(False)
     class_names = resolve_class_names(args.class_map, meta.get("class_names") or names, model)
     return Classifier(args.model, bool(checkpoint or args.pretrained), model, data_config, class_names, device)

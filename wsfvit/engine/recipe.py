@@ -77,7 +77,7 @@ def build_optimizer(
 def build_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """Learning rate schedule by timm's factory, and the number of epochs it lasts (None for ``--sched none``).
+    """Learning rate schedule by timm's factory (None for ``--sched none``), and the number of epochs it lasts.
 
     Raises:
         UserError: the schedule's options contradict each other.

@@ -3,11 +3,9 @@
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
-from wsfvit.engine.files import write_text_atomic
-from wsfvit.errors import UserError
+from wsfvit.engine.files import output_file, write_text_atomic
 
 # What was measured and what came out: one dictionary of primitives, with "error" instead of figures where it failed.
 Row = dict[str, Any]
@@ -19,17 +17,16 @@ class ResultsFile:
     Args:
         name: The file.
         kind: ``csv`` or ``json``, where the name does not end in one of them.
+        flag: What named it.
 
     Raises:
         UserError: its folder does not exist.
     """
 
-    def __init__(self, name: str, kind: str = "csv") -> None:
-        self.path = Path(name)
+    def __init__(self, name: str, kind: str = "csv", flag: str = "--results-file") -> None:
+        self.path = output_file(flag, name)
         suffix = self.path.suffix.lower().removeprefix(".")
         self.kind = suffix if suffix in ("csv", "json") else kind
-        if not self.path.parent.is_dir():
-            raise UserError(f"--results-file {name}: the folder '{self.path.parent}' does not exist")
 
     def write(self, rows: list[Row], single: bool = False) -> None:
         """Writes ``rows``; JSON holds a list of objects, or with ``single`` the one object itself."""

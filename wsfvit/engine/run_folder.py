@@ -8,7 +8,7 @@ from typing import Any
 
 from wsfvit.engine.checkpoint import read_checkpoint
 from wsfvit.engine.distributed import World
-from wsfvit.engine.files import held
+from wsfvit.engine.files import held, make_folder
 from wsfvit.engine.store import CheckpointStore
 from wsfvit.errors import UserError
 
@@ -39,10 +39,7 @@ def create_folder(folder: Path, continued: bool) -> None:
     Raises:
         UserError: it already holds a run that is not continued, or cannot be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError(f"run folder '{folder}' cannot be created: {err.strerror}") from err
+    make_folder(folder)
     if not continued and (folder / "last.pth.tar").exists():
         raise UserError(
             f"'{folder}' already holds a run: continue it with --resume auto, or choose another --experiment"

@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _NormBase
 
 from wsfvit.engine.distributed import World
-from wsfvit.errors import UserError
+from wsfvit.errors import UserError, first_line
 
 # Counts of updates that were not done.
 SKIPPED = ("bad_steps", "bad_in_a_row", "overflows")
@@ -115,7 +115,7 @@ class TrainState:
         if self.ema is not None:
             content["state_dict_ema"] = self.ema.module.state_dict()
         if world.size > 1:
-            content["rank_buffers"] = world.gather([_statistics(module, device="cpu") for module in self._modules()])
+            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self._modules()])
         return content
 
     def _modules(self) -> list[nn.Module]:
@@ -141,7 +141,7 @@ class TrainState:
                 self.scaler.load_state_dict(content["scaler"])
                 _load_scheduler_state(self.scheduler, content["scheduler"])
         except (KeyError, RuntimeError, ValueError) as err:
-            raise UserError(f"it does not fit this run: {str(err).splitlines()[0]}") from err
+            raise UserError(f"it does not fit this run: {first_line(err)}") from err
         position = content["position"]
         self.epoch, self.batch, self.lr = position["epoch"], position["batch"], position["lr"]
         self.num_updates = content["num_updates"]
@@ -156,7 +156,7 @@ class TrainState:
         buffers = content.get("rank_buffers", [])
         if len(buffers) == world.size and world.size > 1:  # else all go on with those of rank 0
             for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
-                for key, value in _statistics(module).items():
+                for key, value in _float_buffers(module).items():
                     value.copy_(saved[key])
 
 
@@ -171,7 +171,7 @@ def _check_shapes(saved: dict[str, torch.Tensor], model: nn.Module) -> None:
             )
 
 
-def _statistics(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
+def _float_buffers(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
     """The floating-point buffers of the state dictionary: batch norm's, which within an epoch each process has its own
     of; moved to ``device`` if one is named."""
     saved = module.state_dict().keys()

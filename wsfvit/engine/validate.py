@@ -36,6 +36,7 @@ from wsfvit.engine.jobs import Job, list_jobs
 from wsfvit.engine.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
 from wsfvit.engine.model import build_pretrained, compile_model, fuse_model
 from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
+from wsfvit.engine.saved import note_on_other_model, saved_data_config, with_checkpoint_defaults
 from wsfvit.errors import UserError, first_line
 
 Result = TypeVar("Result")
@@ -160,8 +161,9 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     args, model, meta = _load(args)
-    saved = meta.get("data_config") if args.model == meta.get("arch") else None
-    data_config = resolve_data(args, model, saved, test_size=not args.use_train_size)
+    if note := note_on_other_model(args, meta):
+        world.say(note)
+    data_config = resolve_data(args, model, saved_data_config(args.model, meta), test_size=not args.use_train_size)
     if args.crop_border_pixels:
         data_config["crop_border_pixels"] = args.crop_border_pixels
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -211,30 +213,6 @@ def _load(args: argparse.Namespace) -> tuple[argparse.Namespace, Any, dict[str, 
     model = build_model(args)
     apply_state_dict(model, state_dict, args.checkpoint)
     return args, model, meta
-
-
-def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
-    """Fills in what the command line leaves open from what the checkpoint says about itself.
-
-    Where ``--model`` names another model than the checkpoint does, only the counts of classes and channels are taken.
-
-    Raises:
-        UserError: neither the command line nor the checkpoint names a model.
-    """
-    args = copy.copy(args)
-    saved = dict(meta.get("model_kwargs", {}))
-    args.model = args.model or meta.get("arch")
-    if not args.model:
-        raise UserError(f"checkpoint '{args.checkpoint}' does not say which model it is for: pass --model NAME")
-    if args.num_classes is None:
-        args.num_classes = saved.get("num_classes")
-    if args.in_chans is None and args.input_size is None:
-        args.in_chans = saved.get("in_chans")
-    if args.model == meta.get("arch"):
-        size_given = args.img_size is not None or args.input_size is not None
-        dropped = {"num_classes", "in_chans"} | ({"img_size"} if size_given else set())
-        args.model_kwargs = {k: v for k, v in saved.items() if k not in dropped} | args.model_kwargs
-    return args
 
 
 def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:

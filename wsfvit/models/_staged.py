@@ -1,6 +1,6 @@
 """What families share: timm's interface around features and head, and around a stem, stages and head; the stage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ._intermediates import IntermediatesMixin
 from ._state_dict import StrictLoadMixin
 
 
@@ -26,7 +27,7 @@ class Stage(nn.Module):
         return self.blocks(x)
 
 
-class Classifier(StrictLoadMixin, nn.Module):
+class Classifier(IntermediatesMixin, StrictLoadMixin, nn.Module):
     """Features -> head: what every image classifier has of timm's interface.
 
     The constructor of a subclass sets the attributes below, and the subclass has `forward_features`. The head has
@@ -108,44 +109,11 @@ class StagedClassifier(Classifier):
             if isinstance(module, Stage):
                 module.grad_checkpointing = enable
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stem (index 0) and the stages (from 1 on) on the way.
+    def _steps(self) -> Sequence[nn.Module]:
+        return [self.stem, *self.stages]
 
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n if an int, all if None, else these.
-            norm: Apply the final norm to the last stage's (it is an Identity: the head holds the norm).
-            stop_early: Stop after the last index asked for.
-            output_fmt: "NCHW" only.
-            intermediates_only: Leave the final features out of the result.
-
-        Returns:
-            The list of intermediates, each (B, C_i, H_i, W_i); with the final features before it unless told otherwise.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
-        intermediates = []
-        x = self.stem(x)
-        if 0 in take_indices:
-            intermediates.append(x)
-        for i, stage in enumerate(self.stages, start=1):
-            if stop_early and i > max_index:
-                break
-            x = stage(x)
-            if i in take_indices:
-                intermediates.append(self.norm(x) if norm and i == len(self.stages) else x)
-        if intermediates_only:
-            return intermediates
-        return self.norm(x), intermediates
+    def _to_map(self, x: Tensor, norm: bool) -> Tensor:
+        return self.norm(x) if norm else x
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

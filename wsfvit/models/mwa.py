@@ -21,8 +21,9 @@ Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -274,43 +275,11 @@ class MixerViT(Classifier):
         """Recomputes each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the blocks on the way.
+    def _steps(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return [partial(self._run, block) for block in self.blocks]
 
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n if an int, all if None, else these.
-            norm: Apply the final norm to each.
-            stop_early: Stop after the last index asked for.
-            output_fmt: "NCHW" only.
-            intermediates_only: Leave the final features out of the result.
-
-        Returns:
-            The list of intermediates, each (B, C, ceil(H / patch), ceil(W / patch)); with the final features before it
-            unless told otherwise.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        intermediates = []
-        x = self._embed(x)
-        for i, block in enumerate(self.blocks):
-            if stop_early and i > max_index:
-                break
-            x = self._run(block, x)
-            if i in take_indices:
-                intermediates.append((self.norm(x) if norm else x).permute(0, 3, 1, 2))
-        if intermediates_only:
-            return intermediates
-        return self.norm(x).permute(0, 3, 1, 2), intermediates
+    def _to_map(self, x: Tensor, norm: bool) -> Tensor:
+        return (self.norm(x) if norm else x).permute(0, 3, 1, 2)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -342,7 +311,7 @@ class MixerViT(Classifier):
         x = self._embed(x)
         for block in self.blocks:
             x = self._run(block, x)
-        return self.norm(x).permute(0, 3, 1, 2)
+        return self._to_map(x, norm=True)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features (B, C, h, w) -> logits (B, num_classes), or (B, num_classes, h, w) where nothing pools."""

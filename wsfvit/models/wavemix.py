@@ -17,7 +17,9 @@ Read in this order: WaveMixCfg and WaveBlock (`wavemix_blocks.py`), WaveMixTrunk
 segmentation and super-resolution are in `wavemix_heads.py`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ._family import build_global_pool, override_cfg, register_variants
+from ._intermediates import IntermediatesMixin
 from ._state_dict import StrictLoadMixin
 from .wavemix_blocks import BLOCKS, WaveMixCfg, build_stem
 
@@ -85,7 +88,7 @@ class WaveMixTrunk(StrictLoadMixin, nn.Module):
         return block(x)
 
 
-class WaveMix(WaveMixTrunk):
+class WaveMix(IntermediatesMixin, WaveMixTrunk):
     """WaveMix image classifier and feature extractor, for images of any size.
 
     Args:
@@ -151,40 +154,11 @@ class WaveMix(WaveMixTrunk):
         ).train(self.training)
         self.num_classes, self.global_pool = num_classes, pool
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features behind the blocks on the way.
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
-        Args:
-            x: Images (B, in_chans, H, W).
-            indices: The last n blocks if an int, all if None, else these.
-            norm: Without effect: there is no final norm.
-            stop_early: Stop after the last index asked for.
-            output_fmt: "NCHW" only.
-            intermediates_only: Leave the final features out of the result.
-
-        Returns:
-            The list of intermediates, each (B, d, h, w); with the final features before it unless told otherwise.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.layers), indices)
-        intermediates = []
-        x = self.conv(x)
-        for i, block in enumerate(self.layers):
-            if stop_early and i > max_index:
-                break
-            x = self._run_block(block, x)
-            if i in take_indices:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+    def _steps(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return [partial(self._run_block, block) for block in self.layers]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from wsfvit.engine.args.common import build_parser, positive_int
-from wsfvit.engine.files import write_text_atomic
+from wsfvit.engine.files import make_folder, write_text_atomic
 from wsfvit.engine.flop_counter import Complexity, count_complexity
 from wsfvit.engine.flops import describe_counting, markdown_head, markdown_row
 from wsfvit.errors import UserError
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.output:
         print("\n".join(_markdown_lines(config, shape, found)))
     for path in map(Path, args.output):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_text_atomic(path, "\n".join(writers[path.suffix](config, shape, found)) + "\n")
         print(f"table: {path}")
 

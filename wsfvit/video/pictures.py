@@ -9,7 +9,7 @@ from torch import Tensor
 from wsfvit.engine.files import write_atomic
 from wsfvit.engine.pictures import new_panels, save_figure, style_curves
 from wsfvit.errors import UserError
-from wsfvit.video.video_files import write_mp4
+from wsfvit.video.video_files import import_av, write_mp4
 
 ANIMATIONS = (".gif", ".mp4")
 # Frames are enlarged by a whole factor to about this height in pixels; larger ones stay as they are.
@@ -124,6 +124,16 @@ def write_animation(path: Path, pictures: Sequence[np.ndarray], fps: float = 5) 
         write_atomic(path, lambda file: first.save(file, "GIF", **options))
     else:
         raise UserError(f"'{path}': the name of an animation must end in {' or '.join(ANIMATIONS)}")
+
+
+def check_animation(suffix: str) -> None:
+    """Checks that animations with that suffix can be written, before anything long begins.
+
+    Raises:
+        UserError: the package for it is not installed.
+    """
+    if suffix == ".mp4":
+        import_av()
 
 
 def write_prediction(

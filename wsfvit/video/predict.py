@@ -14,7 +14,7 @@ from wsfvit.engine.evaluate import amp_dtype, autocast
 from wsfvit.engine.files import make_folder, write_atomic
 from wsfvit.errors import UserError
 from wsfvit.video.args import predict_parser
-from wsfvit.video.pictures import write_prediction
+from wsfvit.video.pictures import check_animation, write_prediction
 from wsfvit.video.saved import fill_data_options, load_model
 from wsfvit.video.sequences import ClipSequences, SequenceDataset
 from wsfvit.video.simvp import SimVP, SimVPConfig
@@ -32,6 +32,7 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.
     """
+    check_animation(args.movie)
     device = resolve_device(args.device)
     model, meta = load_model(args.checkpoint, device, args.use_ema, args.trust_checkpoint)
     fill_data_options(args, meta["data"])

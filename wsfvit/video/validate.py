@@ -8,8 +8,10 @@ from typing import Any
 from wsfvit.engine.build import loader_options
 from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import amp_dtype
+from wsfvit.engine.files import check_can_be_made
 from wsfvit.video.args import validate_parser
 from wsfvit.video.loader import build_eval_loader
+from wsfvit.video.pictures import check_animation
 from wsfvit.video.saved import fill_data_options, load_model
 from wsfvit.video.splits import open_own, open_split
 from wsfvit.video.validation import (
@@ -35,6 +37,9 @@ def run_validation(args: argparse.Namespace) -> Measured:
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.
     """
+    if args.out:
+        check_animation(args.movie)
+        check_can_be_made(Path(args.out))
     with joined_world(args.device) as world:
         return _validate(args, world)
 

@@ -33,7 +33,7 @@ class VideoClip:
 
     def __init__(self, path: Path, channels: Literal[1, 3]) -> None:
         self.name, self._path, self._channels = str(path), path, channels
-        av = _import_av()
+        av = import_av()
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
@@ -53,7 +53,7 @@ class VideoClip:
         Raises:
             UserError: the file is damaged there.
         """
-        av = _import_av()
+        av = import_av()
         wanted = {self._stamps[time] for time in times}
         found: dict[int, np.ndarray] = {}
         try:
@@ -85,7 +85,7 @@ def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
     Raises:
         UserError: PyAV is not installed, or the file cannot be written.
     """
-    av = _import_av()
+    av = import_av()
     height, width = (side - side % 2 for side in images[0].shape[:2])
 
     def write(file: Any) -> None:
@@ -100,7 +100,12 @@ def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
     write_atomic(path, write)
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import av
     except ImportError as err:

@@ -2,7 +2,15 @@
 
 import argparse
 
-from wsfvit.engine.args.common import Group, add_device_name, add_fuse, add_model_input, add_trust, positive_int
+from wsfvit.engine.args.common import (
+    Group,
+    add_device_name,
+    add_fuse,
+    add_model_input,
+    add_trust,
+    natural_int,
+    positive_int,
+)
 
 
 def add_predict_args(parser: argparse.ArgumentParser) -> None:
@@ -38,5 +46,5 @@ def add_picture_input(group: Group) -> None:
     """How pictures reach the model, and what its classes are called."""
     group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
     group.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="images per forward pass")
-    group.add_argument("-j", "--workers", type=int, default=4, metavar="N", help="threads that read images")
+    group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="threads that read images")
     add_device_name(group)
