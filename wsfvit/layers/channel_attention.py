@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsfvit.wavelets.filterbank import without_autocast
+
 from .inline import can_inline
 
 
@@ -53,11 +55,12 @@ class ChannelAttention(nn.Module):
         return self.proj(out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
 
     def _attend_by_moments(self, x: Tensor) -> Tensor:
-        device, (_, H, W, C) = x.device.type, x.shape
+        _, H, W, C = x.shape
         K, N = self.num_subbands, H * W
-        if torch.is_autocast_enabled(device):
+        device = x.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x.device):
             x = x.view(-1, K, N, C).transpose(1, 2).reshape(-1, N, K * C)
             # Means, not sums: float16 would overflow.
             moments = torch.baddbmm(x.new_zeros(1, 1, 1), x.transpose(1, 2), x, beta=0, alpha=1 / N)
