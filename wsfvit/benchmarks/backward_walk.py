@@ -8,7 +8,8 @@ meet, each gradient in the shape and dtype of what it belongs to.
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,10 +69,12 @@ def run_backward(
                 if (node, place) in wanted:
                     found[wanted[node, place]] = grad
             edges = _edges(node)
-            sent = _call(node, grads, edges) if grads and edges else [None] * len(edges)
-            for (following, place), grad in zip(edges, sent, strict=True):
+            if grads and edges:
+                with _marked(node):
+                    for edge, grad in zip(edges, _call(node, grads), strict=True):
+                        send(*edge, _fit(grad, *edge))
+            for following, _ in edges:
                 if following is not None:
-                    send(following, place, grad)
                     waits_for[following] -= 1
                     push_if_ready(following)
     return tuple(found)
@@ -97,23 +100,25 @@ def _edges(node: Any) -> list[tuple[Any, int]]:
     return [edge for edge in node.next_functions if callable(node) or edge[0] is not None]
 
 
-def _call(node: Any, grads: dict[int, Tensor], edges: list[tuple[Any, int]]) -> list[Tensor | None]:
-    """The gradients that a node sends on, by edge; what is traced meanwhile is marked with its forward operator."""
-    metadata = node._input_metadata
-    given = [grads.get(i) for i in range(len(metadata))]
+@contextmanager
+def _marked(node: Any) -> Iterator[None]:
+    """Tells what traces the derivatives to which forward operator they belong."""
     fx_traceback.set_grad_fn_seq_nr(node._sequence_nr())
     try:
-        if callable(node):
-            sent = _as_tuple(node(*given))
-        else:
-            # A Python function takes no None, and makes one gradient per argument, also for those that are no tensors.
-            made = node.apply(
-                *(_zeros(like) if grad is None else grad for like, grad in zip(metadata, given, strict=True))
-            )
-            sent = tuple(grad for grad, needed in zip(_as_tuple(made), node.needs_input_grad, strict=True) if needed)
-        return [_fit(grad, *edge) for grad, edge in zip(sent, edges, strict=True)]
+        yield
     finally:
         fx_traceback.reset_grad_fn_seq_nr()
+
+
+def _call(node: Any, grads: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients that a node sends on, by edge."""
+    metadata = node._input_metadata
+    given = [grads.get(i) for i in range(len(metadata))]
+    if callable(node):
+        return _as_tuple(node(*given))
+    # A Python function takes no None, and makes one gradient per argument, also for those that are no tensors.
+    made = node.apply(*(_zeros(like) if grad is None else grad for like, grad in zip(metadata, given, strict=True)))
+    return tuple(grad for grad, needed in zip(_as_tuple(made), node.needs_input_grad, strict=True) if needed)
 
 
 def _as_tuple(sent: Any) -> tuple[Tensor | None, ...]:
