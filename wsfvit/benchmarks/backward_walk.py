@@ -41,10 +41,10 @@ def run_backward(
     assert not create_graph and not accumulate_grad
     roots = [torch.autograd.graph.get_gradient_edge(y) for y in outputs]
     leaves = [torch.autograd.graph.get_gradient_edge(x) for x in inputs]
-    wanted = {(edge.node, edge.output_nr): i for i, edge in enumerate(leaves)}
+    wanted = {(leaf.node, leaf.output_nr): i for i, leaf in enumerate(leaves)}
     found: list[Tensor | None] = [None] * len(inputs)
     received: dict[Any, dict[int, Tensor]] = defaultdict(dict)
-    waits_for = _count_edges([edge.node for edge in roots])
+    waits_for = _count_edges([root.node for root in roots])
     ready: list[tuple[int, int, Any]] = []
     turns = itertools.count()
 
@@ -58,9 +58,9 @@ def run_backward(
             heapq.heappush(ready, (-node._sequence_nr(), next(turns), node))
 
     with torch.no_grad():
-        for edge, grad in zip(roots, grad_outputs, strict=True):
-            send(edge.node, edge.output_nr, grad)
-        for node in dict.fromkeys(edge.node for edge in roots):
+        for root, grad in zip(roots, grad_outputs, strict=True):
+            send(root.node, root.output_nr, grad)
+        for node in dict.fromkeys(root.node for root in roots):
             push_if_ready(node)
         while ready:
             node = heapq.heappop(ready)[-1]
