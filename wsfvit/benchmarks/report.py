@@ -3,8 +3,9 @@
     python -m wsfvit.benchmarks.report            # after a new record; then commit README.md and docs/speed.png
     python -m wsfvit.benchmarks.report --check    # change nothing; exit code 1 if a table differs from its records
 
-A table stands between the lines <!-- table: NAME --> and <!-- end of table -->; NAME is models, wavelets, loader or
-peers. Records of a GPU (results/gpu, by python -m wsfvit.benchmarks.gpu) add tables and panels once they are there.
+A table stands between the lines <!-- table: NAME --> and <!-- end of table -->; NAME is models, wavelets, traffic,
+loader or peers. Records of a GPU (results/gpu, by python -m wsfvit.benchmarks.gpu) add tables and panels once they are
+there, and that of python -m wsfvit.benchmarks.traffic its table.
 """
 
 import argparse
@@ -50,13 +51,14 @@ def rewrite_tables(text: str, root: Path) -> tuple[str, list[str]]:
 
 
 def build_table(name: str, root: Path) -> str:
-    """What stands between the markers of table ``name``: Markdown, with an empty line above and below."""
+    """What stands between the markers of table ``name``: Markdown, with an empty line above and below, or one alone."""
     if name not in SECTIONS:
         raise UserError(f"README.md: there is no table {name}; the tables are {', '.join(SECTIONS)}")
     try:
-        return f"\n{SECTIONS[name](root)}\n\n"
+        section = SECTIONS[name](root)
     except (KeyError, TypeError) as err:
         raise UserError(f"table {name}: a record under {root / 'results'} is of another kind: {err!r}") from err
+    return f"\n{section}\n\n" if section else "\n"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
