@@ -150,7 +150,7 @@ def test_traffic_is_shown_where_it_was_counted(root: Path) -> None:
     assert "traffic" not in report.rewrite_tables(readme.read_text(), root)[1]
     inference = [of_traffic("baseline:wsfvit_t_224", "inference", 40.0), of_traffic("resnet10t", "inference", 10.0)]
     training = [of_traffic("resnet10t", "forward", 8.0, 2e9), of_traffic("resnet10t", "backward", 12.0)]
-    settings = {"precision": "bfloat16", "card": "H200"}
+    settings = {"dtype": "bfloat16", "card": "H200"}
     record = run_of(settings, card={"bandwidth": 4e12}, results=inference + training)
     write(root, TRAFFIC, record)
     text, stale = report.rewrite_tables(readme.read_text(), root)

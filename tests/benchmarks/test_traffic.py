@@ -224,7 +224,7 @@ def test_program_writes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "run.json"
     names = ["wsfvit_p0_224", "baseline:wsfvit_p0_224"]
     sizes = ["--batch-size", "2", "--img-size", "64"]
-    traffic.main(["--model", *names, *sizes, "--train", "--fuse", "--parts", "--json", str(out)])
+    traffic.main(["--model", *names, *sizes, "--train", "--fuse", "--parts", "--out", str(out)])
     results = json.loads(out.read_text())["results"]
     passes = ("inference", "forward", "backward")
     wanted = [(name, each) for name in names for each in passes] + [("fused:wsfvit_p0_224", "inference")]

@@ -210,7 +210,7 @@ def traffic_table(record: Record, mode: str, passes: Sequence[str]) -> str:
         rows.append([model_label(name), *cells, "1" if name.startswith(PREFIX) else against])
     settings, card = record["settings"], record["card"]
     size = settings["img_size"]
-    run = f"batch {settings['batch_size']}, {size}x{size}, {settings['precision']}, compiled for {settings['card']}"
+    run = f"batch {settings['batch_size']}, {size}x{size}, {settings['dtype']}, compiled for {settings['card']}"
     saved_column = ["GB saved for backward"] if with_saved else []
     bound = f"ms at least, at {card['bandwidth'] / 1e12:g} TB/s"
     columns = ["kernels", "GB moved at best", "of these by libraries' kernels", *saved_column, bound]

@@ -1,7 +1,7 @@
 """Count, without a GPU, the kernels that torch.compile makes of a model for one, and the bytes they read and write.
 
     python -m wsfvit.benchmarks.traffic --model wsfvit_t_224 --parts
-    python -m wsfvit.benchmarks.traffic --train --json results/cpu/traffic.json
+    python -m wsfvit.benchmarks.traffic --train --out results/cpu/traffic.json
 
 The compiler plans each model for the card as it would there (see `pretend_gpu`), and its plan is counted; nothing runs,
 and nothing is timed. The bytes are those of the best case: a kernel reads and writes each tensor once, and nothing
@@ -9,8 +9,8 @@ stays in the cache between two kernels. The least time is what moving them takes
 states, without arithmetic and launches: a bound and not a measurement. Multiply-accumulates are those of libraries'
 kernels; generated ones, fused from the operators between, have none worth counting.
 
-Inference: evaluation mode, weights and images in --precision. Training (--train): forward and backward from the
-gradient of the logits to those of the weights, in training mode, float32 weights under autocast to --precision; saved
+Inference: evaluation mode, weights and images in --dtype. Training (--train): forward and backward from the
+gradient of the logits to those of the weights, in training mode, float32 weights under autocast to --dtype; saved
 is what the forward pass writes for the backward alone. The loss and the optimizer are not counted. All channels-last.
 
 `baseline:NAME` is the published computation of NAME, `fused:NAME` its copy for inference by `wsfvit.models.fuse`, which
@@ -29,11 +29,11 @@ import torch
 from torch import nn
 
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
-from wsfvit.benchmarks.common import DTYPES, markdown_table, write_run
+from wsfvit.benchmarks.common import DTYPES, build_parser, markdown_table, write_run
 from wsfvit.benchmarks.kernel_code import CARDS, Card
 from wsfvit.benchmarks.models import FUSED_PREFIX, PREFIX, create_timm_model
 from wsfvit.benchmarks.traffic_count import Kernel, part_of, plan_inference, plan_training
-from wsfvit.engine.args.common import Parser, positive_int
+from wsfvit.engine.args.common import positive_int
 from wsfvit.engine.build import check_model_name
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
@@ -54,23 +54,17 @@ HEADER = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m wsfvit.benchmarks.traffic",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
-    names = "timm names, baseline:NAME, fused:NAME (default: wsfvit_t_224, its peers)"
+    parser = build_parser("traffic", __doc__)
+    names = "timm names, baseline:NAME, fused:NAME"
     parser.add_argument("--model", nargs="+", default=list(MODELS), metavar="NAME", help=names)
-    parser.add_argument("--batch-size", type=positive_int, default=256, metavar="N", help="images (default: 256)")
-    parser.add_argument("--img-size", type=positive_int, default=224, metavar="N", help="their side (default: 224)")
-    precisions = [name for name in DTYPES if name != "float64"]
-    parser.add_argument("--precision", choices=precisions, default="bfloat16", help="(default: bfloat16)")
+    parser.add_argument("--batch-size", type=positive_int, default=256, metavar="N", help="images")
+    parser.add_argument("--img-size", type=positive_int, default=224, metavar="N", help="their side")
+    parser.add_argument("--dtype", choices=[name for name in DTYPES if name != "float64"], default="bfloat16")
     parser.add_argument("--train", action="store_true", help="also count a training step")
     parser.add_argument("--fuse", action="store_true", help="also count the copies for inference")
     parser.add_argument("--parts", action="store_true", help="also count by part of the model")
-    parser.add_argument("--card", choices=list(CARDS), default="H200", help="to compile for (default: H200)")
-    parser.add_argument("--json", dest="out", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--card", choices=list(CARDS), default="H200", help="to compile for")
+    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
     return parser.parse_args(argv)
 
 
@@ -92,7 +86,7 @@ def create_model(name: str, img_size: int) -> nn.Module:
 
 def count_model(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One record per pass: inference and, if asked for, forward and backward of a training step."""
-    card, dtype = CARDS[args.card], DTYPES[args.precision]
+    card, dtype = CARDS[args.card], DTYPES[args.dtype]
     images = partial(torch.empty, args.batch_size, 3, args.img_size, args.img_size, device="meta")
     model = create_model(name, args.img_size).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     plans = [plan_inference(model, images(dtype=dtype, memory_format=torch.channels_last), card)]
@@ -144,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{i + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
         results += count_model(name, args)
     card = CARDS[args.card]
-    said = f"batch {args.batch_size}, {args.img_size}x{args.img_size}, {args.precision}, torch.compile for {args.card}"
+    said = f"batch {args.batch_size}, {args.img_size}x{args.img_size}, {args.dtype}, torch.compile for {args.card}"
     print(f"\nCounted, not measured: {said}, {card.bandwidth / 1e12:g} TB/s\n")
     print(markdown_table(HEADER, [_row(record) for record in results]))
     for record in results if args.parts else []:
