@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ def test_program_writes_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_update_is_timed_whole_and_everything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes, steps = [], []
+    asked, steps = [], []
 
-    def compile_eagerly(model: torch.nn.Module, mode: str) -> torch.nn.Module:
-        modes.append(mode)
+    def compile_eagerly(model: torch.nn.Module, options: dict[str, Any]) -> torch.nn.Module:
+        asked.append(options)
         return plain(model, backend="eager")
 
     plain, plain_step = torch.compile, torch.optim.AdamW.step
@@ -40,9 +41,11 @@ def test_an_update_is_timed_whole_and_everything_is_compiled(monkeypatch: pytest
     built = {name: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10)) for name in ("a", "fused:a")}
     before = [p.clone() for p in built["a"].parameters()]
     argv = ["--models", "a", "--img-size", "2", "--repeats", "2", "--warmup", "1", "--train", "--compile"]
-    timings = models.time_models(built, models.parse_args(argv), torch.device("cpu"))
+    options = ["max-autotune", "--compile-options", "realize_reads_threshold=8"]
+    timings = models.time_models(built, models.parse_args([*argv, *options]), torch.device("cpu"))
     assert list(timings["inference"]) == ["a", "fused:a"] and list(timings["training"]) == ["a"]
-    assert modes == ["default"] * 2 and len(steps) > 2
+    expected = torch._inductor.list_mode_options("max-autotune") | {"realize_reads_threshold": 8}
+    assert asked == [expected] * 2 and len(expected) > 1 and len(steps) > 2
     assert all(torch.equal(p, old) for p, old in zip(built["a"].parameters(), before, strict=True))
     assert models.parse_args([*argv, "reduce-overhead"]).compile == "reduce-overhead"
 

@@ -77,6 +77,12 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
 
 
+def add_compile_options(parser: argparse._ActionsContainer) -> None:
+    """Adds --compile-options, for `wsfvit.engine.model.read_compile_options`."""
+    said = "settings of inductor, as --torchcompile-options of train.py"
+    parser.add_argument("--compile-options", nargs="+", default=[], metavar="NAME=VALUE", help=said)
+
+
 def build_timing_parser(name: str, description: str) -> argparse.ArgumentParser:
     """`build_parser` with what every timing program takes: --device, --threads, --warmup, --repeats, --seed, --out."""
     parser = build_parser(name, description)

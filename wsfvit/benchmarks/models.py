@@ -32,6 +32,7 @@ from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
 from wsfvit.benchmarks.common import (
     DTYPES,
     Timing,
+    add_compile_options,
     build_timing_parser,
     format_timing,
     markdown_table,
@@ -41,6 +42,7 @@ from wsfvit.benchmarks.common import (
 )
 from wsfvit.engine.build import check_model_name
 from wsfvit.engine.evaluate import memory_format
+from wsfvit.engine.model import read_compile_options
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import fuse_for_inference
 
@@ -73,6 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA while timing")
     parser.add_argument("--train", action="store_true", help="also time forward + backward + AdamW in training mode")
     parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
+    add_compile_options(parser)
     parser.set_defaults(repeats=10)
     args = parser.parse_args(argv)
     if args.amp and args.dtype not in ("bfloat16", "float16"):
@@ -176,7 +179,8 @@ def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: 
     timings = {}
     called = dict(models)
     if args.compile:
-        called = {name: cast(nn.Module, torch.compile(model, mode=args.compile)) for name, model in models.items()}
+        how = torch._inductor.list_mode_options(args.compile) | read_compile_options(args.compile_options)
+        called = {name: cast(nn.Module, torch.compile(model, options=how)) for name, model in models.items()}
     steps = {name: partial(inference_step, model.eval(), x, autocast) for name, model in called.items()}
     timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
     if args.train:

@@ -23,6 +23,7 @@ MODELS: Groups = (
     ("cpu/models_t_224",),
     ("gpu/models_t_train",),
     ("gpu/models_t_train_compiled",),
+    ("gpu/models_t_train_recompute",),
     tuple(f"gpu/models_{size}_train" for size in ("p0", "n", "b")),
     tuple(f"gpu/models_{size}_train_compiled" for size in ("p0", "n", "b")),
     ("gpu/models_t_float32",),
@@ -124,7 +125,7 @@ def describe_run(records: Sequence[Record]) -> str:
     settings = records[0]["settings"]
     precision = settings["dtype"] + (" autocast" if settings["amp"] else "")
     if settings.get("compile"):
-        precision += f", compiled ({settings['compile']})"
+        precision += f", compiled ({', '.join([settings['compile'], *settings.get('compile_options', [])])})"
     size = settings["img_size"]
     return f"batch {settings['batch_size']}, {size}x{size}, {precision}, {machine(records)}"
 

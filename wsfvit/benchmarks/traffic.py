@@ -29,12 +29,13 @@ import torch
 from torch import nn
 
 from wsfvit.benchmarks.baseline import BASELINE_CFGS, create_baseline
-from wsfvit.benchmarks.common import DTYPES, build_parser, markdown_table, write_run
+from wsfvit.benchmarks.common import DTYPES, add_compile_options, build_parser, markdown_table, write_run
 from wsfvit.benchmarks.kernel_code import CARDS, Card
 from wsfvit.benchmarks.models import FUSED_PREFIX, PREFIX, create_timm_model
 from wsfvit.benchmarks.traffic_count import Kernel, part_of, plan_inference, plan_training
 from wsfvit.engine.args.common import positive_int
 from wsfvit.engine.build import check_model_name
+from wsfvit.engine.model import read_compile_options
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 
@@ -60,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive_int, default=256, metavar="N", help="images")
     parser.add_argument("--img-size", type=positive_int, default=224, metavar="N", help="their side")
     parser.add_argument("--dtype", choices=[name for name in DTYPES if name != "float64"], default="bfloat16")
+    add_compile_options(parser)
     parser.add_argument("--train", action="store_true", help="also count a training step")
     parser.add_argument("--fuse", action="store_true", help="also count the copies for inference")
     parser.add_argument("--parts", action="store_true", help="also count by part of the model")
@@ -128,15 +130,18 @@ def _group(kernels: list[Kernel], key: Callable[[Kernel], str]) -> dict[str, dic
 
 
 def main(argv: list[str] | None = None) -> None:
+    from torch._inductor import config as inductor_config
+
     args = parse_args(argv)
-    names = list(dict.fromkeys(args.model))
+    names, options = list(dict.fromkeys(args.model)), read_compile_options(args.compile_options)
     if args.fuse:
         plain = [name for name in names if not name.startswith((PREFIX, FUSED_PREFIX))]
         names += [FUSED_PREFIX + name for name in plain if can_fuse(create_model(name, args.img_size))]
     results: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         print(f"{i + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
-        results += count_model(name, args)
+        with inductor_config.patch(options):
+            results += count_model(name, args)
     card = CARDS[args.card]
     said = f"batch {args.batch_size}, {args.img_size}x{args.img_size}, {args.dtype}, torch.compile for {args.card}"
     print(f"\nCounted, not measured: {said}, {card.bandwidth / 1e12:g} TB/s\n")

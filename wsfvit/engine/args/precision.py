@@ -15,7 +15,7 @@ def add_precision(group: Group) -> None:
 
 
 def add_compile(group: Group) -> None:
-    """--torchcompile and --torchcompile-mode."""
+    """--torchcompile, --torchcompile-mode and --torchcompile-options."""
     group.add_argument(
         "--torchcompile",
         nargs="?",
@@ -24,3 +24,9 @@ def add_compile(group: Group) -> None:
         help="torch.compile (default backend: inductor)",
     )
     group.add_argument("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
+    group.add_argument(
+        "--torchcompile-options",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="inductor's settings, as in torch._inductor.config, for example realize_reads_threshold=8",
+    )
