@@ -13,6 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from video.published import FIXTURES, fill, published_shapes
 
+from wsfvit.layers import to_nhwc
 from wsfvit.video import SimVP, SimVPConfig
 from wsfvit.video.published import convert_published, read_config
 
@@ -41,13 +42,16 @@ def test_published_parameters_keys_and_maps() -> None:
     model.load_state_dict(state, strict=True)
     block = model.translator[0].block
     watched = {"dwt": model.front.dwt, "front": model.front, "enc": model.encoder, "hid": model.translator}
-    watched |= {f"block0_{part}": getattr(block, f"attn_{part}") for part in ("local", "inter", "global")}
+    published_parts = {f"block0_{part}": getattr(block, f"attn_{part}") for part in ("local", "inter", "global")}
+    watched |= published_parts
     watched["block0_conv"] = block.conv
     maps = {}
     for name, module in watched.items():
 
         def keep(module: nn.Module, args: Any, out: Any, name: str = name) -> None:
-            maps[name] = (out[0] if isinstance(out, tuple) else out).clone()
+            out = (out[0] if isinstance(out, tuple) else out).clone()
+            # The published attention parts keep channels last.
+            maps[name] = to_nhwc(out) if name in published_parts else out
 
         module.register_forward_hook(keep)
     with torch.inference_mode():

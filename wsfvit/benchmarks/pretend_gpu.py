@@ -73,6 +73,7 @@ def pretend_gpu(card: Card) -> Iterator[None]:
 def _answers(card: Card) -> list[tuple[Any, str, Any]]:
     """What to replace: owner, attribute, value."""
     from torch._dynamo import device_interface
+    from torch._inductor import compile_fx, scheduler
     from torch._inductor.fx_passes import fuse_attention, joint_graph
     from torch._subclasses import fake_tensor
     from torch.utils import _triton
@@ -87,7 +88,7 @@ def _answers(card: Card) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "device_count", lambda: 1),
         (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
-        (_triton, "has_triton", lambda: True),
+        *((module, "has_triton", lambda: True) for module in (_triton, compile_fx, scheduler)),
         (interface, "get_device_properties", staticmethod(lambda device=None: properties)),
         (interface, "get_compute_capability", staticmethod(lambda device=None: card.capability)),
         (interface, "is_bf16_supported", staticmethod(lambda including_emulation=True: True)),
