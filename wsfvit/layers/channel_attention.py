@@ -17,7 +17,7 @@ class ChannelAttention(nn.Module):
 
     Q, K and V are linear in the tokens X, so K^T V follows from the second moments X^T X, and the output is one matrix
     per image times X. Where tokens are many against channels that never makes Q, K and V: the same values up to
-    rounding, read and written a fifth as often.
+    rounding, with far less to read and write.
 
     Args:
         dim: Channels C, a multiple of `num_heads`.
@@ -61,7 +61,7 @@ class ChannelAttention(nn.Module):
         if device != "meta" and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with without_autocast(x.device):
-            x = x.view(-1, K, N, C).transpose(1, 2).reshape(-1, N, K * C)
+            x = x.reshape(-1, K, N, C).transpose(1, 2).reshape(-1, N, K * C)
             # Means, not sums: float16 would overflow.
             moments = torch.baddbmm(x.new_zeros(1, 1, 1), x.transpose(1, 2), x, beta=0, alpha=1 / N)
             matrix, summand = self._collapse(moments.view(-1, K, C, K, C), x.mean(1).view(-1, K, C), N)
