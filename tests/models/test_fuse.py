@@ -83,8 +83,11 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_gpu_gets_gelu_with_the_matrix_product(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gets_gelu_with_the_matrix_product(
+    autocast: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     fused = fuse_for_inference(tiny())
@@ -94,8 +97,9 @@ def test_a_gpu_gets_gelu_with_the_matrix_product(autocast: bool, monkeypatch: py
             for tensors in (module._parameters, module._buffers):
                 found = {key: x for key, x in tensors.items() if x is not None}
                 tensors.update({key: torch.empty_like(fake.from_tensor(x), device="cuda") for key, x in found.items()})
+        called = torch.compile(fused, fullgraph=True, backend="eager") if compiled else fused
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            logits = fused(torch.empty(2, 3, 64, 64, device="cuda"))
+            logits = called(torch.empty(2, 3, 64, 64, device="cuda"))
     assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16 if autocast else torch.float32)
     # The expansion of each MBConv, the MLPs of local and of global attention; the third MLP has the exact GELU.
     assert calls.counts["_addmm_activation"] == 3 * blocks

@@ -110,8 +110,8 @@ def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
         x.device.type == "cuda"
         and approximate == "tanh"
         and not torch.is_grad_enabled()
-        # torch.compile keeps the operator; an exported graph holds standard ones alone.
-        and not torch.compiler.is_exporting()
+        # torch.compile keeps the operator (to Dynamo `is_exporting` is true); exported graphs hold standard ones alone.
+        and (torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting())
     )
 
 
