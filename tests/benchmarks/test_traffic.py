@@ -22,6 +22,7 @@ from wsfvit.benchmarks.kernel_code import CARDS
 from wsfvit.benchmarks.traffic_count import Kernel, Plan, part_of, plan_inference, plan_training
 from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.errors import UserError
+from wsfvit.layers import ChannelAttention, WaveletStem
 
 CARD = CARDS["H200"]
 # One stage: the compiler takes seconds for each.
@@ -66,6 +67,21 @@ def test_elementwise_operators_are_one_kernel() -> None:
 
 def test_a_layer_norm_reads_once() -> None:
     assert count(nn.LayerNorm(256), half(64, 256)) == [("generated", 2 * (64 * 256 + 2 * 256 + 64 * 256))]
+
+
+@pytest.mark.parametrize("side", [24, 32])  # zeros beyond the border; an image that wraps around
+def test_the_stems_transform_norm_and_activation_are_one_pass(side: int) -> None:
+    stem, x = WaveletStem(3, 8), half(2, 3, side, side).to(memory_format=torch.channels_last)
+    model = Apply(lambda self, x: self.norm(self.dwt(x)).contiguous(memory_format=torch.channels_last))
+    model.dwt, model.norm = stem.dwt_l2, stem.norm1
+    assert count(model, x) == [("generated", 2 * (5 * x.numel() + 4 * 12))]  # four statistics of 12 channels
+
+
+def test_moments_of_many_tokens_move_less_than_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = ChannelAttention(64, 2), half(2, 56, 56, 64)
+    by_moments = sum(size for _, size in count(model, x))
+    monkeypatch.setattr(ChannelAttention, "_attend_by_moments", ChannelAttention._attend)
+    assert by_moments < sum(size for _, size in count(ChannelAttention(64, 2), x)) / 2
 
 
 def test_convolutions_stay_channels_last() -> None:

@@ -80,6 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.amp and args.dtype not in ("bfloat16", "float16"):
         parser.error("--amp needs --dtype bfloat16 or float16")
+    if args.compile_options and not args.compile:
+        parser.error("--compile-options needs --compile")
     return args
 
 

@@ -8,7 +8,8 @@ The parts of a WSF-ViT model are its roles: the stem's transform and its convolu
 downsample, the three kinds of attention, the Haar transforms of wsfvit_dwt_*, and the head; "MBConv: squeeze-excite"
 and the like lie inside such a part. Another model is split by the names of its children. What lies inside a part and is
 one itself is not counted in the outer one, so the parts and the rest (what no part covers: in training the loss, too)
-add up to the whole. --train adds a training step, its backward pass split the same way.
+add up to the whole. Marks are hooks, and hooked modules are called: squeeze-excite is timed on the map, where unmarked
+MBConvs may put its gates on weights. --train adds a training step, its backward pass split the same way.
 
 Two limits are measured in the same run: the speed of a large matrix product in --dtype, and that of copying memory.
 The share of the first is 2 FLOPs per MAC of get_flops.py (norms included, about 1 % of a WSF-ViT model's; twice as many

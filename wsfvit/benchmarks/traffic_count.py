@@ -164,7 +164,7 @@ def _read_library(kernel: Any) -> tuple[str, int]:
     kinds = {"scaled_dot_product": "attention", "convolution": "convolution", "mm": "product"}
     kind = next((kind for part, kind in kinds.items() if part in name), "other library")
     node = next((each for each in kernel.origins if getattr(each.target, "overloadpacket", None) is operator), None)
-    return kind, 0 if node is None or operator not in flop_registry else _count_macs(operator, node)
+    return kind, 0 if node is None else _count_macs(operator, node)
 
 
 def _count_macs(operator: Any, node: fx.Node) -> int:
@@ -173,6 +173,10 @@ def _count_macs(operator: Any, node: fx.Node) -> int:
         # torch's formula takes every channel for connected with every other one in the gradient of grouped weights.
         grad, _, weight, *_, needed = args
         return prod(grad.shape) * prod(weight.shape[1:]) * sum(needed[:2])
+    if operator is aten._addmm_activation:
+        operator, kwargs = aten.addmm, {}
+    if operator not in flop_registry:
+        return 0
     return flop_registry[operator](*args, **kwargs, out_val=out) // 2
 
 

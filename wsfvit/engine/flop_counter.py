@@ -59,7 +59,9 @@ class UnknownOperators(UserError):
 def count_complexity(model: nn.Module, *inputs: Any) -> Complexity:
     """Counts one forward pass of ``model`` in eval mode on ``inputs`` (for a classifier: images (B, C, H, W)).
 
-    Nothing needs to be computed for it: a model and inputs on the meta device do, and are the fastest.
+    Every module is called, since all are watched: what a model computes from several modules' weights at once where
+    that is faster (`wsfvit.layers.inline`) counts as in the modules. Nothing needs to be computed for it: a model and
+    inputs on the meta device do, and are the fastest.
 
     Raises:
         UnknownOperators: the model runs operators without a rule.

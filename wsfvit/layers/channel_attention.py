@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wsfvit.wavelets.filterbank import without_autocast
 
-from .inline import can_inline
+from .inline import TOKENS_PER_CHANNEL, can_inline
 
 
 class ChannelAttention(nn.Module):
@@ -39,7 +39,8 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B * num_subbands, H, W, C) -> the same."""
         _, H, W, C = x.shape
-        if H * W >= 4 * self.num_subbands * C and can_inline(self.qkv, nn.Linear) and can_inline(self.proj, nn.Linear):
+        tokens_are_many = H * W >= TOKENS_PER_CHANNEL * self.num_subbands * C
+        if tokens_are_many and can_inline(self.qkv, nn.Linear) and can_inline(self.proj, nn.Linear):
             return self._attend_by_moments(x)
         return self._attend(x)
 

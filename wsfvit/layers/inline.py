@@ -2,6 +2,9 @@
 
 from torch import nn
 
+# From so many tokens, or pixels, per channel on it pays to work on the weights of each image instead of on its map.
+TOKENS_PER_CHANNEL = 4
+
 
 def can_inline(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether ``module`` computes what its class says and nobody watches it.

@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d, DropPath, SEModule
 from torch import Tensor, nn
 
 from .conv import StridedConv2dSame, TanhGELU
-from .inline import can_inline
+from .inline import TOKENS_PER_CHANNEL, can_inline
 from .layout import to_nchw, to_nhwc
 
 
@@ -90,8 +90,9 @@ class MBConv(nn.Module):
         one pass over the widest map less, and one map less kept for the gradient.
         """
         se, conv = self.se, self.conv3_1x1
-        pixels_are_many = x.shape[2] * x.shape[3] >= 4 * conv.out_channels
-        if not (pixels_are_many and can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
+        if not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
+            return conv(se(x))
+        if x.shape[2] * x.shape[3] < TOKENS_PER_CHANNEL * conv.out_channels:
             return conv(se(x))
         gates = se.gate(se.fc2(se.act(se.bn(se.fc1(x.mean((2, 3), keepdim=True))))))
         weights = conv.weight.flatten(1) * gates.flatten(1).unsqueeze(1)  # (B, D, 4D)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from wsfvit.wavelets.filterbank import without_autocast
 from wsfvit.wavelets.reference import compute_dtype
 
+from .layout import to_nchw, to_nhwc
+
 
 class AFNO2d(nn.Module):
     """Adaptive Fourier neural operator (Guibas et al., 2022): one MLP, shared by all frequencies, and the identity.
@@ -47,9 +49,9 @@ class AFNO2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, H, W, _ = x.shape
         with without_autocast(x.device):
-            spectrum = torch.fft.rfft2(x.permute(0, 3, 1, 2).to(compute_dtype(x.dtype)), norm="ortho")
+            spectrum = torch.fft.rfft2(to_nchw(x).to(compute_dtype(x.dtype)), norm="ortho")
             mixed = torch.fft.irfft2(self.mix_channels(spectrum), s=(H, W), norm="ortho")
-        return x + mixed.permute(0, 2, 3, 1).to(x.dtype)
+        return x + to_nhwc(mixed).to(x.dtype)
 
     def mix_channels(self, spectrum: Tensor) -> Tensor:
         """The MLP of every frequency: complex (B, C, H, W // 2 + 1) -> the same."""
@@ -115,10 +117,10 @@ class GlobalFilter(nn.Module):
         dtype = compute_dtype(x.dtype)
         with without_autocast(x.device):
             weight = resample_filter(self.complex_weight, self.grid_size, (H, W)).to(dtype)
-            spectrum = torch.fft.rfft2(x.permute(0, 3, 1, 2).to(dtype), norm="ortho")
+            spectrum = torch.fft.rfft2(to_nchw(x).to(dtype), norm="ortho")
             spectrum = spectrum * torch.view_as_complex(weight.contiguous()).permute(2, 0, 1)
             filtered = torch.fft.irfft2(spectrum, s=(H, W), norm="ortho")
-        return filtered.permute(0, 2, 3, 1).to(x.dtype)
+        return to_nhwc(filtered).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}"

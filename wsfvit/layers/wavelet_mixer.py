@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from wsfvit.wavelets import DetailCoeffs2d, DWT2d, IDWT2d, haar_dwt2d, haar_idwt2d
 
+from .layout import to_nchw, to_nhwc
+
 HAAR_NAMES = ("haar", "db1")
 NUM_DETAILS = 3
 
@@ -73,7 +75,7 @@ class WaveletMixer(nn.Module):
         self.idwt = None if haar else IDWT2d(wavelet, mode="periodization")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
+        x = to_nchw(x)
         if self.dwt is None or self.idwt is None:
             scales = self._mix_haar(x, self.level)
         else:
@@ -82,7 +84,7 @@ class WaveletMixer(nn.Module):
             cA, stacked = self._filter(cA, torch.stack(tuple(details), 1))
             scales = self.idwt([cA, DetailCoeffs2d(*stacked.unbind(1)), *finer], (H, W))
         y = F.gelu(scales + F.gelu(self.conv1(x)) + F.gelu(self.conv3(x)))
-        return y.permute(0, 2, 3, 1)
+        return to_nhwc(y)
 
     def _mix_haar(self, x: Tensor, level: int) -> Tensor:
         _, _, H, W = x.shape

@@ -60,7 +60,8 @@ class ConvGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and _has_gelu_epilogue(x, self.approximate):
+        pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1)
+        if pointwise and conv.bias is not None and _has_gelu_epilogue(x, self.approximate):
             return to_nchw(_linear_gelu(to_nhwc(x), conv.weight.flatten(1), conv.bias))
         if not _has_fused_operators(x):
             return F.gelu(conv(x), approximate=self.approximate)
@@ -84,7 +85,7 @@ class LinearGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.linear.weight, self.linear.bias
-        if _has_gelu_epilogue(x, self.approximate):
+        if bias is not None and _has_gelu_epilogue(x, self.approximate):
             return _linear_gelu(x, weight, bias)
         if not _has_fused_operators(x):
             return F.gelu(self.linear(x), approximate=self.approximate)
@@ -115,12 +116,12 @@ def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
     )
 
 
-def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x W^T + b) in the tanh form, on a GPU: (..., C), (D, C), (D,) -> (..., D)."""
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        x, weight, bias = x.to(dtype), weight.to(dtype), cast(Tensor, bias).to(dtype)
-    y = torch._addmm_activation(cast(Tensor, bias), x.flatten(0, -2), weight.t(), use_gelu=True)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    y = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return y.unflatten(0, x.shape[:-1])
 
 

@@ -43,7 +43,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter
+from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter, to_nchw, to_nhwc
 
 from ._family import check_sizes, override_cfg, register_variants
 from ._staged import Classifier
@@ -279,7 +279,7 @@ class MixerViT(Classifier):
         return [partial(self._run, block) for block in self.blocks]
 
     def _to_map(self, x: Tensor, norm: bool) -> Tensor:
-        return (self.norm(x) if norm else x).permute(0, 3, 1, 2)
+        return to_nchw(self.norm(x) if norm else x)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -318,7 +318,7 @@ class MixerViT(Classifier):
         if self.global_pool:
             return super().forward_head(x, pre_logits)
         # timm's head is then its linear layer, which wants the channels last.
-        return super().forward_head(x.permute(0, 2, 3, 1), pre_logits).permute(0, 3, 1, 2)
+        return to_nchw(super().forward_head(to_nhwc(x), pre_logits))
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -24,7 +24,7 @@ from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, get_de
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
-from wsfvit.layers import WaveletAttention, WaveletAttentionPool
+from wsfvit.layers import WaveletAttention, WaveletAttentionPool, to_nchw, to_nhwc
 
 from ._family import build_global_pool, check_one_per_stage, check_sizes, override_cfg, register_variants
 from ._staged import Stage, StagedClassifier
@@ -180,11 +180,11 @@ class Head(nn.Module):
         x = self.global_pool(x)
         unpooled = x.ndim == 4
         if unpooled:
-            x = x.permute(0, 2, 3, 1)
+            x = to_nhwc(x)
         x = self.drop(self.pre_logits(x))
         if not pre_logits:
             x = self.fc(x)
-        return x.permute(0, 3, 1, 2) if unpooled else x
+        return to_nchw(x) if unpooled else x
 
 
 class WACNN(StagedClassifier):
