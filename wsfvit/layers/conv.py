@@ -1,10 +1,13 @@
 """Small parts that convolutional blocks share."""
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wsfvit.wavelets.reference import compute_dtype
 
 
 class StridedConv2dSame(nn.Conv2d):
@@ -29,6 +32,23 @@ class StridedConv2dSame(nn.Conv2d):
         return (1 + skip_h, 1 + skip_w), (skip_h, skip_w)
 
 
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """`torch.nn.functional.gelu`, which torch.compile makes slow kernels of on a GPU if ``approximate`` is "tanh".
+
+    Their tanh takes 33 instructions per element with what is around it, and issuing those takes longer than moving the
+    element. The same function written with a sigmoid takes 19 (`wsfvit.benchmarks.traffic --machine-code`).
+    """
+    if approximate == "tanh" and x.is_cuda and torch.compiler.is_compiling():
+        return tanh_gelu_by_sigmoid(x)
+    return F.gelu(x, approximate=approximate)
+
+
+def tanh_gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """x (1 + tanh(u)) / 2 = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); any shape, keeps the dtype."""
+    z = x.to(compute_dtype(x.dtype))
+    return (z * torch.sigmoid(2 * math.sqrt(2 / math.pi) * z * (1 + 0.044715 * z * z))).to(x.dtype)
+
+
 class GELU(nn.Module):
     """GELU (Hendrycks & Gimpel, 2016), exact or with the tanh approximation; any shape.
 
@@ -47,7 +67,7 @@ class GELU(nn.Module):
         # torch.jit.trace compares a graph made with gradients to one made without: both must have the same operator.
         if self.inplace and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return torch.ops.aten.gelu_(x, approximate=self.approximate)
-        return F.gelu(x, approximate=self.approximate)
+        return gelu(x, self.approximate)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}, inplace={self.inplace}"

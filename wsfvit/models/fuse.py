@@ -4,11 +4,11 @@ import copy
 from typing import TypeGuard, cast
 
 import torch
-import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Mlp
 from torch import Tensor, nn
 
 from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw, to_nhwc
+from wsfvit.layers.conv import gelu
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -64,7 +64,7 @@ class ConvGELU(nn.Module):
         if pointwise and conv.bias is not None and _has_gelu_epilogue(x, self.approximate):
             return to_nchw(_linear_gelu(to_nhwc(x), conv.weight.flatten(1), conv.bias))
         if not _has_fused_operators(x):
-            return F.gelu(conv(x), approximate=self.approximate)
+            return gelu(conv(x), self.approximate)
         padding, (skip_h, skip_w) = conv.padding, (0, 0)
         if isinstance(conv, StridedConv2dSame):
             padding, (skip_h, skip_w) = conv.padding_and_skips(x)
@@ -88,7 +88,7 @@ class LinearGELU(nn.Module):
         if bias is not None and _has_gelu_epilogue(x, self.approximate):
             return _linear_gelu(x, weight, bias)
         if not _has_fused_operators(x):
-            return F.gelu(self.linear(x), approximate=self.approximate)
+            return gelu(self.linear(x), self.approximate)
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], self.approximate))
 
 
