@@ -29,7 +29,7 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "compile", lambda model, options: model)  # minutes of a CPU
     # The rest of the plan differs from these in sizes and models alone, which the test below looks at.
     names = ["tests", "wavelets_reference_bfloat16_backward", "wavelets_reference_small_backward", "models_t_float32"]
-    names += ["models_t_train", "models_t_train_compiled", "models_t_train_recompute", "parts_wsfvit_t"]
+    names += ["models_t_train", *(f"models_t_train_{end}" for end in ("compiled", "plain", "budget")), "parts_wsfvit_t"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
     gpu.main(argv)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names)

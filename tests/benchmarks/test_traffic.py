@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 import wsfvit  # noqa: F401  (registers the models)
@@ -20,9 +21,11 @@ from wsfvit.benchmarks import traffic, traffic_count
 from wsfvit.benchmarks.backward_walk import run_backward
 from wsfvit.benchmarks.kernel_code import CARDS
 from wsfvit.benchmarks.traffic_count import Kernel, Plan, part_of, plan_inference, plan_training
+from wsfvit.engine.compiling import GPU_TRAINING_OPTIONS
 from wsfvit.engine.flop_counter import count_complexity
 from wsfvit.errors import UserError
-from wsfvit.layers import ChannelAttention, WaveletStem
+from wsfvit.layers import ChannelAttention, MBConv, WaveletStem
+from wsfvit.layers.conv import TanhGELU
 
 CARD = CARDS["H200"]
 # One stage: the compiler takes seconds for each.
@@ -84,6 +87,30 @@ def test_moments_of_many_tokens_move_less_than_half(monkeypatch: pytest.MonkeyPa
     assert by_moments < sum(size for _, size in count(ChannelAttention(64, 2), x)) / 2
 
 
+def test_the_gradient_of_batch_norm_and_gelu_takes_five_passes() -> None:
+    """Two of its sums read the map and the gradient; the gradient that is passed on is read, read and written."""
+    backward = {}
+    for name, options in (("own", GPU_TRAINING_OPTIONS), ("torch's", {})):
+        norm = BatchNormAct2d(64, act_layer=TanhGELU)
+        model = Apply(lambda self, x: self.after(self.norm(self.before(x))), norm=norm)
+        model.before, model.after = (nn.Conv2d(64, 64, 1, bias=False) for _ in range(2))
+        with torch._inductor.config.patch(options):
+            graphs = plan_training(model, torch.empty(16, 64, 32, 32), CARD, torch.bfloat16).graphs
+        backward[name] = sum(kernel.bytes for kernel in graphs["backward"] if kernel.kind == "generated")
+    size = 2 * 16 * 64 * 32 * 32
+    assert 5 <= backward["own"] / size < 5.3 and backward["torch's"] > 3 * backward["own"]
+
+
+def test_less_is_saved_of_a_smaller_budget() -> None:
+    plans = []
+    for share in (1.0, 0.5):
+        with torch._functorch.config.patch(activation_memory_budget=share):
+            plans.append(plan_training(MBConv(16, 16), torch.empty(4, 16, 24, 24), CARD, torch.bfloat16))
+    full, half_saved = (plan.saved for plan in plans)
+    assert 0 < half_saved <= 0.55 * full
+    assert len({sum(kernel.macs for kernel in plan.graphs["forward"]) for plan in plans}) == 1
+
+
 def test_convolutions_stay_channels_last() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     x = half(2, 16, 8, 8).to(memory_format=torch.channels_last)
@@ -143,7 +170,7 @@ def test_parts_add_up_and_macs_agree() -> None:
     model = timm.create_model("wsfvit_p0_224", img_size=64, num_classes=10, **TINY)
     complexity = count_complexity(model, torch.empty(1, 3, 64, 64))
     kernels = plan_inference(model.bfloat16(), half(2, 3, 64, 64), CARD).graphs["inference"]
-    summary, parts = traffic.summarise(kernels, CARD), traffic.summarise_parts(kernels)
+    summary, parts = traffic.summarise(kernels, CARD), traffic.summarise_parts(kernels, CARD)
     for key in ("kernels", "bytes", "macs"):
         assert sum(part[key] for part in parts.values()) == summary[key]
         assert sum(kind[key] for kind in summary["kinds"].values()) == summary[key]
@@ -161,8 +188,8 @@ def test_the_code_of_the_plan_launches_what_was_counted() -> None:
     written: list[tuple[Any, int, int]] = []
     read = traffic_count._read
 
-    def read_and_write(graph: Any) -> Any:
-        found = read(graph)
+    def read_and_write(graph: Any, code_for: Any) -> Any:
+        found = read(graph, code_for)
         graph.wrapper_code.push_codegened_graph(graph)
         graph.scheduler.codegen()
         code = graph.wrapper_code.generate(graph.is_inference)[0].value
@@ -228,34 +255,39 @@ def test_part_of(path: str, part: str) -> None:
 
 
 def test_program_writes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    planned: list[tuple[nn.Module, Any]] = []
+    planned: list[Any] = []
 
-    def plan(model: nn.Module, x: Tensor, card: Any, *autocast: Any) -> Plan:
-        planned.append((model, (x.dtype, x.shape, *autocast)))
+    def plan(model: nn.Module, x: Tensor, *asked: Any) -> Plan:
+        budget = torch._functorch.config.activation_memory_budget
+        planned.append((x.dtype, x.shape, *asked[1:], budget, torch._inductor.config.realize_opcount_threshold))
         kernels = [Kernel("product", "stem.conv", 3 * 10**9, 7), Kernel("generated", "", 10**9, 0)]
-        return Plan({"forward": kernels, "backward": kernels}, 5) if autocast else Plan({"inference": kernels})
+        return Plan({"forward": kernels, "backward": kernels}, 5) if model.training else Plan({"inference": kernels})
 
-    monkeypatch.setattr(traffic, "plan_inference", plan)
+    monkeypatch.setattr(traffic, "plan_inference", lambda model, *asked: plan(model.eval(), *asked))
     monkeypatch.setattr(traffic, "plan_training", plan)
-    out = tmp_path / "run.json"
-    names = ["wsfvit_p0_224", "baseline:wsfvit_p0_224"]
-    sizes = ["--batch-size", "2", "--img-size", "64"]
-    traffic.main(["--model", *names, *sizes, "--train", "--fuse", "--parts", "--out", str(out)])
+    out, names = tmp_path / "run.json", ["wsfvit_p0_224", "baseline:wsfvit_p0_224"]
+    argv = ["--model", *names, "--batch-size", "2", "--img-size", "64", "--out", str(out)]
+    traffic.main([*argv, "--fuse", "--parts"])
     results = json.loads(out.read_text())["results"]
-    passes = ("inference", "forward", "backward")
-    wanted = [(name, each) for name in names for each in passes] + [("fused:wsfvit_p0_224", "inference")]
-    assert [(result["model"], result["pass"]) for result in results] == wanted
-    first = results[0]
-    assert first["bytes"] == 4 * 10**9 and first["least_seconds"] == pytest.approx(4e9 / 4.8e12)
-    assert first["parts"]["stem"]["macs"] == 7 and first["kinds"]["generated"]["bytes"] == 10**9
-    assert [result["saved_bytes"] for result in results] == [None, 5, None] * 2 + [None]
-    shape = (2, 3, 64, 64)
-    training = (torch.float32, shape, torch.bfloat16)
-    assert [settings for _, settings in planned] == [(torch.bfloat16, shape), training] * 2 + [(torch.bfloat16, shape)]
+    assert [result["model"] for result in results] == [*names, "fused:wsfvit_p0_224"]
+    assert results[0]["bytes"] == 4 * 10**9 and results[0]["least_seconds"] == pytest.approx(4e9 / 4.8e12)
+    assert results[0]["parts"]["stem"]["macs"] == 7 and results[0]["kinds"]["generated"]["bytes"] == 10**9
     assert "Counted, not measured" in (said := capsys.readouterr().out) and "stem" in said
+    traffic.main(
+        [*argv, "--train", "--machine-code", "--memory-budget", "0.5", "--compile-options", "realize_reads_threshold=4"]
+    )
+    results = json.loads(out.read_text())["results"]
+    wanted = [(name, *each) for name in names for each in (("forward", 5), ("backward", None))]
+    assert [(result["model"], result["pass"], result["saved_bytes"]) for result in results] == wanted
+    shape = (2, 3, 64, 64)
+    inference = (torch.bfloat16, shape, False, 1.0, 30)
+    assert planned == [inference] * 3 + [(torch.float32, shape, torch.bfloat16, True, 0.5, 64)] * 2
+    assert torch._functorch.config.activation_memory_budget == 1
 
 
 def test_mistakes_end_in_one_line() -> None:
+    with pytest.raises(SystemExit):
+        traffic.parse_args(["--train", "--model", "fused:wsfvit_t_224"])
     with pytest.raises(UserError, match="unknown model"):
         traffic.create_model("wsfvit_t_225", 64)
     with pytest.raises(UserError, match="no published computation"):

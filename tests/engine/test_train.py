@@ -4,7 +4,6 @@ import csv
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -18,7 +17,6 @@ import train
 import validate
 from wsfvit.engine.args import parse_train_args
 from wsfvit.engine.distributed import World
-from wsfvit.engine.model import compile_model
 from wsfvit.engine.recipe import build_loss, build_scheduler, resolve_lr
 from wsfvit.engine.session import build_state, check_agreement
 from wsfvit.engine.train import run_training
@@ -93,6 +91,9 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
         (["--torchcompile", "--torchcompile-options", "max_autotune"], "'max_autotune' is not NAME=VALUE"),
         (["--torchcompile", "--torchcompile-options", "no_such=1"], "has no 'no_such'"),
         (["--torchcompile", "--torchcompile-options", "max_autotune=[1]"], "--torchcompile inductor"),
+        (["--torchcompile", "--torchcompile-mode", "no-such"], "inductor has default,"),
+        (["--torchcompile-memory-budget", "0.5"], "--torchcompile-memory-budget is an option of --torchcompile"),
+        (["--torchcompile", "aot_eager", "--torchcompile-memory-budget", "0.5"], "are inductor's, not aot_eager's"),
         (["--amp", "--model-dtype", "bfloat16"], "leave out --model-dtype bfloat16"),
         (["--device-modules", "no_such_module"], "--device-modules no_such_module: No module named"),
         (["--cutmix-minmax", "0.2"], "--cutmix-minmax takes two values"),
@@ -348,15 +349,3 @@ def test_binary_cross_entropy_by_hand():
     expected = -(2 * target * torch.sigmoid(logits).log() + (1 - target) * torch.sigmoid(-logits).log()).sum()
     torch.testing.assert_close(build_loss(args, mixed=False)(logits, labels), expected)
     torch.testing.assert_close(build_loss(args, mixed=True)(logits, target), expected)
-
-
-def test_options_of_the_compiler_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.append(how) or model)
-    flags = ["--torchcompile", "--torchcompile-options", "realize_reads_threshold=8", "epilogue_fusion=false"]
-    for more in ([], ["--torchcompile-mode", "max-autotune"]):
-        compile_model(parse_train_args([*flags, *more]), torch.nn.Identity())
-    own = {"realize_reads_threshold": 8, "epilogue_fusion": False}
-    assert asked[0] == {"backend": "inductor", "mode": None, "options": own}
-    assert asked[1] == {"backend": "inductor", "mode": None, "options": {"max_autotune": True, **asked[1]["options"]}}
-    assert own.items() <= asked[1]["options"].items()

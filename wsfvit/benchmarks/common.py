@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from wsfvit.engine.args.common import HelpFormatter, Parser
+from wsfvit.engine.args.common import HelpFormatter, Parser, fraction
 from wsfvit.engine.build import resolve_device
 from wsfvit.engine.files import make_folder, write_text_atomic
 from wsfvit.wavelets.filterbank import filter_bank
@@ -78,9 +78,11 @@ def add_device_options(parser: argparse._ActionsContainer) -> None:
 
 
 def add_compile_options(parser: argparse._ActionsContainer) -> None:
-    """Adds --compile-options, for `wsfvit.engine.model.read_compile_options`."""
+    """Adds --compile-options and --memory-budget, for `wsfvit.engine.compiling`."""
     said = "settings of inductor, as --torchcompile-options of train.py"
     parser.add_argument("--compile-options", nargs="+", default=[], metavar="NAME=VALUE", help=said)
+    said = "as --torchcompile-memory-budget of train.py (default: 1)"
+    parser.add_argument("--memory-budget", type=fraction, metavar="SHARE", help=said)
 
 
 def build_timing_parser(name: str, description: str) -> argparse.ArgumentParser:

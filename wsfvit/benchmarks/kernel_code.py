@@ -47,6 +47,11 @@ class Card:
     bandwidth: float
     issued_per_clock: int = 4 * WARP
 
+    @property
+    def issued_per_second(self) -> float:
+        """Instructions of single threads."""
+        return self.multiprocessors * self.issued_per_clock * self.clock
+
 
 CARDS = {"H200": Card(90, 132, 1.98e9, 4.8e12), "A100": Card(80, 108, 1.41e9, 2.04e12)}
 # (B, C, H, W) and whether channels-last: stem images, feature maps, sizes that no wide access divides.
@@ -119,8 +124,8 @@ def count(compiled: CompiledKernel, elements: float) -> KernelCode:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        code = _run("nvdisasm", "-c", file.name)
-        resources = _run("cuobjdump", "--dump-resource-usage", file.name)
+        code = run_tool("nvdisasm", "-c", file.name)
+        resources = run_tool("cuobjdump", "--dump-resource-usage", file.name)
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
     # Without the end of the program and the padding behind it.
     names = [name for name in names if not name.startswith(("NOP", "BRA", "EXIT"))]
@@ -136,7 +141,8 @@ def count(compiled: CompiledKernel, elements: float) -> KernelCode:
     )
 
 
-def _run(tool: str, *arguments: str) -> str:
+def run_tool(tool: str, *arguments: str) -> str:
+    """What one of the NVIDIA programs prints that come with Triton."""
     return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout
 
 
@@ -158,8 +164,7 @@ def measure(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, car
         coefficients = constants["LINES"] * constants["STRIPS"] * constants["COLUMNS"] / triton_haar.THREADS
         # Four pixels make four coefficients in the decimated transforms, one pixel makes four in the others.
         code = count(compiled, coefficients * (8 if name in ("DWT", "IDWT") else 5))
-        issued = card.multiprocessors * card.issued_per_clock * card.clock
-        bound = issued / code.instructions_per_element * x.element_size() / card.bandwidth
+        bound = card.issued_per_second / code.instructions_per_element * x.element_size() / card.bandwidth
         found[name] = asdict(code) | {"bandwidth_bound": bound}
     return found
 

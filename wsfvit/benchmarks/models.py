@@ -41,8 +41,8 @@ from wsfvit.benchmarks.common import (
     write_run,
 )
 from wsfvit.engine.build import check_model_name
+from wsfvit.engine.compiling import compile_options, set_memory_budget
 from wsfvit.engine.evaluate import memory_format
-from wsfvit.engine.model import read_compile_options
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import fuse_for_inference
 
@@ -80,8 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.amp and args.dtype not in ("bfloat16", "float16"):
         parser.error("--amp needs --dtype bfloat16 or float16")
-    if args.compile_options and not args.compile:
-        parser.error("--compile-options needs --compile")
+    if (args.compile_options or args.memory_budget is not None) and not args.compile:
+        parser.error("--compile-options and --memory-budget need --compile")
     return args
 
 
@@ -178,17 +178,20 @@ def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, dtype) if args.amp else nullcontext()
 
+    def compiled(training: bool) -> dict[str, nn.Module]:
+        if not args.compile:
+            return models
+        torch.compiler.reset()  # families share code, which is compiled a limited number of times
+        set_memory_budget(args.memory_budget)
+        how = compile_options(device.type, training, args.compile, args.compile_options)
+        return {name: cast(nn.Module, torch.compile(model, options=how)) for name, model in models.items()}
+
     timings = {}
-    called = dict(models)
-    if args.compile:
-        how = torch._inductor.list_mode_options(args.compile) | read_compile_options(args.compile_options)
-        called = {name: cast(nn.Module, torch.compile(model, options=how)) for name, model in models.items()}
-    steps = {name: partial(inference_step, model.eval(), x, autocast) for name, model in called.items()}
+    steps = {name: partial(inference_step, model.eval(), x, autocast) for name, model in compiled(False).items()}
     timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
     if args.train:
-        torch.compiler.reset()  # families share code, which is compiled a limited number of times
         steps = {}
-        for name, model in called.items():
+        for name, model in compiled(True).items():
             if not name.startswith(FUSED_PREFIX):
                 optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
                 steps[name] = partial(training_step, model.train(), x, target, autocast, optimizer)

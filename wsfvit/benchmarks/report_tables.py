@@ -23,7 +23,8 @@ MODELS: Groups = (
     ("cpu/models_t_224",),
     ("gpu/models_t_train",),
     ("gpu/models_t_train_compiled",),
-    ("gpu/models_t_train_recompute",),
+    ("gpu/models_t_train_plain",),
+    ("gpu/models_t_train_budget",),
     tuple(f"gpu/models_{size}_train" for size in ("p0", "n", "b")),
     tuple(f"gpu/models_{size}_train_compiled" for size in ("p0", "n", "b")),
     ("gpu/models_t_float32",),
@@ -39,7 +40,7 @@ TRANSFORMS: Groups = (
         for dtype in ("float32", "bfloat16", "bfloat16_channels_last", "small")
     ),
 )
-TRAFFIC = "cpu/traffic"
+TRAFFIC = ("cpu/traffic", "cpu/traffic_train", "cpu/traffic_train_budget", "cpu/traffic_train_plain")
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
 TRANSFORM_OPTIONS = {"channels_last": "channels-last", "cuda_graph": "replayed CUDA graphs"}
@@ -125,9 +126,15 @@ def describe_run(records: Sequence[Record]) -> str:
     settings = records[0]["settings"]
     precision = settings["dtype"] + (" autocast" if settings["amp"] else "")
     if settings.get("compile"):
-        precision += f", compiled ({', '.join([settings['compile'], *settings.get('compile_options', [])])})"
+        precision += f", compiled ({', '.join([settings['compile'], *describe_compiler(settings)])})"
     size = settings["img_size"]
     return f"batch {settings['batch_size']}, {size}x{size}, {precision}, {machine(records)}"
+
+
+def describe_compiler(settings: Record) -> list[str]:
+    """What a run told the compiler."""
+    budget = settings.get("memory_budget")
+    return [*settings.get("compile_options", []), *([] if budget is None else [f"memory budget {budget:g}"])]
 
 
 def machine(records: Sequence[Record]) -> str:
@@ -180,12 +187,10 @@ def merge_transforms(records: Sequence[Record], op: str) -> dict[tuple[tuple[int
 
 
 def traffic_section(root: Path) -> str:
-    """What `wsfvit.benchmarks.traffic` counted, a table of inference and one of training; empty without a record."""
-    if not (root / f"results/{TRAFFIC}.json").exists():
-        return ""
-    record = read_record(root, TRAFFIC)
+    """What `wsfvit.benchmarks.traffic` counted, a table of inference and one of training per record that is there."""
+    records = [read_record(root, name) for name in TRAFFIC if (root / f"results/{name}.json").exists()]
     modes = {"inference": ("inference",), "training, forward + backward": ("forward", "backward")}
-    tables = [traffic_table(record, mode, passes) for mode, passes in modes.items()]
+    tables = [traffic_table(record, mode, passes) for record in records for mode, passes in modes.items()]
     return "\n\n".join(table for table in tables if table)
 
 
@@ -211,7 +216,8 @@ def traffic_table(record: Record, mode: str, passes: Sequence[str]) -> str:
         rows.append([model_label(name), *cells, "1" if name.startswith(PREFIX) else against])
     settings, card = record["settings"], record["card"]
     size = settings["img_size"]
-    run = f"batch {settings['batch_size']}, {size}x{size}, {settings['dtype']}, compiled for {settings['card']}"
+    compiled = ", ".join([f"compiled for {settings['card']}", *describe_compiler(settings)])
+    run = f"batch {settings['batch_size']}, {size}x{size}, {settings['dtype']}, {compiled}"
     saved_column = ["GB saved for backward"] if with_saved else []
     bound = f"ms at least, at {card['bandwidth'] / 1e12:g} TB/s"
     columns = ["kernels", "GB moved at best", "of these by libraries' kernels", *saved_column, bound]

@@ -1,13 +1,14 @@
 """Count, without a GPU, the kernels that torch.compile makes of a model for one, and the bytes they read and write.
 
     python -m wsfvit.benchmarks.traffic --model wsfvit_t_224 --parts
-    python -m wsfvit.benchmarks.traffic --train --out results/cpu/traffic.json
+    python -m wsfvit.benchmarks.traffic --train --memory-budget 0.5 --out output/traffic.json
 
 The compiler plans each model for the card as it would there (see `pretend_gpu`), and its plan is counted; nothing runs,
 and nothing is timed. The bytes are those of the best case: a kernel reads and writes each tensor once, and nothing
 stays in the cache between two kernels. The least time is what moving them takes at the bandwidth that the card's vendor
 states, without arithmetic and launches: a bound and not a measurement. Multiply-accumulates are those of libraries'
-kernels; generated ones, fused from the operators between, have none worth counting.
+kernels. With --machine-code each generated kernel, fused from the operators between, is compiled for the card, and
+its least time is that of issuing its instructions where this takes longer than the bytes (minutes for a model).
 
 Inference: evaluation mode, weights and images in --dtype. Training (--train): forward and backward from the
 gradient of the logits to those of the weights, in training mode, float32 weights under autocast to --dtype; saved
@@ -22,7 +23,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +35,11 @@ from wsfvit.benchmarks.models import FUSED_PREFIX, PREFIX, create_timm_model
 from wsfvit.benchmarks.traffic_count import Kernel, part_of, plan_inference, plan_training
 from wsfvit.engine.args.common import positive_int
 from wsfvit.engine.build import check_model_name
-from wsfvit.engine.model import read_compile_options
+from wsfvit.engine.compiling import compile_options
 from wsfvit.errors import UserError, run_main
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 
-SUMS = ("kernels", "GB at best", "share")
+SUMS = ("kernels", "GB at best", "ms at least", "share")
 MODELS = (
     "wsfvit_t_224",
     "wsfvit_dwt_t_224",
@@ -62,12 +62,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--img-size", type=positive_int, default=224, metavar="N", help="their side")
     parser.add_argument("--dtype", choices=[name for name in DTYPES if name != "float64"], default="bfloat16")
     add_compile_options(parser)
-    parser.add_argument("--train", action="store_true", help="also count a training step")
+    parser.add_argument("--train", action="store_true", help="count a training step, not inference")
     parser.add_argument("--fuse", action="store_true", help="also count the copies for inference")
+    parser.add_argument("--machine-code", action="store_true", help="also count instructions of generated kernels")
     parser.add_argument("--parts", action="store_true", help="also count by part of the model")
     parser.add_argument("--card", choices=list(CARDS), default="H200", help="to compile for")
     parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.train and (args.fuse or any(name.startswith(FUSED_PREFIX) for name in args.model)):
+        parser.error("fused copies are for inference, leave out --train")
+    return args
 
 
 def create_model(name: str, img_size: int) -> nn.Module:
@@ -87,60 +91,63 @@ def create_model(name: str, img_size: int) -> nn.Module:
 
 
 def count_model(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One record per pass: inference and, if asked for, forward and backward of a training step."""
+    """One record per pass: inference, or forward and backward of a training step."""
     card, dtype = CARDS[args.card], DTYPES[args.dtype]
-    images = partial(torch.empty, args.batch_size, 3, args.img_size, args.img_size, device="meta")
-    model = create_model(name, args.img_size).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plans = [plan_inference(model, images(dtype=dtype, memory_format=torch.channels_last), card)]
-    if args.train and not name.startswith(FUSED_PREFIX):
-        model = create_model(name, args.img_size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        autocast = None if dtype == torch.float32 else dtype
-        plans.append(plan_training(model, images(memory_format=torch.channels_last), card, autocast))
-    for plan in plans:
-        for graph, kernels in plan.graphs.items():
-            saved = plan.saved if graph == "forward" else None
-            record = {"model": name, "pass": graph, **summarise(kernels, card), "saved_bytes": saved}
-            yield record | ({"parts": summarise_parts(kernels)} if args.parts else {})
+    own = torch.float32 if args.train else dtype  # of weights and images
+    model: Any = create_model(name, args.img_size).to(dtype=own, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.empty(args.batch_size, 3, args.img_size, args.img_size, dtype=own, device="meta")
+    images = images.to(memory_format=torch.channels_last)
+    if args.train:
+        plan = plan_training(model, images, card, None if dtype == own else dtype, args.machine_code)
+    else:
+        plan = plan_inference(model, images, card, args.machine_code)
+    for graph, kernels in plan.graphs.items():
+        saved = plan.saved if graph == "forward" else None
+        record = {"model": name, "pass": graph, **summarise(kernels, card), "saved_bytes": saved}
+        yield record | ({"parts": summarise_parts(kernels, card)} if args.parts else {})
 
 
 def summarise(kernels: list[Kernel], card: Card) -> dict[str, Any]:
-    """Sums over the kernels of a pass, also by kind, and the bound that the bytes set."""
-    total = sum(kernel.bytes for kernel in kernels)
+    """Sums over the kernels of a pass, also by kind, and the bound that bytes and instructions set."""
     return {
         "kernels": len(kernels),
-        "bytes": total,
+        "bytes": sum(kernel.bytes for kernel in kernels),
         "macs": sum(kernel.macs for kernel in kernels),
-        "least_seconds": total / card.bandwidth,
-        "kinds": _group(kernels, lambda kernel: kernel.kind),
+        "instructions": sum(kernel.instructions for kernel in kernels),
+        "least_seconds": sum(kernel.least_seconds(card) for kernel in kernels),
+        "kinds": _group(kernels, card, lambda kernel: kernel.kind),
     }
 
 
-def summarise_parts(kernels: list[Kernel]) -> dict[str, dict[str, int]]:
+def summarise_parts(kernels: list[Kernel], card: Card) -> dict[str, dict[str, float]]:
     """The same by part of the model; a fused kernel belongs to the part in which it ends."""
-    return _group(kernels, lambda kernel: part_of(kernel.module))
+    return _group(kernels, card, lambda kernel: part_of(kernel.module))
 
 
-def _group(kernels: list[Kernel], key: Callable[[Kernel], str]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+def _group(kernels: list[Kernel], card: Card, key: Callable[[Kernel], str]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
     for kernel in kernels:
-        sums = found.setdefault(key(kernel), {"kernels": 0, "bytes": 0, "macs": 0})
-        for name, value in (("kernels", 1), ("bytes", kernel.bytes), ("macs", kernel.macs)):
+        own = {"kernels": 1, "bytes": kernel.bytes, "macs": kernel.macs, "least_seconds": kernel.least_seconds(card)}
+        sums = found.setdefault(key(kernel), dict.fromkeys(own, 0))
+        for name, value in own.items():
             sums[name] += value
     return found
 
 
 def main(argv: list[str] | None = None) -> None:
+    from torch._functorch import config as functorch_config
     from torch._inductor import config as inductor_config
 
     args = parse_args(argv)
-    names, options = list(dict.fromkeys(args.model)), read_compile_options(args.compile_options)
+    names, options = list(dict.fromkeys(args.model)), compile_options("cuda", args.train, None, args.compile_options)
+    budget = 1.0 if args.memory_budget is None else args.memory_budget
     if args.fuse:
         plain = [name for name in names if not name.startswith((PREFIX, FUSED_PREFIX))]
         names += [FUSED_PREFIX + name for name in plain if can_fuse(create_model(name, args.img_size))]
     results: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         print(f"{i + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
-        with inductor_config.patch(options):
+        with inductor_config.patch(options), functorch_config.patch(activation_memory_budget=budget):
             results += count_model(name, args)
     card = CARDS[args.card]
     said = f"batch {args.batch_size}, {args.img_size}x{args.img_size}, {args.dtype}, torch.compile for {args.card}"
@@ -170,7 +177,10 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 def _part_rows(record: dict[str, Any]) -> list[list[str]]:
     return [
-        [part, str(sums["kernels"]), f"{sums['bytes'] / 1e9:.3f}", f"{sums['bytes'] / record['bytes']:.1%}"]
+        [
+            *(part, str(sums["kernels"]), f"{sums['bytes'] / 1e9:.3f}", f"{1e3 * sums['least_seconds']:.3f}"),
+            f"{sums['least_seconds'] / record['least_seconds']:.1%}",
+        ]
         for part, sums in record["parts"].items()
     ]
 

@@ -6,7 +6,7 @@ kernel, whole where a fused kernel takes a part of it, and nothing kept in a cac
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from wsfvit.benchmarks.generated_code import count_instructions
 from wsfvit.benchmarks.kernel_code import Card
 from wsfvit.benchmarks.pretend_gpu import on_pretended_gpu, pretend_gpu, use_fused_attention
 
@@ -33,12 +34,18 @@ class Kernel:
         module: Dotted path of the module whose operator ends it; "" if that is the model itself or unknown.
         bytes: Read and written.
         macs: Multiply-accumulates of a library's kernel, 0 for a generated one.
+        instructions: Of all threads of a generated kernel, where they were counted.
     """
 
     kind: str
     module: str
     bytes: int
     macs: int
+    instructions: float = 0.0
+
+    def least_seconds(self, card: Card) -> float:
+        """What moving its bytes or issuing its instructions takes at least, whichever is longer."""
+        return max(self.bytes / card.bandwidth, self.instructions / card.issued_per_second)
 
 
 @dataclass
@@ -53,26 +60,32 @@ class Plan:
     saved: int = 0
 
 
-def plan_inference(model: nn.Module, x: Tensor, card: Card) -> Plan:
+def plan_inference(model: nn.Module, x: Tensor, card: Card, machine_code: bool = False) -> Plan:
     """Plans a forward pass of a model in evaluation mode; model and images (B, C, H, W) lie on the CPU, in one dtype.
 
     The model's tensors are replaced by ones without values: it cannot be used afterwards.
+
+    Args:
+        machine_code: Also compile the generated kernels and count their instructions.
     """
-    return _plan(model.eval(), x, card, None)
+    return _plan(model.eval(), x, card, None, machine_code)
 
 
-def plan_training(model: nn.Module, x: Tensor, card: Card, autocast: torch.dtype | None) -> Plan:
+def plan_training(
+    model: nn.Module, x: Tensor, card: Card, autocast: torch.dtype | None, machine_code: bool = False
+) -> Plan:
     """Plans forward and backward of a model in training mode, from the gradient of its output to those of its weights.
 
     Args:
         model: On the CPU; it cannot be used afterwards.
         x: Images (B, C, H, W) in the dtype of the weights.
         autocast: Its dtype; None: off.
+        machine_code: Also compile the generated kernels and count their instructions.
     """
-    return _plan(model.train(), x, card, autocast)
+    return _plan(model.train(), x, card, autocast, machine_code)
 
 
-def _plan(model: nn.Module, x: Tensor, card: Card, autocast: torch.dtype | None) -> Plan:
+def _plan(model: nn.Module, x: Tensor, card: Card, autocast: torch.dtype | None, machine_code: bool) -> Plan:
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.graph import GraphLowering
 
@@ -83,7 +96,7 @@ def _plan(model: nn.Module, x: Tensor, card: Card, autocast: torch.dtype | None)
         return _stop
 
     def count(graph: GraphLowering) -> _Unused:
-        lowered.append(_read(graph))
+        lowered.append(_read(graph, card if machine_code else None))
         return _Unused()
 
     with pretend_gpu(card), mock.patch.object(GraphLowering, "compile_to_module", count):
@@ -122,12 +135,19 @@ class _Lowered:
     inputs: set[str]
 
 
-def _read(graph: Any) -> _Lowered:
+def _read(graph: Any, code_for: Card | None) -> _Lowered:
     graph.init_wrapper_code()
     graph._update_scheduler()
     nodes = list(graph.module.graph.nodes)
     place = {node.name: i for i, node in enumerate(nodes)}
-    kernels = [_read_kernel(each, place) for each in graph.scheduler.nodes if _is_kernel(each)]
+    steps = [each for each in graph.scheduler.nodes if _is_kernel(each)]
+    kernels = [_read_kernel(each, place) for each in steps]
+    if code_for is not None:
+        issued = count_instructions(graph, code_for)
+        kernels = [
+            replace(kernel, instructions=issued.get(step.get_name(), 0.0))
+            for step, kernel in zip(steps, kernels, strict=True)
+        ]
     name = "backward" if graph.is_backward else "inference" if graph.is_inference else "forward"
     inputs = {node.name for node in nodes if node.op == "placeholder"}
     returned = _returned(graph, nodes[-1]) if name == "forward" else {}

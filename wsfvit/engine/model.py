@@ -1,12 +1,11 @@
-"""The model as the arguments ask for it: its start weights, classifier and norms, and compiled."""
+"""The model as the arguments ask for it: its start weights, classifier and norms."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import yaml
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -112,43 +111,6 @@ def fuse_model(name: str, model: Any) -> Any:
     if not can_fuse(model):
         raise UserError(f"--fuse: {name} has nothing to fuse, the wsfvit models have; leave it out")
     return fuse_for_inference(model)
-
-
-def compile_model(args: argparse.Namespace, model: nn.Module) -> Any:
-    """The model as ``--torchcompile`` asks for it; without that flag the model itself.
-
-    Raises:
-        UserError: a compiler backend, mode or option that torch does not know.
-    """
-    if args.torchcompile:
-        mode, options = args.torchcompile_mode, read_compile_options(args.torchcompile_options or ())
-        try:
-            if mode and options:  # torch takes one of the two
-                mode, options = None, torch._inductor.list_mode_options(mode) | options
-            return torch.compile(model, backend=args.torchcompile, mode=mode, options=options or None)
-        except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
-            raise UserError(f"--torchcompile {args.torchcompile}: {first_line(err)}") from err
-    for flag, value in (("mode", args.torchcompile_mode), ("options", args.torchcompile_options)):
-        if value:
-            raise UserError(f"--torchcompile-{flag} is an option of --torchcompile, which is off")
-    return model
-
-
-def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
-    """Reads settings of inductor: ``["max_autotune=true"]`` -> ``{"max_autotune": True}``.
-
-    Raises:
-        UserError: one that is not NAME=VALUE, or that inductor does not have.
-    """
-    options = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--torchcompile-options: '{setting}' is not NAME=VALUE")
-        if name not in torch._inductor.list_options():
-            raise UserError(f"--torchcompile-options: torch._inductor.config has no '{name}'")
-        options[name] = yaml.safe_load(value)
-    return options
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argpars
     """The run's arguments, on top of today's defaults; without what only the rest of a run needs."""
     given = {"device": args.device, "data_dir": args.data_dir, "workers": args.workers}
     given = {key: value for key, value in given.items() if value is not None}
-    uncompiled = {"torchcompile": None, "torchcompile_mode": None, "torchcompile_options": None}
+    uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
     off = {**uncompiled, "model_ema": False, "sync_bn": False}
     return argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
 

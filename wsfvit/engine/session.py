@@ -19,13 +19,14 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from wsfvit.engine.build import Loader
+from wsfvit.engine.compiling import compile_model
 from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.dry_run import FirstBatches, temporary_output
 from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
 from wsfvit.engine.files import write_text_atomic
 from wsfvit.engine.logs import RunLog
 from wsfvit.engine.loop import StepConfig
-from wsfvit.engine.model import compile_model, synchronize_batch_norm
+from wsfvit.engine.model import synchronize_batch_norm
 from wsfvit.engine.recipe import build_optimizer, build_scheduler, resolve_grad_accum_steps, resolve_lr
 from wsfvit.engine.run import Run
 from wsfvit.engine.run_folder import (
@@ -269,7 +270,7 @@ def wrap_model(args: argparse.Namespace, model: nn.Module, world: World) -> nn.M
     if world.size > 1:
         ids = [world.device] if world.device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
-    compiled = compile_model(args, wrapped or model)
+    compiled = compile_model(args, wrapped or model, training=True)
     return wrapped if compiled is model else compiled
 
 

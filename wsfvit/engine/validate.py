@@ -21,6 +21,7 @@ from wsfvit.engine.build import (
     resolve_data,
 )
 from wsfvit.engine.checkpoint import apply_state_dict, load_state_dict_file
+from wsfvit.engine.compiling import compile_model
 from wsfvit.engine.distributed import World, joined_world
 from wsfvit.engine.evaluate import (
     Judge,
@@ -34,7 +35,7 @@ from wsfvit.engine.evaluate import (
 )
 from wsfvit.engine.jobs import Job, list_jobs
 from wsfvit.engine.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
-from wsfvit.engine.model import build_pretrained, compile_model, fuse_model
+from wsfvit.engine.model import build_pretrained, fuse_model
 from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
 from wsfvit.engine.saved import note_on_other_model, saved_data_config, with_checkpoint_defaults
 from wsfvit.errors import UserError, first_line

@@ -16,7 +16,7 @@ from wsfvit.engine.args.common import (
     positive_float,
     positive_int,
 )
-from wsfvit.engine.args.precision import add_compile
+from wsfvit.engine.args.precision import add_compile, add_memory_budget
 from wsfvit.engine.args.recipe import add_batch_norm, add_ema, add_optimizer
 from wsfvit.engine.args.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
 from wsfvit.video.moving_mnist import NUM_SEQUENCES, Motion
@@ -54,6 +54,7 @@ def train_parser() -> argparse.ArgumentParser:
     add_resume(model)
     add_batches(model, UNIT, batch_size=16)
     add_compile(model)
+    add_memory_budget(model)
     add_training_device(parser.add_argument_group("Device parameters"))
     add_optimizer(parser.add_argument_group("Optimizer parameters"))
     _add_schedule(parser.add_argument_group("Learning rate schedule parameters"))

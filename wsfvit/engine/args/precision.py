@@ -1,6 +1,6 @@
 """Flags of precision and compilation that training and validation share."""
 
-from wsfvit.engine.args.common import Group
+from wsfvit.engine.args.common import Group, fraction
 from wsfvit.engine.args.refused import accepted
 
 
@@ -15,7 +15,7 @@ def add_precision(group: Group) -> None:
 
 
 def add_compile(group: Group) -> None:
-    """--torchcompile, --torchcompile-mode and --torchcompile-options."""
+    """--torchcompile, --torchcompile-mode and --torchcompile-options, see `wsfvit.engine.compiling`."""
     group.add_argument(
         "--torchcompile",
         nargs="?",
@@ -29,4 +29,15 @@ def add_compile(group: Group) -> None:
         nargs="+",
         metavar="NAME=VALUE",
         help="inductor's settings, as in torch._inductor.config, for example realize_reads_threshold=8",
+    )
+
+
+def add_memory_budget(group: Group) -> None:
+    """--torchcompile-memory-budget, for training."""
+    group.add_argument(
+        "--torchcompile-memory-budget",
+        type=fraction,
+        metavar="SHARE",
+        help="share of the activations that compiled training keeps, for example 0.5: the others are computed again in "
+        "the backward pass, what costs least first; less memory, slower (default: 1)",
     )

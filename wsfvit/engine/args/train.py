@@ -13,7 +13,7 @@ from wsfvit.engine.args.common import (
     build_parser,
     positive_int,
 )
-from wsfvit.engine.args.precision import add_compile
+from wsfvit.engine.args.precision import add_compile, add_memory_budget
 from wsfvit.engine.args.recipe import add_augmentation, add_batch_norm, add_ema, add_optimizer, add_schedule
 from wsfvit.engine.args.refused import accepted, add_refused
 from wsfvit.engine.args.run import (
@@ -103,6 +103,7 @@ def _add_train_model(group: Group) -> None:
     group.add_argument("--head-init-scale", type=float, metavar="F", help="factor on the new classifier's weights")
     group.add_argument("--head-init-bias", type=float, metavar="F", help="value of the new classifier's biases")
     add_compile(group)
+    add_memory_budget(group)
 
 
 def _add_train_misc(group: Group) -> None:

@@ -1,0 +1,78 @@
+"""Instructions of generated kernels: loops count as often as they run, and every kernel of a plan has some."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsfvit.benchmarks import generated_code
+from wsfvit.benchmarks.kernel_code import CARDS
+from wsfvit.benchmarks.traffic_count import Kernel
+
+CARD = CARDS["H200"]
+SASS = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 EXIT ;
+.L_x_0:
+        /*0020*/                   LDG.E R2, [R2.64] ;
+        /*0030*/                   FADD R3, R3, R2 ;
+.L_x_1:
+        /*0040*/              @!P2 FFMA R3, R3, R3, R3 ;
+        /*0050*/               @P2 BRA `(.L_x_2) ;
+        /*0060*/              @!P1 BRA `(.L_x_0) ;
+.L_x_2:
+        /*0070*/                   STG.E [R4.64], R3 ;
+        /*0080*/                   EXIT ;
+.L_x_3:
+        /*0090*/                   BRA `(.L_x_3);
+        /*00a0*/                   NOP;
+$__internal_0_$__cuda_sm20_div_f32_slowpath:
+        /*00b0*/                   MUFU.RCP R0, R0 ;
+"""
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    """What instructions.py prints: Triton's interpreter, on which tests rely elsewhere, cannot be left in a process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    program = [sys.executable, str(Path(__file__).with_name("instructions.py"))]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_loops_count_as_often_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated_code, "run_tool", lambda *arguments: SASS)
+    # Two before the loop, five in it, the store, the end and the trap behind it.
+    assert generated_code.count_issued(b"", 1) == 2 + 5 + 3
+    assert generated_code.count_issued(b"", 7) == 2 + 7 * 5 + 3
+
+
+def test_instructions_grow_with_the_tensor(counted: dict[str, Any]) -> None:
+    small, large = counted["add"]
+    assert large == 4 * small and 1 < small / 2**22 < 5  # load, convert, add, convert, store; some do two at once
+    small, large = counted["sum"]  # in loops that are not the same
+    assert 2 < small / 2**24 < 8 and 2 < large / 2**26 < 8
+
+
+def test_every_generated_kernel_has_some(counted: dict[str, Any]) -> None:
+    assert {kind for kind, _ in counted["training"]} == {"generated", "convolution"}
+    assert all((instructions > 0) == (kind == "generated") for kind, instructions in counted["training"])
+
+
+def test_the_longer_of_moving_and_issuing_counts() -> None:
+    slow_memory = Kernel("generated", "", bytes=48 * 10**11, macs=0, instructions=1.0)
+    assert slow_memory.least_seconds(CARD) == pytest.approx(1)
+    slow_code = Kernel("generated", "", bytes=8, macs=0, instructions=2 * 132 * 128 * 1.98e9)
+    assert slow_code.least_seconds(CARD) == pytest.approx(2)
+
+
+def test_compiled_gelu_takes_fewer_instructions(counted: dict[str, Any]) -> None:
+    plain, ours = counted["tanh"]
+    assert ours < 0.65 * plain
+    plain, ours = counted["erf"]
+    assert ours == plain
