@@ -1,6 +1,7 @@
 """Prints, as JSON, what `generated_code` counts in small plans; a process of its own, without Triton's interpreter."""
 
 import json
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from wsfvit.benchmarks.kernel_code import CARDS
 from wsfvit.benchmarks.traffic_count import plan_inference, plan_training
 from wsfvit.layers.conv import GELU, TanhGELU
+from wsfvit.wavelets import haar_dwt2d, haar_swt2d, reference
 
 CARD = CARDS["H200"]
 
@@ -37,6 +39,8 @@ def main() -> None:
         "sum": [count(Apply(lambda x: x.sum(0)), size, 2**14) for size in (2**10, 2**12)],
         "tanh": [count(gelu, 2**16) for gelu in (Apply(lambda x: F.gelu(x, approximate="tanh")), TanhGELU())],
         "erf": [count(gelu, 2**16) for gelu in (Apply(F.gelu), GELU())],
+        "dwt": [count(Apply(dwt), 64, 16, 28, 28) for dwt in (reference.haar_dwt2d, haar_dwt2d)],
+        "swt": [count(Apply(partial(swt, mode="zero")), 16, 3, 64, 64) for swt in (reference.haar_swt2d, haar_swt2d)],
         "training": kernels,
     }
     print(json.dumps(found))

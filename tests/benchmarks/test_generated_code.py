@@ -76,3 +76,9 @@ def test_compiled_gelu_takes_fewer_instructions(counted: dict[str, Any]) -> None
     assert ours < 0.65 * plain
     plain, ours = counted["erf"]
     assert ours == plain
+
+
+def test_compiled_transforms_take_fewer_instructions(counted: dict[str, Any]) -> None:
+    for name, share in (("dwt", 0.5), ("swt", 0.2)):
+        plain, ours = counted[name]
+        assert ours < share * plain, name

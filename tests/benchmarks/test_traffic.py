@@ -73,11 +73,14 @@ def test_a_layer_norm_reads_once() -> None:
 
 
 @pytest.mark.parametrize("side", [24, 32])  # zeros beyond the border; an image that wraps around
-def test_the_stems_transform_norm_and_activation_are_one_pass(side: int) -> None:
+def test_the_stems_transform_writes_half_precision_once(side: int) -> None:
+    """Then norm and activation read that and write it in the convolutions' layout."""
     stem, x = WaveletStem(3, 8), half(2, 3, side, side).to(memory_format=torch.channels_last)
     model = Apply(lambda self, x: self.norm(self.dwt(x)).contiguous(memory_format=torch.channels_last))
     model.dwt, model.norm = stem.dwt_l2, stem.norm1
-    assert count(model, x) == [("generated", 2 * (5 * x.numel() + 4 * 12))]  # four statistics of 12 channels
+    *transform, rest = (size for _, size in count(model, x))
+    assert sum(transform) <= 2 * (3 + 4) * x.numel()  # a kernel per colour, for each of which the image counts
+    assert rest == 2 * (2 * 4 * x.numel() + 4 * 12)  # four statistics of 12 channels
 
 
 def test_moments_of_many_tokens_move_less_than_half(monkeypatch: pytest.MonkeyPatch) -> None:

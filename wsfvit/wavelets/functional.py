@@ -21,7 +21,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.autograd import Function
 
-from wsfvit.wavelets import reference
+from wsfvit.wavelets import compiled, reference
 from wsfvit.wavelets.backend import eager_module, resolve_backend
 from wsfvit.wavelets.types import SwtMode
 
@@ -133,6 +133,7 @@ class _Rule(Function):
     """Autograd rule of one linear operator; made by `_linear_rule`."""
 
     plain: Callable[..., torch.Tensor]  # the operator in ops that can be traced
+    compiled: Callable[..., torch.Tensor]  # in those that torch.compile makes fast kernels of on a GPU
     adjoint: "type[_Rule]"
 
 
@@ -141,27 +142,24 @@ def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
         # Compilers, export and tracers get the plain ops and differentiate those: a rule is traced as if its gradient
         # were contiguous, which costs a channels-last model its layout, torch 2.11 silently loses the gradient of a
         # rule whose forward holds a cast that does nothing, and what counts operators cannot see into a rule.
-        return rule.plain(*arguments)
+        on_gpu = arguments[0].is_cuda and torch.compiler.is_compiling()
+        return rule.compiled(*arguments) if on_gpu else rule.plain(*arguments)
     return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
-def _linear_rule(
-    name: str,
-    plain: Callable[..., torch.Tensor],
-    adjoint_arguments: Callable[..., tuple[Any, ...]],
-) -> type[_Rule]:
+def _linear_rule(name: str, operator: str, adjoint_arguments: Callable[..., tuple[Any, ...]]) -> type[_Rule]:
     """Makes the rule of a linear operator, called with a tensor and its other arguments; `adjoint` is set afterwards.
 
     Args:
         name: Shown by profilers and in autograd graphs.
-        plain: The operator in ops that can be traced; eagerly the backend's function of the same name computes.
+        operator: Name of its function in `reference`, `compiled` and the modules of the backends.
         adjoint_arguments: From the tensor's shape and the other arguments, those of the adjoint.
     """
 
     class Rule(_Rule):
         @staticmethod
         def forward(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
-            return cast(torch.Tensor, getattr(eager_module(tensor.device), plain.__name__)(tensor, *others))
+            return cast(torch.Tensor, getattr(eager_module(tensor.device), operator)(tensor, *others))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -183,16 +181,16 @@ def _linear_rule(
             return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
 
     Rule.__name__ = Rule.__qualname__ = name
-    Rule.plain = staticmethod(plain)
+    Rule.plain, Rule.compiled = (staticmethod(getattr(module, operator)) for module in (reference, compiled))
     return Rule
 
 
 # The SWT's argument ``average`` divides by the block counts: first in the SWT, last in its adjoint, which that
 # makes the least-squares inverse.
-_DWT = _linear_rule("HaarDWT2d", reference.haar_dwt2d, lambda shape: (tuple(shape[2:]),))
-_IDWT = _linear_rule("HaarIDWT2d", reference.haar_idwt2d, lambda shape, output_size: ())
-_SWT = _linear_rule("HaarSWT2d", reference.haar_swt2d, lambda shape, *others: others)
-_SWT_ADJOINT = _linear_rule("HaarSWT2dAdjoint", reference.haar_swt2d_adjoint, lambda shape, *others: others)
+_DWT = _linear_rule("HaarDWT2d", "haar_dwt2d", lambda shape: (tuple(shape[2:]),))
+_IDWT = _linear_rule("HaarIDWT2d", "haar_idwt2d", lambda shape, output_size: ())
+_SWT = _linear_rule("HaarSWT2d", "haar_swt2d", lambda shape, *others: others)
+_SWT_ADJOINT = _linear_rule("HaarSWT2dAdjoint", "haar_swt2d_adjoint", lambda shape, *others: others)
 _DWT.adjoint, _IDWT.adjoint = _IDWT, _DWT
 _SWT.adjoint, _SWT_ADJOINT.adjoint = _SWT_ADJOINT, _SWT
 

@@ -59,9 +59,9 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     differences the other way round on both axes, next minus own, which negates cH and cV.
     """
     if is_channels_last(x):
-        subbands = _swt(x.permute(0, 2, 3, 1), mode, average, flip_details, NHWC_AXES)
+        subbands = swt_subbands(x.permute(0, 2, 3, 1), mode, average, flip_details, NHWC_AXES)
         return torch.stack(subbands, 3).to(x.dtype).contiguous().permute(0, 3, 4, 1, 2)
-    return torch.stack(_swt(x, mode, average, flip_details, NCHW_AXES), 1).to(x.dtype).contiguous()
+    return torch.stack(swt_subbands(x, mode, average, flip_details, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
 def haar_swt2d_adjoint(
@@ -101,9 +101,10 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) 
     return _interleave(*_sum_and_difference(low, high), width, output_size[1]) * 0.5
 
 
-def _swt(
+def swt_subbands(
     x: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:
+    """cA, cH, cV, cD of `haar_swt2d`, in float32 or wider, of an image whose rows and columns lie on ``axes``."""
     height, width = axes
     x = x.to(compute_dtype(x.dtype))
     if average:
@@ -152,7 +153,7 @@ def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> 
 def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
     """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic.
 
-    Padded or rolled, not concatenated: torch.compile then computes all subbands in one pass over the image.
+    Padded or rolled, not concatenated: torch.compile then computes a subband in one pass over the image.
     """
     if mode == "periodic":
         return torch.roll(x, -1 if forward else 1, axis)

@@ -1,0 +1,74 @@
+"""The Haar operators of `wsfvit.wavelets.reference`, written for torch.compile on a GPU: same arguments and layouts.
+
+Inductor fuses a concatenation into a kernel that computes, for every element of it, the elements of all its parts, and
+takes one of them: four subbands cost their arithmetic four times, and a GPU then waits for instructions, not for
+memory. Without a concatenation the DWT, its inverse and both gradients are one kernel each for even sizes, which reads
+and writes everything once (`tests/wavelets/test_compiled.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from wsfvit.wavelets import reference
+from wsfvit.wavelets.reference import NCHW_AXES, compute_dtype, cut, haar_swt2d_adjoint, is_channels_last
+from wsfvit.wavelets.types import SwtMode
+
+__all__ = ["haar_dwt2d", "haar_idwt2d", "haar_swt2d", "haar_swt2d_adjoint"]
+
+# Concatenations of more than eight parts are not fused; of many more there would be too much to compute in one kernel.
+PLANES = range(9, 65)
+
+
+def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
+    if is_channels_last(x):
+        return _dwt(x.permute(0, 2, 3, 1), 1).permute(0, 1, 4, 2, 3)
+    return _dwt(x, 2)
+
+
+def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+    """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
+    channels_inside = y.permute(0, 1, 3, 4, 2)
+    if channels_inside.is_contiguous() and not y.is_contiguous():
+        return _idwt(channels_inside, output_size, 1).permute(0, 3, 1, 2)
+    return _idwt(y, output_size, 2)
+
+
+def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`; an image of few channels becomes planes of one."""
+    C = x.shape[1]
+    if is_channels_last(x) or 4 * C not in PLANES:
+        return reference.haar_swt2d(x, mode, average, flip_details)
+    subbands = reference.swt_subbands(x, mode, average, flip_details, NCHW_AXES)
+    planes = [plane.unsqueeze(1) for subband in subbands for plane in subband.to(x.dtype).unbind(1)]
+    return torch.unflatten(torch.cat(planes, 1), 1, (4, C))
+
+
+def _dwt(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Rows and columns of an image lie on ``axis`` and the next; the subbands' new axis is 1."""
+    H, W = x.shape[axis], x.shape[axis + 1]
+    if H % 2 or W % 2:
+        x = F.pad(x, (0, 0) * (x.ndim - 2 - axis) + (0, W % 2, 0, H % 2))
+    blocks = torch.unflatten(x.to(compute_dtype(x.dtype)), axis + 1, (-1, 2))
+    blocks = torch.unflatten(blocks, axis, (-1, 2)).unsqueeze(1)
+    return (blocks * _matrix(blocks, axis)).sum((axis + 2, axis + 4)).to(x.dtype)
+
+
+def _idwt(y: torch.Tensor, output_size: tuple[int, int], axis: int) -> torch.Tensor:
+    """Rows and columns of the result lie on ``axis`` and the next, those of the subbands one later."""
+    coefficients = y.to(compute_dtype(y.dtype)).unsqueeze(axis + 3).unsqueeze(axis + 2)
+    blocks = (coefficients * _matrix(coefficients, axis)).sum(1)
+    x = blocks.flatten(axis + 2, axis + 3).flatten(axis, axis + 1)
+    return cut(cut(x, axis, 0, output_size[0]), axis + 1, 0, output_size[1]).to(y.dtype).contiguous()
+
+
+def _matrix(like: torch.Tensor, axis: int) -> torch.Tensor:
+    """The orthonormal matrix from a block's pixels to cA, cH, cV, cD, to be multiplied with (B, 4, .., h, 2, w, 2, ..).
+
+    Computed from positions: a kernel then knows the signs while it is compiled, and loads none.
+    """
+    subband = torch.arange(4, device=like.device).view(4, 1, 1)
+    row, column = torch.arange(2, device=like.device).view(2, 1), torch.arange(2, device=like.device)
+    signs = (1 - 2 * (subband % 2) * row) * (1 - 2 * (subband // 2) * column)
+    shape = (4, *(1,) * (axis - 1), 1, 2, 1, 2, *(1,) * (2 - axis))
+    return (0.5 * signs.to(like.dtype)).view(shape)
