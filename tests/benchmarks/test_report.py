@@ -163,6 +163,9 @@ def test_traffic_is_shown_where_it_was_counted(root: Path) -> None:
     assert "| timm `resnet10t` | 3 | 10.0 | 7.50 | 2.50 | 0.25x |" in text
     assert f"forward + backward, {caption} | {moved} | GB saved for backward | ms at least" in text
     assert "| timm `resnet10t` | 6 | 20.0 | 15.0 | 2.00 | 5.00 | - |" in text
+    write(root, TRAFFIC[1], record | {"results": [training[0] | {"instructions": 1e9}]})
+    text, _ = report.rewrite_tables(readme.read_text(), root)
+    assert text.count("ms at least, at 4 TB/s and one instruction per clock and lane") == 1
 
 
 def test_groups_are_steps_of_the_gpu_program() -> None:

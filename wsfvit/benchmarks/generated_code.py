@@ -79,32 +79,51 @@ def _count_kernel(name: str, source: str) -> float:
             rounds = math.ceil(sizes.get("r0_numel", 1) / blocks["R0_BLOCK"]) if "R0_BLOCK" in blocks else 1
             if "RSPLIT_SIZE" in blocks:
                 rounds = math.ceil(blocks["RSPLIT_SIZE"] / blocks["XBLOCK"])
-            found.append(math.prod(grid) * threads * count_issued(assembly["cubin"], rounds))
+            found.append(math.prod(grid) * threads * count_issued(assembly["cubin"], assembly["ptx"], rounds))
     return min(found)
 
 
-def count_issued(cubin: bytes, rounds: int) -> int:
-    """Instructions that one thread issues, with loops that run ``rounds`` times."""
+def count_issued(cubin: bytes, ptx: str, rounds: int) -> float:
+    """Instructions that one thread issues, with loops that run ``rounds`` times in the ``ptx`` of the machine code.
+
+    The assembler unrolls loops. How often is seen from the loads in them, which it keeps.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        lines = run_tool("nvdisasm", "-c", file.name).splitlines()
-    places: dict[str, int] = {}
-    weights: list[int] = []
-    for line in lines:
-        if label := re.match(r"(\.L_x_\d+):", line):
-            places[label[1]] = len(weights)
-        elif re.match(r"\$\S+:", line):  # slow paths that are called for rare arguments
-            break
-        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(.*)", line):
-            if instruction[1] == "NOP":
-                continue
-            weights.append(1)
-            target = re.search(r"`\((\.L_x_\d+)\)", instruction[2]) if instruction[1] == "BRA" else None
-            if target and target[1] in places:
-                start = places[target[1]]
-                # The trap behind the end jumps to itself.
-                body = range(start, len(weights)) if start < len(weights) - 1 else ()
-                for i in body:
-                    weights[i] *= rounds
+        code, loops = read_loops(run_tool("nvdisasm", "-c", file.name), _SASS)
+    virtual, virtual_loops = read_loops(ptx, _PTX)
+    loads = [sum(name.startswith("ld.global") for name in virtual[start:stop]) for start, stop in virtual_loops]
+    weights = [1.0] * len(code)
+    for number, (start, stop) in enumerate(loops):
+        here = sum(name.startswith("LDG") for name in code[start:stop])
+        wanted = loads[number] if len(loads) == len(loops) else max(loads, default=0)
+        unrolled = max(here / wanted, 1) if wanted else 1
+        for i in range(start, stop):
+            weights[i] *= max(rounds / unrolled, 1)
     return sum(weights)
+
+
+# A label, an instruction with what follows its name, and the target of a jump.
+_SASS = (r"(\.L_x_\d+):", r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", r"^BRA.*`\((\.L_x_\d+)\)")
+_PTX = (r"(\$L\w+):", r"\s+(?:@!?%p\d+ )?([a-z][\w.]*)(.*)", r"^bra.*?(\$L\w+)")
+
+
+def read_loops(text: str, patterns: tuple[str, str, str]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Names of the instructions of an assembly listing, and the ranges of them that a jump back repeats."""
+    label, instruction, jump = map(re.compile, patterns)
+    names: list[str] = []
+    places: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in text.splitlines():
+        if found := label.match(line):
+            places[found[1]] = len(names)
+        elif line.startswith("$__internal"):  # slow paths that are called for rare arguments
+            break
+        elif (found := instruction.match(line)) and found[1] != "NOP":
+            target = jump.match(found[1] + found[2])
+            names.append(found[1])
+            # The trap behind the end jumps to itself.
+            if target and target[1] in places and places[target[1]] < len(names) - 1:
+                loops.append((places[target[1]], len(names)))
+    return names, loops

@@ -40,7 +40,7 @@ TRANSFORMS: Groups = (
         for dtype in ("float32", "bfloat16", "bfloat16_channels_last", "small")
     ),
 )
-TRAFFIC = ("cpu/traffic", "cpu/traffic_train", "cpu/traffic_train_budget", "cpu/traffic_train_plain")
+TRAFFIC = ("cpu/traffic", "cpu/traffic_train")
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
 TRANSFORM_OPTIONS = {"channels_last": "channels-last", "cuda_graph": "replayed CUDA graphs"}
@@ -220,6 +220,8 @@ def traffic_table(record: Record, mode: str, passes: Sequence[str]) -> str:
     run = f"batch {settings['batch_size']}, {size}x{size}, {settings['dtype']}, {compiled}"
     saved_column = ["GB saved for backward"] if with_saved else []
     bound = f"ms at least, at {card['bandwidth'] / 1e12:g} TB/s"
+    if any(result.get("instructions") for results in by_model.values() for result in results):
+        bound += " and one instruction per clock and lane"
     columns = ["kernels", "GB moved at best", "of these by libraries' kernels", *saved_column, bound]
     caption = f"counted, not measured: {mode}, {run} ({record['link']})"
     return _table([caption, *columns, "GB against the baseline"], rows)
