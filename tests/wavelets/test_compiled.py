@@ -91,3 +91,18 @@ def test_an_swt_reads_a_plane_and_writes_its_subbands() -> None:
     x = torch.empty(4, 3, 32, 32, dtype=torch.bfloat16)
     kernels = plan(lambda x: haar_swt2d(x, "zero", flip_details=True), x)
     assert sum(kernel.bytes for kernel in kernels) <= 2 * (3 + 4) * x.numel()  # inductor counts the image thrice
+
+
+def test_one_graph_serves_all_even_sizes() -> None:
+    graphs: list[object] = []
+
+    def run(x: Tensor) -> Tensor:
+        y = compiled.haar_swt2d(x, "zero").sum(1) + x
+        return compiled.haar_idwt2d(compiled.haar_dwt2d(y), (x.shape[2], x.shape[3]))
+
+    torch.compiler.reset()
+    called = torch.compile(run, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 6, 8), (5, 3, 6, 8), (5, 3, 10, 12), (7, 3, 16, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(called(x), run(x))
+    assert len(graphs) == 1

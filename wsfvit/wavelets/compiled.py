@@ -16,7 +16,7 @@ from wsfvit.wavelets.types import SwtMode
 __all__ = ["haar_dwt2d", "haar_idwt2d", "haar_swt2d", "haar_swt2d_adjoint"]
 
 # Concatenations of more than eight parts are not fused; of many more there would be too much to compute in one kernel.
-PLANES = range(9, 65)
+FEWEST_PLANES, MOST_PLANES = 9, 64
 
 
 def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
 def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`; an image of few channels becomes planes of one."""
     C = x.shape[1]
-    if is_channels_last(x) or 4 * C not in PLANES:
+    if is_channels_last(x) or not FEWEST_PLANES <= 4 * C <= MOST_PLANES:
         return reference.haar_swt2d(x, mode, average, flip_details)
     subbands = reference.swt_subbands(x, mode, average, flip_details, NCHW_AXES)
     planes = [plane.unsqueeze(1) for subband in subbands for plane in subband.to(x.dtype).unbind(1)]
