@@ -3,6 +3,8 @@
 A kernel that reads and writes little can still be slow for what it computes in between. Each generated kernel is
 compiled as it would be on the card, once per configuration that inductor would try there, and its instructions are
 counted: those of a loop as often as it runs, both sides of a branch. The configuration with the fewest is taken.
+
+Like `pretend_gpu`, which this goes on from, it relies on internals of torch as they are in 2.11.
 """
 
 import math
@@ -24,8 +26,6 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from wsfvit.benchmarks.kernel_code import WARP, Card, run_tool
-
-_SET_DRIVER = "triton_helpers.set_driver_to_gpu()"
 
 
 def count_instructions(graph: Any, card: Card) -> dict[str, float]:
@@ -77,7 +77,7 @@ def _count_kernel(name: str, source: str) -> float:
             blocks = choice.kwargs
             grid = GridExpr.from_meta(kernel.inductor_meta, choice).eval_slow(sizes)
             rounds = math.ceil(sizes.get("r0_numel", 1) / blocks["R0_BLOCK"]) if "R0_BLOCK" in blocks else 1
-            if "RSPLIT_SIZE" in blocks:
+            if "RSPLIT_SIZE" in blocks:  # sums along both axes: a program takes so many rows, XBLOCK at a time
                 rounds = math.ceil(blocks["RSPLIT_SIZE"] / blocks["XBLOCK"])
             found.append(math.prod(grid) * threads * count_issued(assembly["cubin"], assembly["ptx"], rounds))
     return min(found)
