@@ -41,8 +41,9 @@ $__internal_0_$__cuda_sm20_div_f32_slowpath:
 def counted() -> dict[str, Any]:
     """What instructions.py prints: Triton's interpreter, on which tests rely elsewhere, cannot be left in a process."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    program = [sys.executable, str(Path(__file__).with_name("instructions.py"))]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    program = [sys.executable, "-m", "tests.benchmarks.instructions"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(program, cwd=root, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
