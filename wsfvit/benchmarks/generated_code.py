@@ -27,6 +27,10 @@ from triton.runtime import driver
 
 from wsfvit.benchmarks.kernel_code import WARP, Card, run_tool
 
+# A label, an instruction with what follows its name, and the target of a jump.
+_SASS = (r"(\.L_x_\d+):", r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", r"^BRA.*`\((\.L_x_\d+)\)")
+_PTX = (r"(\$L\w+):", r"\s+(?:@!?%p\d+ )?([a-z][\w.]*)(.*)", r"^bra.*?(\$L\w+)")
+
 
 def count_instructions(graph: Any, card: Card) -> dict[str, float]:
     """Lets inductor write the code of a planned graph (`pretend_gpu`), and counts what its kernels issue.
@@ -102,11 +106,6 @@ def count_issued(cubin: bytes, ptx: str, rounds: int) -> float:
         for i in range(start, stop):
             weights[i] *= max(rounds / unrolled, 1)
     return sum(weights)
-
-
-# A label, an instruction with what follows its name, and the target of a jump.
-_SASS = (r"(\.L_x_\d+):", r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", r"^BRA.*`\((\.L_x_\d+)\)")
-_PTX = (r"(\$L\w+):", r"\s+(?:@!?%p\d+ )?([a-z][\w.]*)(.*)", r"^bra.*?(\$L\w+)")
 
 
 def read_loops(text: str, patterns: tuple[str, str, str]) -> tuple[list[str], list[tuple[int, int]]]:

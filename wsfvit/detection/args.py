@@ -59,7 +59,7 @@ def train_parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_logs(parser.add_argument_group("Checkpoint and log parameters"))
     # The published optimizer; and what the engine reads that makes no sense here: shapes change from batch to batch.
     parser.set_defaults(opt="adamw", opt_betas=[0.9, 0.999], weight_decay=0.05)
-    parser.set_defaults(torchcompile=None, torchcompile_mode=None, torchcompile_options=None, sched_on_updates=True)
+    parser.set_defaults(torchcompile=None, sched_on_updates=True)
     return parser
 
 

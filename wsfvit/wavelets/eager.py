@@ -4,7 +4,7 @@ Sums and differences go straight into one preallocated output, on a CPU a few im
 on the way stays in the cache. Stacking moves every coefficient three times and is several times slower. The
 arithmetic is the reference's: float32 or wider, cast once, on the way into the output.
 
-`torch.compile` and export do better with the reference (they cannot plan memory around ``out=``), and get it.
+`torch.compile` and export cannot plan memory around ``out=``: they get the reference, or `compiled` on a GPU.
 """
 
 from collections.abc import Callable, Iterator
