@@ -25,8 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires_cuda: skipped without a GPU; fails there if WSFVIT_REQUIRE_GPU=1")
-    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: no CUDA device is available")
+    if config.getoption("--device") == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: no CUDA device is available")
+        torch.backends.cudnn.allow_tf32 = False  # float32 is held to float32's limits
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--device cuda``, the tests that run there: the others would only be those of the CPU once more."""
+    if config.getoption("--device") == "cuda":
+        here = [item for item in items if _runs_on_device(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in here])
+        items[:] = here
+
+
+def _runs_on_device(item: pytest.Item) -> bool:
+    return "device" in getattr(item, "fixturenames", ()) or item.get_closest_marker("requires_cuda") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

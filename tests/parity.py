@@ -107,4 +107,5 @@ def grad_norm_errors(model: nn.Module, expected: dict[str, float]) -> dict[str, 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of the expected value, in float64."""
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    return ((actual - expected).norm() / expected.norm()).item()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from wsfvit.benchmarks.kernel_code import CARDS
 from wsfvit.benchmarks.traffic_count import plan_inference, plan_training
+from wsfvit.layers import WaveletStem
 from wsfvit.layers.conv import GELU, TanhGELU
-from wsfvit.wavelets import haar_dwt2d, haar_swt2d, reference
+from wsfvit.models.fuse import fuse_for_inference
+from wsfvit.wavelets import haar_dwt2d, haar_swt2d, reference, wavelet_backend
 
 CARD = CARDS["H200"]
 
@@ -30,6 +32,15 @@ def count(module: nn.Module, *shape: int) -> float:
     return sum(each.instructions for each in plan_inference(module, x, CARD, machine_code=True).graphs["inference"])
 
 
+def count_stem(backend: str) -> list[tuple[str, int, float]]:
+    """Kind, bytes and instructions of the kernels of the fused stem's first part."""
+    model = fuse_for_inference(WaveletStem(3, 16)).dwt_l2.bfloat16()
+    x = torch.empty(16, 3, 64, 64, dtype=torch.bfloat16)
+    with wavelet_backend(backend):
+        plan = plan_inference(model, x, CARD, machine_code=True)
+    return [(kernel.kind, kernel.bytes, kernel.instructions) for kernel in plan.graphs["inference"]]
+
+
 def main() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 1))
     plan = plan_training(model, torch.empty(2, 8, 16, 16), CARD, torch.bfloat16, machine_code=True)
@@ -41,6 +52,7 @@ def main() -> None:
         "erf": [count(gelu, 2**16) for gelu in (Apply(F.gelu), GELU())],
         "dwt": [count(Apply(dwt), 64, 16, 28, 28) for dwt in (reference.haar_dwt2d, haar_dwt2d)],
         "swt": [count(Apply(partial(swt, mode="zero")), 16, 3, 64, 64) for swt in (reference.haar_swt2d, haar_swt2d)],
+        "stem": {backend: count_stem(backend) for backend in ("reference", "triton")},
         "training": kernels,
     }
     print(json.dumps(found))

@@ -87,3 +87,12 @@ def test_compiled_transforms_take_fewer_instructions(counted: dict[str, Any]) ->
     for name, share in (("dwt", 0.5), ("swt", 0.2)):
         plain, ours = counted[name]
         assert ours < share * plain, name
+
+
+def test_the_stems_own_kernel_moves_and_issues_less(counted: dict[str, Any]) -> None:
+    plain, own = counted["stem"]["reference"], counted["stem"]["triton"]
+    image, activations, weights = 16 * 3 * 64 * 64, 16 * 12 * 64 * 64, 2 * 12
+    [(kind, moved, issued)] = own
+    assert (kind, moved) == ("other library", 2 * (image + activations + weights))
+    assert 10 < issued / activations < 25
+    assert moved < 0.6 * sum(each for _, each, _ in plain) and issued < 0.7 * sum(each for *_, each in plain)

@@ -28,12 +28,17 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu, "subprocess", stand_in)
     monkeypatch.setattr(torch, "compile", lambda model, options: model)  # minutes of a CPU
     # The rest of the plan differs from these in sizes and models alone, which the test below looks at.
-    names = ["tests", "wavelets_reference_bfloat16_backward", "wavelets_reference_small_backward", "models_t_float32"]
+    names = [
+        "tests_models",
+        "wavelets_reference_bfloat16_backward",
+        "wavelets_reference_small_backward",
+        "models_t_float32",
+    ]
     names += ["models_t_train", *(f"models_t_train_{end}" for end in ("compiled", "plain", "budget")), "parts_wsfvit_t"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
     gpu.main(argv)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names)
-    assert json.loads((tmp_path / "tests.json").read_text())["outcome"] == "7 passed"
+    assert json.loads((tmp_path / "tests_models.json").read_text())["outcome"] == "7 passed"
     assert json.loads((tmp_path / "models_t_train.json").read_text())["results"]
     monkeypatch.setattr(gpu, "subprocess", None)  # starting one again would be an error
     gpu.main(argv)

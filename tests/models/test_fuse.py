@@ -15,6 +15,7 @@ import wsfvit  # noqa: F401
 from wsfvit.layers import MBConv
 from wsfvit.models import fuse
 from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
+from wsfvit.wavelets import wavelet_backend
 
 
 def tiny(name: str = "wsfvit_p0_224", **options) -> nn.Module:
@@ -50,13 +51,29 @@ def test_values(name, options, layout) -> None:
         assert relative_error(actual.detach(), expected) < 1e-6 and actual.requires_grad
 
 
-def test_every_batch_norm_behind_a_convolution_is_gone() -> None:
-    fused = fuse_for_inference(tiny())
-    norms = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert norms == ["stem.norm1"]  # behind the transform, which has no weights
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_kernel_of_the_stem_has_the_same_values(compiled: bool, layout) -> None:
+    pytest.importorskip("triton")
+    one_stage = dict(embed_dims=(12,), inter_heads=(1,), depths=(1,), stage_strides=(2,))
+    fused = fuse_for_inference(tiny(**one_stage))
+    called = torch.compile(fused, fullgraph=True, backend="eager") if compiled else fused
+    for size in ((64, 64), (50, 36)):
+        x = torch.randn(2, 3, *size).contiguous(memory_format=layout)
+        expected = fused(x)
+        with torch.no_grad(), wavelet_backend("triton"), Calls() as calls:
+            torch.testing.assert_close(called(x), expected)
+        assert calls.counts["haar_swt2d_affine_gelu"] == 1
+
+
+def test_every_batch_norm_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with wavelet_backend("triton"):  # before it goes to a GPU
+        fused = fuse_for_inference(tiny())
+    assert not [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
     kinds = [type(module) for module in fused.modules()]
     blocks = kinds.count(MBConv)
-    assert (kinds.count(ConvGELU), kinds.count(LinearGELU)) == (2 + 2 * blocks, 3 * blocks)
+    assert (kinds.count(ConvGELU), kinds.count(LinearGELU)) == (3 + 2 * blocks, 3 * blocks)
     assert not any(p.requires_grad for p in fused.parameters()) and not fused.training
 
 
@@ -98,11 +115,12 @@ def test_a_gpu_gets_gelu_with_the_matrix_product(
                 found = {key: x for key, x in tensors.items() if x is not None}
                 tensors.update({key: torch.empty_like(fake.from_tensor(x), device="cuda") for key, x in found.items()})
         called = torch.compile(fused, fullgraph=True, backend="eager") if compiled else fused
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast), wavelet_backend("triton"):
             logits = called(torch.empty(2, 3, 64, 64, device="cuda"))
     assert (logits.device.type, logits.dtype) == ("cuda", torch.bfloat16 if autocast else torch.float32)
     # The expansion of each MBConv, the MLPs of local and of global attention; the third MLP has the exact GELU.
     assert calls.counts["_addmm_activation"] == 3 * blocks
+    assert calls.counts["haar_swt2d_affine_gelu"] == 1
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)

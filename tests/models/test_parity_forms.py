@@ -27,14 +27,16 @@ from torch import Tensor, nn
 import wsfvit  # noqa: F401
 from wsfvit.benchmarks.baseline import create_baseline
 from wsfvit.models.fuse import fuse_for_inference
+from wsfvit.wavelets import wavelet_backend
 
 NAME, DWT_NAME = "wsfvit_p1_224", "wsfvit_dwt_p0_224"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 HALVES = (torch.bfloat16, torch.float16)
 # A half-precision run may err this many times as much as the plain rebuild in the same precision.
 HALF_FACTOR = 2
-# Everything that inductor does before it writes code: one graph, without mutation, in its smaller set of operators.
-NO_CODE = "aot_eager_decomp_partition"
+# On a CPU, everything that inductor does before it writes code, which takes a model's many minutes there: one graph,
+# without mutation, in its smaller set of operators.
+COMPILERS = {"cpu": "aot_eager_decomp_partition", "cuda": "inductor"}
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +45,27 @@ def fixture() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def images(fixture) -> Tensor:
+def images(fixture, device) -> Tensor:
     """(2, 3, 224, 224) float64."""
-    return make_input(int(fixture["seed"]), int(fixture["img_size"]))
+    return make_input(int(fixture["seed"]), int(fixture["img_size"])).to(device)
 
 
 @pytest.fixture(scope="module")
-def published() -> nn.Module:
+def published(device) -> nn.Module:
     """The model in float64, not to be changed: `to` gives copies."""
-    return fill_by_key(timm.create_model(NAME)).eval()
+    return fill_by_key(timm.create_model(NAME)).eval().to(device)
 
 
 @pytest.fixture(scope="module")
-def rebuild() -> nn.Module:
+def rebuild(device) -> nn.Module:
     """The plain rebuild with the same weights, likewise."""
-    return fill_by_key(create_baseline(NAME)).eval()
+    return fill_by_key(create_baseline(NAME)).eval().to(device)
+
+
+@pytest.fixture(scope="module")
+def subbands(device) -> nn.Module:
+    """The model of explicit subbands in float64, likewise. No fixture is published for it."""
+    return fill_by_key(timm.create_model(DWT_NAME)).eval().to(device)
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +88,9 @@ def test_layouts_and_folded(dtype, layout, folded, published, images, fixture) -
     assert max(errors.values()) < LIMITS[dtype], errors
 
 
-def test_compiled_with_gradients_in_float64(published, images, fixture) -> None:
+def test_compiled_with_gradients_in_float64(device, published, images, fixture) -> None:
     model = to(published, torch.float64)
-    logits = torch.compile(model, fullgraph=True, backend=NO_CODE)(images)
+    logits = torch.compile(model, fullgraph=True, backend=COMPILERS[device.type])(images)
     logits.square().mean().backward()
     assert relative_error(logits.detach(), fixture["logits"]) < LIMITS[torch.float64]
     errors = grad_norm_errors(model, load_grad_norms(NAME))
@@ -91,7 +99,7 @@ def test_compiled_with_gradients_in_float64(published, images, fixture) -> None:
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 def test_stem_compiled_to_machine_code(published, images, fixture) -> None:
-    """Inductor's own code, of the part that holds the wavelet transform: the whole model takes it many minutes."""
+    """Inductor's own code, of the part that holds the wavelet transform."""
     stem = to(published, torch.float32).stem
     with torch.no_grad():
         feature = torch.compile(stem, fullgraph=True, dynamic=False)(images.float())
@@ -101,7 +109,7 @@ def test_stem_compiled_to_machine_code(published, images, fixture) -> None:
 def half_errors(model: nn.Module, dtype: torch.dtype, autocast: bool, images: Tensor, expected: dict[str, Any]) -> Any:
     """Errors of a float64 model that is run in half precision, on weights of that type or under autocast."""
     weights = torch.float32 if autocast else dtype
-    context = torch.autocast("cpu", dtype) if autocast else contextlib.nullcontext()
+    context = torch.autocast(images.device.type, dtype) if autocast else contextlib.nullcontext()
     with context:
         return output_errors(*run_with_features(to(model, weights), images.to(weights)), expected)
 
@@ -122,14 +130,37 @@ def test_half_precision_errs_little_more_than_the_plain_rebuild(
         assert max(ratios.values()) < HALF_FACTOR, (ratios, plain)
 
 
-def test_forms_of_the_explicit_subbands(images) -> None:
-    """No fixture is published for this family: its forms are measured against its float64 outputs."""
-    exact = fill_by_key(timm.create_model(DWT_NAME)).eval()
+@pytest.mark.requires_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_folded_and_compiled_on_a_gpu(dtype, device, published, rebuild, images, fixture) -> None:
+    model, layout = fuse_for_inference(to(published, dtype)), torch.channels_last
+    x = images.to(dtype, memory_format=layout)
+    limit = LIMITS.get(dtype) or HALF_FACTOR * half_errors(rebuild, dtype, False, images, fixture)["logits"]
+    for backend in ("reference", "triton"):
+        with torch.no_grad(), wavelet_backend(backend):
+            logits = torch.compile(model.to(memory_format=layout), fullgraph=True, dynamic=False)(x)
+        assert relative_error(logits, fixture["logits"]) < limit, backend
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["whole", "folded"])
+def test_triton_kernels(folded, published, subbands, images) -> None:
+    pytest.importorskip("triton")
+    x = images[:, :, :64, :48]  # whole ones take Triton's interpreter a minute
+    for exact in (published, subbands):
+        model = to(exact, torch.float32)
+        with torch.no_grad(), wavelet_backend("triton"):
+            logits = (fuse_for_inference(model) if folded else model)(x.float())
+        with torch.no_grad():
+            assert relative_error(logits, exact(x)) < LIMITS[torch.float32]
+
+
+def test_forms_of_the_explicit_subbands(device, subbands, images) -> None:
+    """Measured against the model's own float64 outputs."""
     with torch.no_grad():
-        expected = exact(images)
-        assert relative_error(fuse_for_inference(exact)(images), expected) < LIMITS[torch.float64]
-        model = to(exact, torch.float32, torch.channels_last)
+        expected = subbands(images)
+        assert relative_error(fuse_for_inference(subbands)(images), expected) < LIMITS[torch.float64]
+        model = to(subbands, torch.float32, torch.channels_last)
         fused = fuse_for_inference(model)
-        compiled = torch.compile(fused, fullgraph=True, backend=NO_CODE)
+        compiled = torch.compile(fused, fullgraph=True, backend=COMPILERS[device.type])
         for form in (model, fused, compiled):
             assert relative_error(form(images.float()), expected) < LIMITS[torch.float32]

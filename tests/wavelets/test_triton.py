@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import gelu
 
 from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_backend
+from wsfvit.wavelets.chain import haar_swt2d_affine_gelu
 
 pytest.importorskip("triton")
 from wsfvit.wavelets import triton_haar as kernels  # noqa: E402  needs Triton
@@ -66,6 +68,29 @@ def test_swt_and_its_adjoint_equal_the_reference(device, size, dtype, layout, mo
     assert_same(kernels.haar_swt2d_adjoint(s, mode, *options), expected, exact=False)
 
 
+@pytest.mark.parametrize("mode", ["zero", "periodic"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float64], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_swt_with_factor_summand_and_gelu(device, assert_close, size, dtype, layout, mode: SwtMode):
+    x = torch.randn(2, 3, *size, device=device).to(dtype).contiguous(memory_format=layout)
+    factor, summand = torch.randn(2, 12, device=device).to(dtype)
+    y = 2 * reference.haar_swt2d(x.double(), mode).flatten(1, 2)
+    expected = gelu(y * factor.double().view(12, 1, 1) + summand.double().view(12, 1, 1), approximate="tanh")
+    for got_dtype in {dtype, torch.float32}:
+        got = haar_swt2d_affine_gelu(x, factor, summand, mode == "periodic", got_dtype)
+        assert got.dtype == got_dtype and got.permute(0, 2, 3, 1).is_contiguous()
+        assert_close(got, expected)
+
+
+def test_fused_gelu_of_large_numbers(device):
+    """Of 400, -400 and what the exponential of is infinite in float32: x, or zero."""
+    x = torch.tensor([100.0, -100.0, 1e10, -1e10], device=device).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    factor, summand = torch.ones(12, device=device), torch.zeros(12, device=device)
+    got = haar_swt2d_affine_gelu(x, factor, summand, True, torch.float32)[:, 0, 0, 0]
+    assert torch.equal(got, torch.tensor([400.0, 0, 4e10, 0], device=device))
+
+
 def test_any_strides(device):
     x = torch.randn(3, 6, 10, 4, device=device)
     for strided in (x.mT, x[:, ::2, 1::2], x.flip(1).permute(3, 1, 0, 2), x[:1].expand(2, -1, -1, -1)):
@@ -118,7 +143,11 @@ def allocating(allocate: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Outputs come from ``allocate(like, *shape)``; Triton's interpreter, which asks for a device, is left alone."""
     plain = torch.Tensor.new_empty
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", lambda *args, **more: (plain if more else allocate)(*args, **more))
+        patch.setattr(
+            torch.Tensor,
+            "new_empty",
+            lambda *args, dtype=None, **more: (plain if more else allocate)(*args, **more),
+        )
         yield
 
 
@@ -137,6 +166,20 @@ def test_offsets_above_2_to_the_31(device, layout, monkeypatch):
     with allocating(lambda like, *shape: far_apart(torch.zeros(shape, dtype=like.dtype, device=like.device))):
         far = kernels.haar_dwt2d(x)
     assert far.stride(0) == FAR and torch.equal(far, y)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_offsets_above_2_to_the_31_with_factor_summand_and_gelu(device, layout, monkeypatch):
+    x = torch.randn(3, 3, 5, 8, device=device).half().contiguous(memory_format=layout)
+    options = (*torch.randn(2, 12, device=device), False, x.dtype)
+    expected = kernels.haar_swt2d_affine_gelu(x, *options)
+    for wide in (False, True):
+        monkeypatch.setattr(kernels, "COUNTED_IN_32_BITS", 0 if wide else 2**31)
+        for axis in (0, 1, 2):
+            assert torch.equal(kernels.haar_swt2d_affine_gelu(far_apart(x, axis), *options), expected)
+    with allocating(lambda like, *shape: far_apart(torch.zeros(shape, dtype=like.dtype, device=like.device))):
+        far = kernels.haar_swt2d_affine_gelu(x, *options)
+    assert far.stride(0) == FAR and torch.equal(far, expected)
 
 
 def test_subbands_and_lines_that_are_far_apart(device):
@@ -181,10 +224,11 @@ def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, 
             (kernels.haar_idwt2d, y, size),
             (kernels.haar_swt2d, x, "zero"),
             (kernels.haar_swt2d_adjoint, s, "zero"),
+            (kernels.haar_swt2d_affine_gelu, x, *torch.ones(2, 12, device=device), False, x.dtype),
         ):
             inside = torch.as_strided(guard(argument, argument.numel()), argument.shape, argument.stride())
             assert function(inside.copy_(argument), *more).isfinite().all()
-    assert len(guarded) == 8
+    assert len(guarded) == 10
     for memory, numel in guarded:
         assert memory[:2048].isinf().all() and memory[2048 + numel :].isinf().all()
 
@@ -194,13 +238,13 @@ import torch
 from wsfvit.benchmarks import kernel_code
 from wsfvit.wavelets import triton_haar
 
-kernel_code.CASES = (((64, 4, 64, 64), False),)
+kernel_code.CASES = (((64, 3, 64, 64), False),)
 kernel_code.main(["--card", "A100"])
 # Aligned, in both layouts and the widest dtype; sizes that no wide access divides, counted in 64 bits.
 for shape, channels_last, dtype, wide in (
-    ((64, 4, 64, 64), False, torch.bfloat16, False),
+    ((64, 3, 64, 64), False, torch.bfloat16, False),
     ((64, 24, 16, 16), True, torch.bfloat16, False),
-    ((64, 4, 64, 64), False, torch.float64, False),
+    ((64, 3, 64, 64), False, torch.float64, False),
     ((2, 3, 5, 7), True, torch.float32, True),
 ):
     triton_haar.COUNTED_IN_32_BITS = 0 if wide else 2**31
@@ -230,9 +274,11 @@ def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("| 64x4x64x64 ") for line in lines) == 2 * 4
+    assert sum(line.startswith("| 64x3x64x64 ") for line in lines) == 2 * 5
     found = [line.split("; ") for line in lines if line.startswith("compiled")]
-    assert len(found) == 4 * 4
-    for _, name, shape, access, shared_memory in found[:12]:
-        assert int(access) >= 8 and int(shared_memory) == 0, (name, shape)
-    assert all(int(access) == 4 for *_, access, _ in found[12:])
+    assert len(found) == 2 * 5 + 2 * 4
+    for _, name, shape, access, shared_memory in found[:-5]:
+        assert int(access) >= 8, (name, shape)
+        # The chain has all subbands of a pixel in one thread, and stores them side by side.
+        assert int(shared_memory) == 0 or name == "SWT, BatchNorm, GELU", (name, shape)
+    assert all(int(access) == 4 for *_, access, _ in found[-5:])

@@ -9,13 +9,14 @@ exists is not run again, so the command can be repeated after anything; it stops
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsfvit.benchmarks.common import build_parser, environment, write_results
@@ -23,6 +24,13 @@ from wsfvit.errors import UserError, run_main
 
 MODELS = ["wsfvit_t_224", "wsfvit_dwt_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
 TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
+# Each step is done within one call, so what takes long is apart.
+TESTS = {
+    "tests_transforms": ["tests/wavelets", "--ignore", "tests/wavelets/test_triton.py"],
+    "tests_kernels": ["tests/wavelets/test_triton.py"],
+    "tests_models": ["tests/models"],
+}
+MOST_WORKERS = 8
 HALF = ["--dtype", "bfloat16", "--amp"]
 # What inductor does without this project's options: more bytes by the counts of `traffic`, but less arithmetic.
 PLAIN = [
@@ -57,13 +65,18 @@ class Step:
 
 def plan(device: str, tiny: bool) -> Iterator[Step]:
     """All steps, the most wanted first; ``tiny``: the same ones on the smallest models and images."""
-    tests = ["tests/wavelets/test_eager.py"] if tiny else ["tests/wavelets", "tests/layers", "tests/models"]
     required = {"WSFVIT_REQUIRE_GPU": "1"} if device.startswith("cuda") else {}
-    yield Step("tests", ["pytest", "-q", "--device", device.partition(":")[0], *tests], required)
+    for name, paths in TESTS.items():
+        chosen = ["tests/wavelets/test_eager.py"] if tiny else paths
+        yield Step(name, [*_pytest(), "--device", device.partition(":")[0], *chosen], required)
     yield from _wavelets(device, tiny)
     yield _models("models_t_train", MODELS, 256, tiny, [*HALF, "--train"])
     for name, options in (("compiled", []), ("plain", PLAIN), ("budget", ["--memory-budget", "0.5"])):
         yield _models(f"models_t_train_{name}", MODELS, 256, tiny, [*HALF, "--train", "--compile", *options])
+    backends = ("reference", "triton") if device.startswith("cuda") else ("reference",)
+    for backend in backends:
+        fused = _models(f"models_t_fused_{backend}", ["fused:wsfvit_t_224"], 256, tiny, [*HALF, "--compile"])
+        yield replace(fused, variables={"WSFVIT_WAVELET_BACKEND": backend})
     for family in ("wsfvit", "wsfvit_dwt"):
         model = f"{family}_p0_224" if tiny else f"{family}_t_224"
         sizes = ["2", "--img-size", "64"] if tiny else ["256"]
@@ -84,16 +97,15 @@ def plan(device: str, tiny: bool) -> Iterator[Step]:
         yield _models(f"scaling_size_{pixels}", ["wsfvit_t_224", "wsfvit_dwt_t_224"], 16, tiny, HALF, img_size=pixels)
     if device.startswith("cuda") and (sanitizer := shutil.which("compute-sanitizer")):
         for tool in ("memcheck", "racecheck"):
-            arguments = [
-                "pytest",
-                "-q",
-                "--device",
-                "cuda",
-                "tests/wavelets/test_triton.py",
-                "-k",
-                "reference or beside",
-            ]
+            chosen = ["tests/wavelets/test_triton.py", "-k", "reference or factor or beside"]
+            arguments = ["pytest", "--device", "cuda", *chosen]
             yield Step(f"sanitizer_{tool}", arguments, required, (sanitizer, "--tool", tool, "--error-exitcode", "1"))
+
+
+def _pytest() -> list[str]:
+    """With several processes where the plugin for it is there: most of the time goes into compiling kernels."""
+    workers = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))] if importlib.util.find_spec("xdist") else []
+    return ["pytest", *workers]
 
 
 def _wavelets(device: str, tiny: bool) -> Iterator[Step]:

@@ -68,7 +68,11 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "IDWT": lambda x, y, s: triton_haar.haar_idwt2d(y, (x.shape[2], x.shape[3])),
     "SWT": lambda x, y, s: triton_haar.haar_swt2d(x, "zero"),
     "SWT adjoint": lambda x, y, s: triton_haar.haar_swt2d_adjoint(s, "zero"),
+    "SWT, BatchNorm, GELU": lambda x, y, s: run_chain(x),
 }
+# Elements of image and subbands that are read and written for a column of a line of a tile: in the decimated transforms
+# four pixels make four coefficients, in the undecimated ones one pixel does, and in the chain those of three channels.
+ELEMENTS = {"DWT": 8, "IDWT": 8, "SWT": 5, "SWT adjoint": 5, "SWT, BatchNorm, GELU": 15}
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,17 @@ class KernelCode:
     instructions_per_element: float
 
 
-def compile_launch(operator: Callable[[], Any], capability: int) -> tuple[CompiledKernel, dict[str, Any]]:
+def run_chain(x: Tensor) -> Tensor:
+    """The fused stem of an RGB image (B, 3, H, W) in evaluation."""
+    channels = x.new_empty(12)
+    return triton_haar.haar_swt2d_affine_gelu(x, channels, channels, False, x.dtype)
+
+
+def compile_launch(operator: Callable[[], Any], capability: int) -> tuple[CompiledKernel, triton_haar.Launch]:
     """Compiles what ``operator``, a call of `triton_haar` on tensors of any device, would launch.
 
     Returns:
-        The kernel for that compute capability, and the constants it was compiled with.
+        The kernel for that compute capability, and its launch.
     """
     launches: list[triton_haar.Launch] = []
     with mock.patch.object(triton_haar, "_start", launches.append):
@@ -96,7 +106,7 @@ def compile_launch(operator: Callable[[], Any], capability: int) -> tuple[Compil
     signature, constants, attributes = _specialize(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, WARP)
-    return triton.compile(source, target=target, options={"num_warps": triton_haar.THREADS // WARP}), launch.constants
+    return triton.compile(source, target=target, options={"num_warps": triton_haar.THREADS // WARP}), launch
 
 
 def _specialize(launch: triton_haar.Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], Any]]:
@@ -141,6 +151,12 @@ def count(compiled: CompiledKernel, elements: float) -> KernelCode:
     )
 
 
+def count_issued_by(operator: Callable[[], Any], card: Card) -> float:
+    """Instructions of all threads that ``operator``, a call of `triton_haar`, starts."""
+    compiled, launch = compile_launch(operator, card.capability)
+    return count(compiled, 1).instructions * float(launch.programs * triton_haar.THREADS)
+
+
 def run_tool(tool: str, *arguments: str) -> str:
     """What one of the NVIDIA programs prints that come with Triton."""
     return subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True).stdout
@@ -153,17 +169,18 @@ def _widths(names: list[str], kind: str) -> dict[int, int]:
 
 
 def measure(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, card: Card) -> dict[str, dict[str, Any]]:
-    """Code of the four operators on an image (B, C, H, W), and the multiple of the card's bandwidth it allows."""
+    """Code of the operators that take an image (B, C, H, W), and the multiple of the card's bandwidth it allows."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
     with mock.patch.object(triton_haar, "_start"):
         y, s = triton_haar.haar_dwt2d(x), triton_haar.haar_swt2d(x, "zero")
     found = {}
     for name, operator in OPERATORS.items():
-        compiled, constants = compile_launch(partial(operator, x, y, s), card.capability)
-        coefficients = constants["LINES"] * constants["STRIPS"] * constants["COLUMNS"] / triton_haar.THREADS
-        # Four pixels make four coefficients in the decimated transforms, one pixel makes four in the others.
-        code = count(compiled, coefficients * (8 if name in ("DWT", "IDWT") else 5))
+        if operator is OPERATORS["SWT, BatchNorm, GELU"] and (shape[1] != 3 or dtype == torch.float64):
+            continue
+        compiled, launch = compile_launch(partial(operator, x, y, s), card.capability)
+        tile = launch.constants["LINES"] * launch.constants["STRIPS"] * launch.constants["COLUMNS"]
+        code = count(compiled, tile / triton_haar.THREADS * ELEMENTS[name])
         bound = card.issued_per_second / code.instructions_per_element * x.element_size() / card.bandwidth
         found[name] = asdict(code) | {"bandwidth_bound": bound}
     return found

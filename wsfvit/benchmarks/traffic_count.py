@@ -7,6 +7,7 @@ kernel, whole where a fused kernel takes a part of it, and nothing kept in a cac
 
 import contextlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any
 from unittest import mock
@@ -17,8 +18,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from wsfvit.benchmarks.generated_code import count_instructions
-from wsfvit.benchmarks.kernel_code import Card
+from wsfvit.benchmarks.kernel_code import Card, count_issued_by
 from wsfvit.benchmarks.pretend_gpu import on_pretended_gpu, pretend_gpu, use_fused_attention
+from wsfvit.wavelets.triton_haar import haar_swt2d_affine_gelu
 
 aten = torch.ops.aten
 KINDS = ("product", "convolution", "attention", "other library", "generated")
@@ -144,6 +146,7 @@ def _read(graph: Any, code_for: Card | None) -> _Lowered:
     kernels = [_read_kernel(each, place) for each in steps]
     if code_for is not None:
         issued = count_instructions(graph, code_for)
+        issued |= {step.get_name(): _count_chain(step.node, code_for) for step in steps if _is_chain(step.node)}
         kernels = [
             replace(kernel, instructions=issued.get(step.get_name(), 0.0))
             for step, kernel in zip(steps, kernels, strict=True)
@@ -198,6 +201,23 @@ def _count_macs(operator: Any, node: fx.Node) -> int:
     if operator not in flop_registry:
         return 0
     return flop_registry[operator](*args, **kwargs, out_val=out) // 2
+
+
+def _is_chain(kernel: Any) -> bool:
+    return getattr(kernel, "op_overload", None) is torch.ops.wsfvit.haar_swt2d_affine_gelu.default
+
+
+def _count_chain(kernel: Any, card: Card) -> float:
+    """Instructions of this project's kernel for the stem, which inductor takes for a library's."""
+    (node,) = (each for each in kernel.origins if each.target is kernel.op_overload)
+    arguments = tree_map_only(
+        fx.Node,
+        lambda each: torch.empty_strided(
+            each.meta["val"].shape, each.meta["val"].stride(), dtype=each.meta["val"].dtype, device="meta"
+        ),
+        node.args,
+    )
+    return count_issued_by(partial(haar_swt2d_affine_gelu, *arguments), card)
 
 
 def _module_of(node: fx.Node) -> str | None:

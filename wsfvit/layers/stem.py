@@ -30,10 +30,14 @@ class PublishedHaarSWT2d(nn.Module):
         self.register_buffer("w_l", torch.tensor([[a, a]]))
         self.register_buffer("w_h", torch.tensor([[a, -a]]))
 
+    @staticmethod
+    def wraps(x: Tensor) -> bool:
+        """Whether the transform of these images (B, C, H, W) is periodic."""
+        H, W = x.shape[2:]
+        return H == W and H & (H - 1) == 0
+
     def forward(self, x: Tensor) -> Tensor:
-        _, _, H, W = x.shape
-        wraps = H == W and H & (H - 1) == 0
-        mode: SwtMode = "periodic" if wraps else "zero"
+        mode: SwtMode = "periodic" if self.wraps(x) else "zero"
         return haar_swt2d(x.contiguous(), mode, flip_details=True).flatten(1, 2)
 
 
@@ -60,7 +64,7 @@ class WaveletStem(nn.Module):
     ) -> None:
         super().__init__()
         norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer, inplace=True)
-        self.dwt_l2 = PublishedHaarSWT2d()
+        self.dwt_l2: nn.Module = PublishedHaarSWT2d()
         self.norm1 = norm_act(4 * in_chs)
         self.conv1 = (
             StridedConv2dSame(4 * in_chs, out_chs) if stride == 2 else nn.Conv2d(4 * in_chs, out_chs, 3, padding=1)

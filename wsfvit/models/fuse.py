@@ -1,14 +1,18 @@
 """A model's copy for inference: BatchNorm folded into convolutions, GELU computed where its argument is made."""
 
 import copy
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Mlp
 from torch import Tensor, nn
 
 from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw, to_nhwc
 from wsfvit.layers.conv import gelu
+from wsfvit.layers.stem import PublishedHaarSWT2d
+from wsfvit.wavelets import resolve_backend, wavelet_backend
+from wsfvit.wavelets.chain import haar_swt2d_affine_gelu
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -24,9 +28,10 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     """Copies a model and makes the copy faster for inference; the values stay the same up to rounding.
 
     In evaluation a BatchNorm is one factor and one summand per channel, which go into the convolution before it (or, in
-    an MBConv's pre-norm, into the 1x1 convolution behind it). The GELU behind a convolution or an MLP's first layer
-    becomes one operator with it on a CPU in float32, where on its own it takes a fifth of the model's time. The tanh
-    form does so on a GPU, behind 1x1 convolutions and linear layers (not measured).
+    an MBConv's pre-norm, into the 1x1 convolution behind it); the stem's transform with its own is a convolution. The
+    GELU behind a convolution or an MLP's first layer becomes one operator with it on a CPU in float32, where on its own
+    it takes a fifth of the model's time. The tanh form does so on a GPU, behind 1x1 convolutions and linear layers (not
+    measured).
 
     Args:
         model: A model of `WaveletStem`, `MBConv` and timm's `Mlp`; what else it holds is copied as it is.
@@ -43,6 +48,7 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
             _fuse_conv(module, "conv1_1x1", "norm1")
             _fuse_conv(module, "conv2_kxk", "norm2")
         elif isinstance(module, WaveletStem):
+            _fuse_transform(module)
             _fuse_conv(module, "conv1", "norm2")
             _fuse_conv(module, "conv2", "norm3")
         elif _is_gelu_mlp(module):
@@ -73,6 +79,48 @@ class ConvGELU(nn.Module):
         )
         # A view with gaps between its rows is so slow to average in squeeze-excite that the copy pays.
         return x[:, :, skip_h:, skip_w:].contiguous(memory_format=torch.channels_last) if skip_h or skip_w else x
+
+
+class SubbandsGELU(nn.Module):
+    """GELU(BatchNorm(subbands)) of the stem's transform: (B, C, H, W) -> (B, 4 * C, H, W), channels-last.
+
+    A 2x2 convolution, but for GPUs. There it is the transform with a factor and a summand per channel, or all of it one
+    Triton kernel, if the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
+    """
+
+    factor: Tensor  # (4 * C, 1, 1)
+    summand: Tensor  # (4 * C, 1, 1)
+    first_weight: Tensor  # (4 * C,), of a block's first pixel in its own channel
+
+    def __init__(self, transform: PublishedHaarSWT2d, norm: BatchNormAct2d, approximate: str) -> None:
+        super().__init__()
+        factor, summand = _factor_and_summand(norm)
+        C = len(factor) // 4
+        # What the transform makes of each pixel of a block alone, not by kernels: the model may not be on a GPU yet.
+        pixels = torch.eye(4 * C, dtype=factor.dtype, device=factor.device).view(4 * C, C, 2, 2)
+        with wavelet_backend("reference"):
+            subbands = transform(pixels)[:, :, 0, 0]
+        weight = subbands.t().reshape(4 * C, C, 2, 2) * factor.view(-1, 1, 1, 1)
+        like = norm.weight
+        conv: Any = nn.Conv2d(C, 4 * C, 2, device=like.device, dtype=like.dtype)
+        conv.to(memory_format=torch.channels_last)
+        _set_weights(conv, weight, summand)
+        self.conv = ConvGELU(conv, approximate)
+        self.transform = transform
+        self.register_buffer("factor", factor.to(like.dtype).view(-1, 1, 1))
+        self.register_buffer("summand", summand.to(like.dtype).view(-1, 1, 1))
+        self.register_buffer("first_weight", weight[:, :, 0, 0].sum(1).to(like.dtype))  # other channels' are zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        approximate, wraps = self.conv.approximate, self.transform.wraps(x)
+        if _has_chain_kernel(x, approximate):
+            return haar_swt2d_affine_gelu(x, self.first_weight, self.summand.flatten(), wraps, _autocast_dtype(x))
+        if x.device.type == "cuda":
+            x = gelu(torch.addcmul(self.summand, self.transform(x), self.factor), approximate)
+        else:
+            x = F.pad(x, (0, 1, 0, 1), "circular" if wraps else "constant")
+            x = self.conv(x.contiguous(memory_format=torch.channels_last))
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class LinearGELU(nn.Module):
@@ -107,22 +155,35 @@ def _has_fused_operators(x: Tensor) -> bool:
 
 def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
     """Whether cuBLASLt can write GELU(x W^T + b) at once: on a GPU, in the tanh form, where no gradient is wanted."""
-    return (
-        x.device.type == "cuda"
-        and approximate == "tanh"
-        and not torch.is_grad_enabled()
-        # torch.compile keeps the operator (to Dynamo `is_exporting` is true); exported graphs hold standard ones alone.
-        and (torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting())
-    )
+    return x.device.type == "cuda" and approximate == "tanh" and _may_hold_own_operators()
+
+
+def _has_chain_kernel(x: Tensor, approximate: str) -> bool:
+    """Whether a Triton kernel can compute `SubbandsGELU`."""
+    fits = x.shape[1] == 3 and x.dtype != torch.float64 and approximate == "tanh"
+    return fits and _may_hold_own_operators() and resolve_backend(x.device) == "triton"
+
+
+def _may_hold_own_operators() -> bool:
+    """Whether operators may run that have no gradient and are not standard, so that exported graphs must not hold them.
+
+    torch.compile keeps them (to Dynamo `is_exporting` is true).
+    """
+    return not torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting())
 
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(x W^T + b) in the tanh form, on a GPU: (..., C), (D, C), (D,) -> (..., D)."""
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    dtype = _autocast_dtype(x)
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     y = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return y.unflatten(0, x.shape[:-1])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of a matrix product's input; without it, the input's own dtype."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _is_gelu_mlp(module: nn.Module) -> TypeGuard[Mlp]:
@@ -140,6 +201,14 @@ def _fuse_conv(module: nn.Module, conv_name: str, norm_name: str) -> None:
         setattr(module, norm_name, nn.Identity())
     else:
         setattr(module, norm_name, norm.act)
+
+
+def _fuse_transform(stem: WaveletStem) -> None:
+    """Makes one module of a stem's transform, the BatchNorm and the activation behind it, if that is a GELU."""
+    norm = cast(BatchNormAct2d, stem.norm1)
+    if isinstance(norm.act, GELU):
+        stem.dwt_l2 = SubbandsGELU(cast(PublishedHaarSWT2d, stem.dwt_l2), norm, norm.act.approximate)
+        stem.norm1 = nn.Identity()
 
 
 def _fold_into_next(norm: BatchNormAct2d, conv: nn.Conv2d) -> None:

@@ -20,6 +20,8 @@ from wsfvit.wavelets.types import Backend
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ENVIRONMENT_VARIABLE = "WSFVIT_WAVELET_BACKEND"
 
+# Looked up here because torch.compile cannot trace it.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # One choice for the process, not one per thread: autograd runs a CUDA backward in a thread of its own.
 _choice: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 
@@ -44,7 +46,7 @@ def resolve_backend(device: torch.device) -> str:
         return "reference"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     problem = None
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         problem = "Triton is not installed"
     elif device.type != "cuda" and not interpreted:
         problem = f"its kernels run on CUDA devices, not on '{device}'"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wsfvit.wavelets import triton_kernels
+from wsfvit.wavelets import triton_chain, triton_kernels
 from wsfvit.wavelets.reference import is_channels_last
 from wsfvit.wavelets.types import SwtMode
 
@@ -48,6 +48,14 @@ class Launch(NamedTuple):
     kernel: Any
     programs: int
     arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+class Tiling(NamedTuple):
+    """How maps are divided: number of strips and of tiles across a line, of programs, and a kernel's constants."""
+
+    counts: tuple[int, int]
+    programs: int
     constants: dict[str, Any]
 
 
@@ -90,6 +98,19 @@ def haar_swt2d_adjoint(
     return x
 
 
+def haar_swt2d_affine_gelu(
+    x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """(B, 3, H, W), (12,), (12,) -> (B, 12, H, W), see `chain.haar_swt2d_affine_gelu`."""
+    B, C, H, W = x.shape
+    y = x.new_empty(B, H, W, 4 * C, dtype=dtype).permute(0, 3, 1, 2)
+    tiling = _tiling(B, H, W, SWT_ELEMENTS, x.element_size())
+    options = {"PERIODIC": periodic, "GROUP": _group(x), "IMAGE_ALIGN": _alignment(x, inside=False)}
+    arguments = (x, factor, summand, y, H, W, *tiling.counts, *x.stride(), y.stride(0), y.stride(2))
+    _start(Launch(triton_chain.haar_chain_kernel, tiling.programs, arguments, tiling.constants | options))
+    return y
+
+
 def _new_image(subbands: torch.Tensor, H: int, W: int, inside: bool) -> torch.Tensor:
     B, _, C = subbands.shape[:3]
     return subbands.new_empty(B, H, W, C).permute(0, 3, 1, 2) if inside else subbands.new_empty(B, C, H, W)
@@ -105,10 +126,13 @@ def _odd_sizes(H: int, W: int) -> dict[str, int]:
 
 
 def _swt_options(x: torch.Tensor, inside: bool, mode: SwtMode, average: bool, flip_details: bool) -> dict[str, int]:
-    # Where lines can be cut into fours, a thread holds the neighbours of three pixels and loads that of the fourth.
-    in_fours = not inside and x.shape[3] % SWT_ELEMENTS == 0 and SWT_ELEMENTS * x.element_size() <= ACCESS
-    group = SWT_ELEMENTS if in_fours else 1
+    group = 1 if inside else _group(x)
     return {"PERIODIC": mode == "periodic", "AVERAGE": average, "FLIP": flip_details, "GROUP": group}
+
+
+def _group(x: torch.Tensor) -> int:
+    # Where lines can be cut into fours, a thread holds the neighbours of three pixels and loads that of the fourth.
+    return SWT_ELEMENTS if x.shape[3] % SWT_ELEMENTS == 0 and SWT_ELEMENTS * x.element_size() <= ACCESS else 1
 
 
 def _launch(
@@ -118,23 +142,27 @@ def _launch(
     image, subbands = (source, target) if source.ndim == 4 else (target, source)
     B, _, C, h, w = subbands.shape
     outer, inner = (1, C) if inside else (C, 1)
-    strips, columns = tile_of(w * inner, THREADS * elements, image.element_size())
-    tiles_across = _cdiv(w * inner, columns)
-    lines = lines_of(h, _cdiv(B * outer * h, strips) * tiles_across)
-    strip_count = B * outer * _cdiv(h, lines)
+    tiling = _tiling(B * outer, h, w * inner, elements, image.element_size())
     constants = {
         "INSIDE": inside,
         "IMAGE_ALIGN": _alignment(image, inside),
         "ALIGN": _alignment(subbands, inside),
-        "WIDE": max(strip_count + strips, w * inner + columns) >= COUNTED_IN_32_BITS,
         "DOUBLE": image.dtype == torch.float64,
-        "LINES": lines,
-        "STRIPS": strips,
-        "COLUMNS": columns,
     }
-    size = (outer, inner, h, w, strip_count, tiles_across)
+    size = (outer, inner, h, w, *tiling.counts)
     arguments = (source, target, *size, *source.stride(), *target.stride())
-    _start(Launch(kernel, _cdiv(strip_count, strips) * tiles_across, arguments, constants | options))
+    _start(Launch(kernel, tiling.programs, arguments, constants | tiling.constants | options))
+
+
+def _tiling(planes: int, h: int, length: int, elements: int, itemsize: int) -> Tiling:
+    """For ``planes`` of ``h`` lines of ``length`` elements, of which each thread takes ``elements`` of a line."""
+    strips, columns = tile_of(length, THREADS * elements, itemsize)
+    tiles_across = _cdiv(length, columns)
+    lines = lines_of(h, _cdiv(planes * h, strips) * tiles_across)
+    strip_count = planes * _cdiv(h, lines)
+    wide = max(strip_count + strips, length + columns) >= COUNTED_IN_32_BITS
+    constants = {"WIDE": wide, "LINES": lines, "STRIPS": strips, "COLUMNS": columns}
+    return Tiling((strip_count, tiles_across), _cdiv(strip_count, strips) * tiles_across, constants)
 
 
 def _start(launch: Launch) -> None:
