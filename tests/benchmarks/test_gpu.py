@@ -51,13 +51,33 @@ def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyP
     tiny = {step.name for step in gpu.plan("cuda", tiny=True)}
     assert {step.name for step in steps} == tiny and len(tiny) == len(steps)
     for step in steps:
+        for module, *arguments in (step.arguments, *step.ahead) if step.measures else ():
+            importlib.import_module(module).parse_args([*arguments, "--device", "cuda"])
         if step.measures:
-            importlib.import_module(step.arguments[0]).parse_args([*step.arguments[1:], "--device", "cuda"])
+            assert bool(step.ahead) == ("--compile" in step.arguments)
         else:
             paths = [each for each in step.arguments if each.startswith("tests/")]
             assert paths and all(Path(__file__).parents[2].joinpath(path).exists() for path in paths)
     assert {step.variables.get("WSFVIT_WAVELET_BACKEND") for step in steps} == {None, "reference", "triton"}
     assert {step.under[2] for step in steps if step.under} == {"memcheck", "racecheck"}
+
+
+def test_what_is_compiled_ahead_runs_first_and_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def run(command: list[str], **options) -> subprocess.CompletedProcess:
+        commands.append(command[2:])
+        if command[2] == "slow":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        Path(command[-1]).write_text("{}") if "--out" in command else None
+        return subprocess.CompletedProcess(command, 1 if command[2] == "wrong" else 0)
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    step = gpu.Step("step", ["wsfvit.benchmarks.models", "--compile"], ahead=(["slow"], ["wrong"], ["right"]))
+    assert gpu.run_step(step, "cuda", tmp_path / "step.json", 100) is None
+    first, last = commands[:-1], commands[-1]
+    assert sorted(first) == [[name, "--device", "cuda"] for name in ("right", "slow", "wrong")]
+    assert last[:2] == step.arguments and (tmp_path / "step.json").exists()
 
 
 def test_failures_and_lack_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
