@@ -83,6 +83,12 @@ def test_swt_with_factor_summand_and_gelu(device, assert_close, size, dtype, lay
         assert_close(got, expected)
 
 
+def test_operator_is_registered_as_torch_wants_it(device):
+    x = torch.randn(2, 3, 5, 8, device=device)
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.library.opcheck(haar_swt2d_affine_gelu, (images, *torch.randn(2, 12, device=device), False, torch.half))
+
+
 def test_fused_gelu_of_large_numbers(device):
     """Of 400, -400 and what the exponential of is infinite in float32: x, or zero."""
     x = torch.tensor([100.0, -100.0, 1e10, -1e10], device=device).view(4, 1, 1, 1).expand(4, 3, 2, 2)
