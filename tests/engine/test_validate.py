@@ -146,8 +146,12 @@ def test_ways_to_run_it_agree(weights, more):
 
 
 @pytest.mark.usefixtures("seven")
-@pytest.mark.parametrize("more", [[], ["--channels-last"], ["--model-dtype", "bfloat16"]], ids=" ".join)
-def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, more):
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--channels-last"], ["--model-dtype", "bfloat16"], ["--torchcompile", "eager"]],
+    ids=" ".join,
+)
+def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, more):
     models, compile_model = [], command.compile_model
     monkeypatch.setattr(
         command, "compile_model", lambda args, model: (models.append(model), compile_model(args, model))[1]
@@ -155,7 +159,9 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, more):
     argv = ["--device", "cpu", "-j", "0", "--checkpoint", wsf_checkpoint, *more]
     [plain], [fused] = (run_validation(parse_validate_args([*argv, *fuse])) for fuse in ([], ["--fuse"]))
     assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
-    assert (plain["form"], fused["form"]) == ("plain", "fused")
+    forms = ("compiled", "fused, compiled") if "--torchcompile" in more else ("plain", "fused")
+    assert (plain["form"], fused["form"]) == forms
+    assert capsys.readouterr().out.count("note: pass --fuse too") == ("--torchcompile" in more)
     assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
     same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
     assert [fused[key] for key in same] == [plain[key] for key in same]

@@ -39,6 +39,7 @@ from wsfvit.engine.model import build_pretrained, fuse_model
 from wsfvit.engine.results import ResultsFile, Row, format_table, sort_rows
 from wsfvit.engine.saved import note_on_other_model, saved_data_config, with_checkpoint_defaults
 from wsfvit.errors import UserError, first_line
+from wsfvit.models.fuse import can_fuse
 
 Result = TypeVar("Result")
 
@@ -173,6 +174,8 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
         model = reparameterize_model(model)
     if args.fuse:  # before the weights may be rounded
         model = fuse_model(args.model, model)
+    elif args.torchcompile and can_fuse(model):
+        world.say("note: pass --fuse too, compiled code computes BatchNorms anew for every pixel")
     model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)
