@@ -1,8 +1,12 @@
 """The measuring code: turns, quantiles, tables, files."""
 
 import json
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from wsfvit.benchmarks import common
 from wsfvit.benchmarks.common import (
     environment,
     format_timing,
@@ -46,3 +50,20 @@ def test_markdown_table() -> None:
         "| a      | 1.5 |",
         "| longer |  20 |",
     ]
+
+
+def test_commit_is_clean_whatever_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wsfvit/benchmarks/common.py", "results/cpu/old.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "wsfvit/benchmarks/common.py"))
+    assert environment()["commit"] is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = environment()["commit"]
+    assert len(clean) == 40
+    (tmp_path / "results/cpu/old.json").write_text("[]")
+    assert environment()["commit"] == clean
+    (tmp_path / "wsfvit/benchmarks/common.py").write_text("[]")
+    assert environment()["commit"] == f"{clean}-dirty"

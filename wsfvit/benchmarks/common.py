@@ -266,13 +266,19 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this checkout, "-dirty" appended if tracked files differ; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of this checkout, None outside one; "-dirty" is appended if files that are not results differ."""
+    here = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        return "" if done.returncode else done.stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     except FileNotFoundError:
         return None
-    return done.stdout.strip() or None
+    return f"{commit}{'-dirty' if changed else ''}" if commit else None
 
 
 def _cpu_name() -> str:
