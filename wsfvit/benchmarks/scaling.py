@@ -41,7 +41,7 @@ from wsfvit.benchmarks.common import (
     write_run,
 )
 from wsfvit.benchmarks.models import create_timm_model, training_step
-from wsfvit.engine.distributed import World, joined_world
+from wsfvit.engine.distributed import World, distribute, joined_world
 from wsfvit.engine.evaluate import memory_format
 from wsfvit.errors import UserError, run_main
 
@@ -119,8 +119,7 @@ def measure_exchange(args: argparse.Namespace, world: World) -> dict[str, Any]:
     gradient_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     without: Callable[[], AbstractContextManager[Any]] = nullcontext
     if world.size > 1:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        model = distribute(model, world)
         without = model.no_sync
     step = build_step(args, model, size, batch, world.device)
     seconds: dict[str, list[float]] = {"with": [], "without": []}

@@ -1,6 +1,7 @@
 """The processes of one run: `torchrun` starts them, `joined_world` makes them know each other."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from wsfvit.engine.build import resolve_device
 from wsfvit.errors import UserError, first_line
@@ -69,6 +71,15 @@ class World:
         """Waits until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def distribute(model: nn.Module, world: World, broadcast_buffers: bool = True) -> nn.parallel.DistributedDataParallel:
+    """A model on ``world.device`` whose gradients are averaged over all processes."""
+    # Autograd gives gradients the layout of their parameters, but for the strides of axes of length one, which mean
+    # nothing. Convolutions on channels-last maps have such, and every training would begin with a page of warnings.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    ids = [world.device] if world.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=broadcast_buffers)
 
 
 def join_world(device: str | None = None) -> World:

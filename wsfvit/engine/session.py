@@ -20,7 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from wsfvit.engine.build import Loader
 from wsfvit.engine.compiling import compile_model
-from wsfvit.engine.distributed import World, joined_world
+from wsfvit.engine.distributed import World, distribute, joined_world
 from wsfvit.engine.dry_run import FirstBatches, temporary_output
 from wsfvit.engine.evaluate import amp_dtype, memory_format, model_dtype
 from wsfvit.engine.files import write_text_atomic
@@ -266,10 +266,7 @@ def build_state(
 
 def wrap_model(args: argparse.Namespace, model: nn.Module, world: World) -> nn.Module | None:
     """The model as the loop calls it: distributed where there are several processes, compiled if asked for."""
-    wrapped: Any = None
-    if world.size > 1:
-        ids = [world.device] if world.device.type == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
+    wrapped: Any = distribute(model, world, not args.no_ddp_bb) if world.size > 1 else None
     compiled = compile_model(args, wrapped or model, training=True)
     return wrapped if compiled is model else compiled
 
