@@ -8,7 +8,7 @@ twelve activations of its pixels, so every sum of pixels is made once.
 import triton
 import triton.language as tl
 
-from wsfvit.wavelets.triton_kernels import _at, _multiple, _sum_and_difference, _tile
+from wsfvit.wavelets.triton_kernels import _at, _multiple, _step_down, _sum_and_difference, _tile
 
 
 @triton.jit
@@ -94,12 +94,7 @@ def haar_chain_kernel(
     here, next_here = (line < h) & exists, (next_line < h) & next_exists
     total, difference = _sums_and_differences(x, beside, x_c, here, next_here, GROUP)
     for n in tl.static_range(LINES):
-        x += x_h
-        beside += x_h
-        there, next_there = line + n + 1 < h, next_line + n + 1 < h
-        if PERIODIC:
-            x, beside = tl.where(there, x, x - plane), tl.where(next_there, beside, beside - plane)
-            there, next_there = line + n < h, next_line + n < h
+        x, beside, there, next_there = _step_down(x, beside, x_h, plane, line, next_line, n, h, PERIODIC)
         below_total, below_difference = _sums_and_differences(
             x, beside, x_c, there & exists, next_there & next_exists, GROUP
         )

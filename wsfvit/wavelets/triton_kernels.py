@@ -251,6 +251,18 @@ def _sum_and_difference(
 
 
 @triton.jit
+def _step_down(x, beside, stride, plane, line, next_line, n: tl.constexpr, h, PERIODIC: tl.constexpr):
+    """Pointers to the line below the ``n``-th of a strip, and whether it exists; behind the last comes the first."""
+    x += stride
+    beside += stride
+    there, next_there = line + n + 1 < h, next_line + n + 1 < h
+    if PERIODIC:
+        x, beside = tl.where(there, x, x - plane), tl.where(next_there, beside, beside - plane)
+        there, next_there = line + n < h, next_line + n < h
+    return x, beside, there, next_there
+
+
+@triton.jit
 def haar_swt2d_kernel(
     x_ptr,  # (B, C, H, W)
     s_ptr,  # (B, 4, C, H, W)
@@ -284,12 +296,7 @@ def haar_swt2d_kernel(
     if AVERAGE:
         total, difference = total * _share(line, PERIODIC), difference * _share(line, PERIODIC)
     for n in tl.static_range(LINES):
-        x += x_h
-        beside += x_h
-        there, next_there = line + n + 1 < h, next_line + n + 1 < h
-        if PERIODIC:
-            x, beside = tl.where(there, x, x - plane), tl.where(next_there, beside, beside - plane)
-            there, next_there = line + n < h, next_line + n < h
+        x, beside, there, next_there = _step_down(x, beside, x_h, plane, line, next_line, n, h, PERIODIC)
         below_total, below_difference = _sum_and_difference(
             x, beside, there & exists, next_there & next_exists, share, next_share, GROUP, DOUBLE
         )
