@@ -84,8 +84,8 @@ class ConvGELU(nn.Module):
 class SubbandsGELU(nn.Module):
     """GELU(BatchNorm(subbands)) of the stem's transform: (B, C, H, W) -> (B, 4 * C, H, W), channels-last.
 
-    A 2x2 convolution, but for GPUs. There it is the transform with a factor and a summand per channel, or all of it one
-    Triton kernel, if the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
+    A 2x2 convolution; on a GPU the transform with a factor and a summand per channel, or a Triton kernel for all of it
+    if the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
     """
 
     factor: Tensor  # (4 * C, 1, 1)
