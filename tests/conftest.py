@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """With ``--device cuda``, the tests that run there: the others would only be those of the CPU once more."""
     if config.getoption("--device") == "cuda":
         here = [item for item in items if _runs_on_device(item)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in here])
+        config.hook.pytest_deselected(items=[item for item in items if not _runs_on_device(item)])
         items[:] = here
 
 

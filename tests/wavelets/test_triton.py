@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import gelu
 
 from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_backend
-from wsfvit.wavelets.chain import haar_swt2d_affine_gelu
+from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
 
 pytest.importorskip("triton")
 from wsfvit.wavelets import triton_haar as kernels  # noqa: E402  needs Triton
@@ -285,6 +285,6 @@ def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
     assert len(found) == 2 * 5 + 2 * 4
     for _, name, shape, access, shared_memory in found[:-5]:
         assert int(access) >= 8, (name, shape)
-        # The chain has all subbands of a pixel in one thread, and stores them side by side.
+        # The stem has all subbands of a pixel in one thread, and stores them side by side.
         assert int(shared_memory) == 0 or name == "SWT, BatchNorm, GELU", (name, shape)
     assert all(int(access) == 4 for *_, access, _ in found[-5:])

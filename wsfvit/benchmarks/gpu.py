@@ -28,7 +28,7 @@ from wsfvit.errors import UserError, run_main
 
 MODELS = ["wsfvit_t_224", "wsfvit_dwt_t_224", "maxvit_tiny_tf_224", "convnext_tiny"]
 TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
-# Each step is done within one call, so what takes long is apart.
+# A step has to end within one call, so what takes long is apart.
 TESTS = {
     "tests_kernels": ["tests/wavelets/test_triton.py"],
     "tests_models": ["tests/models"],

@@ -68,10 +68,10 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "IDWT": lambda x, y, s: triton_haar.haar_idwt2d(y, (x.shape[2], x.shape[3])),
     "SWT": lambda x, y, s: triton_haar.haar_swt2d(x, "zero"),
     "SWT adjoint": lambda x, y, s: triton_haar.haar_swt2d_adjoint(s, "zero"),
-    "SWT, BatchNorm, GELU": lambda x, y, s: run_chain(x),
+    "SWT, BatchNorm, GELU": lambda x, y, s: run_stem(x),
 }
 # Elements of image and subbands that are read and written for a column of a line of a tile: in the decimated transforms
-# four pixels make four coefficients, in the undecimated ones one pixel does, and in the chain those of three channels.
+# four pixels make four coefficients, in the undecimated ones one pixel does, and in the stem that of three channels.
 ELEMENTS = {"DWT": 8, "IDWT": 8, "SWT": 5, "SWT adjoint": 5, "SWT, BatchNorm, GELU": 15}
 
 
@@ -87,7 +87,7 @@ class KernelCode:
     instructions_per_element: float
 
 
-def run_chain(x: Tensor) -> Tensor:
+def run_stem(x: Tensor) -> Tensor:
     """The fused stem of an RGB image (B, 3, H, W) in evaluation."""
     channels = x.new_empty(12)
     return triton_haar.haar_swt2d_affine_gelu(x, channels, channels, False, x.dtype)
@@ -176,7 +176,7 @@ def measure(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, car
         y, s = triton_haar.haar_dwt2d(x), triton_haar.haar_swt2d(x, "zero")
     found = {}
     for name, operator in OPERATORS.items():
-        if operator is OPERATORS["SWT, BatchNorm, GELU"] and (shape[1] != 3 or dtype == torch.float64):
+        if name == "SWT, BatchNorm, GELU" and (shape[1] != 3 or dtype == torch.float64):
             continue
         compiled, launch = compile_launch(partial(operator, x, y, s), card.capability)
         tile = launch.constants["LINES"] * launch.constants["STRIPS"] * launch.constants["COLUMNS"]

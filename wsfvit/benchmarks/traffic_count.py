@@ -146,7 +146,9 @@ def _read(graph: Any, code_for: Card | None) -> _Lowered:
     kernels = [_read_kernel(each, place) for each in steps]
     if code_for is not None:
         issued = count_instructions(graph, code_for)
-        issued |= {step.get_name(): _count_chain(step.node, code_for) for step in steps if _is_chain(step.node)}
+        issued |= {
+            step.get_name(): _count_stem_kernel(step.node, code_for) for step in steps if _is_stem_kernel(step.node)
+        }
         kernels = [
             replace(kernel, instructions=issued.get(step.get_name(), 0.0))
             for step, kernel in zip(steps, kernels, strict=True)
@@ -203,11 +205,11 @@ def _count_macs(operator: Any, node: fx.Node) -> int:
     return flop_registry[operator](*args, **kwargs, out_val=out) // 2
 
 
-def _is_chain(kernel: Any) -> bool:
+def _is_stem_kernel(kernel: Any) -> bool:
     return getattr(kernel, "op_overload", None) is torch.ops.wsfvit.haar_swt2d_affine_gelu.default
 
 
-def _count_chain(kernel: Any, card: Card) -> float:
+def _count_stem_kernel(kernel: Any, card: Card) -> float:
     """Instructions of this project's kernel for the stem, which inductor takes for a library's."""
     (node,) = (each for each in kernel.origins if each.target is kernel.op_overload)
     arguments = tree_map_only(

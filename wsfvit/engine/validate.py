@@ -175,7 +175,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if args.fuse:  # before the weights may be rounded
         model = fuse_model(args.model, model)
     elif args.torchcompile and can_fuse(model):
-        world.say("note: pass --fuse too, compiled code computes BatchNorms anew for every pixel")
+        world.say("note: pass --fuse too, which folds the BatchNorms that compiled code computes otherwise")
     model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)

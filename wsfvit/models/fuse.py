@@ -12,7 +12,7 @@ from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw,
 from wsfvit.layers.conv import gelu
 from wsfvit.layers.stem import PublishedHaarSWT2d
 from wsfvit.wavelets import resolve_backend, wavelet_backend
-from wsfvit.wavelets.chain import haar_swt2d_affine_gelu
+from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -113,7 +113,7 @@ class SubbandsGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         approximate, wraps = self.conv.approximate, self.transform.wraps(x)
-        if _has_chain_kernel(x, approximate):
+        if _has_stem_kernel(x, approximate):
             return haar_swt2d_affine_gelu(x, self.first_weight, self.summand.flatten(), wraps, _autocast_dtype(x))
         if x.device.type == "cuda":
             x = gelu(torch.addcmul(self.summand, self.transform(x), self.factor), approximate)
@@ -158,7 +158,7 @@ def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
     return x.device.type == "cuda" and approximate == "tanh" and _may_hold_own_operators()
 
 
-def _has_chain_kernel(x: Tensor, approximate: str) -> bool:
+def _has_stem_kernel(x: Tensor, approximate: str) -> bool:
     """Whether a Triton kernel can compute `SubbandsGELU`."""
     fits = x.shape[1] == 3 and x.dtype != torch.float64 and approximate == "tanh"
     return fits and _may_hold_own_operators() and resolve_backend(x.device) == "triton"

@@ -8,8 +8,8 @@
 - `filterbank`: `dwt2d` and `idwt2d` for every discrete wavelet of PyWavelets.
 - `modules`: `HaarDWT2d` and the others, which only call the functions.
 - `compiled`: what torch.compile gets instead of the reference on a GPU.
-- `triton_haar`, `triton_kernels`, `triton_chain`: fused CUDA kernels and what launches them; used where asked for.
-- `chain`: the operator of the last of them, the stem's transform with BatchNorm and GELU in evaluation.
+- `triton_haar`, `triton_kernels`, `triton_stem`: fused CUDA kernels and what launches them; used where asked for.
+- `stem_operator`: the operator of the last of them, the stem's transform with BatchNorm and GELU in evaluation.
 
 Importing this package touches neither CUDA nor Triton nor PyWavelets.
 """

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wsfvit.wavelets import triton_chain, triton_kernels
+from wsfvit.wavelets import triton_kernels, triton_stem
 from wsfvit.wavelets.reference import is_channels_last
 from wsfvit.wavelets.types import SwtMode
 
@@ -101,13 +101,13 @@ def haar_swt2d_adjoint(
 def haar_swt2d_affine_gelu(
     x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(B, 3, H, W), (12,), (12,) -> (B, 12, H, W), see `chain.haar_swt2d_affine_gelu`."""
+    """(B, 3, H, W), (12,), (12,) -> (B, 12, H, W), see `stem_operator.haar_swt2d_affine_gelu`."""
     B, C, H, W = x.shape
     y = x.new_empty(B, H, W, 4 * C, dtype=dtype).permute(0, 3, 1, 2)
     tiling = _tiling(B, H, W, SWT_ELEMENTS, x.element_size())
     options = {"PERIODIC": periodic, "GROUP": _group(x), "IMAGE_ALIGN": _alignment(x, inside=False)}
     arguments = (x, factor, summand, y, H, W, *tiling.counts, *x.stride(), y.stride(0), y.stride(2))
-    _start(Launch(triton_chain.haar_chain_kernel, tiling.programs, arguments, tiling.constants | options))
+    _start(Launch(triton_stem.haar_stem_kernel, tiling.programs, arguments, tiling.constants | options))
     return y
 
 

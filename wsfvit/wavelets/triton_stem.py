@@ -1,4 +1,4 @@
-"""The Triton kernel of `wsfvit.wavelets.chain`: transform of RGB images, factor and summand per subband, GELU.
+"""The Triton kernel of `wsfvit.wavelets.stem_operator`: transform of RGB images, factor and summand per subband, GELU.
 
 The images are read once, and the activations are written once. Arguments are called as in
 `wsfvit.wavelets.triton_kernels`, and a tile is the same: some pixels of some strips of lines. A thread computes all
@@ -60,7 +60,7 @@ def _interleave(cA, cH, cV, cD):
 
 
 @triton.jit
-def haar_chain_kernel(
+def haar_stem_kernel(
     x_ptr,  # (B, 3, H, W)
     factor_ptr, summand_ptr,  # (12,)
     y_ptr,  # (B, H, W, 12)
