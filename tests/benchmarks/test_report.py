@@ -12,7 +12,6 @@ from wsfvit.benchmarks import gpu, report, speed_picture
 from wsfvit.benchmarks.report_tables import (
     MODELS,
     SECTIONS,
-    TRAFFIC,
     TRANSFORMS,
     machine,
     models_table,
@@ -65,7 +64,7 @@ def test_the_tables_of_this_repository_agree_with_its_records(capsys: pytest.Cap
     report.main(["--check"])
     assert "every table agrees" in capsys.readouterr().out
     text = (report.ROOT / "README.md").read_text()
-    wanted = {name for name in SECTIONS if name != "traffic" or (report.ROOT / f"results/{TRAFFIC[0]}.json").exists()}
+    wanted = set(SECTIONS)
     assert {begin[1] for begin in report.BEGIN.finditer(text)} >= wanted
 
 
@@ -130,42 +129,6 @@ def test_records_of_a_gpu_add_tables_and_panels(root: Path) -> None:
     _, _, models, bandwidth = speed_picture.draw_speed(root).axes
     assert "H200" in models.get_title() and "H200" in bandwidth.get_title()
     assert len(models.lines) == 2
-
-
-def of_traffic(model: str, name: str, gigabytes: float, saved: float | None = None) -> dict[str, Any]:
-    """A record of 3 kernels, one of them generated and moving a quarter."""
-    generated = {"kernels": 1, "bytes": gigabytes * 25e7, "macs": 0}
-    sums = {
-        "kernels": 3,
-        "bytes": gigabytes * 1e9,
-        "least_seconds": gigabytes / 4000,
-        "kinds": {"generated": generated},
-    }
-    return {"model": model, "pass": name, "saved_bytes": saved, **sums}
-
-
-def test_traffic_is_shown_where_it_was_counted(root: Path) -> None:
-    readme = root / "README.md"
-    readme.write_text(readme.read_text() + "<!-- table: traffic -->\n\n<!-- end of table -->\n")
-    assert "traffic" not in report.rewrite_tables(readme.read_text(), root)[1]
-    inference = [of_traffic("baseline:wsfvit_t_224", "inference", 40.0), of_traffic("resnet10t", "inference", 10.0)]
-    training = [of_traffic("resnet10t", "forward", 8.0, 2e9), of_traffic("resnet10t", "backward", 12.0)]
-    settings = {"dtype": "bfloat16", "card": "H200"}
-    record = run_of(settings, card={"bandwidth": 4e12}, results=inference + training)
-    write(root, TRAFFIC[0], record)
-    text, stale = report.rewrite_tables(readme.read_text(), root)
-    assert "traffic" in stale and text.count("counted, not measured: ") == 2
-    link = "[traffic.json](results/cpu/traffic.json)"
-    caption = f"batch 4, 32x32, bfloat16, compiled for H200 ({link})"
-    moved = "kernels | GB moved at best | of these by libraries' kernels"
-    assert f"inference, {caption} | {moved} | ms at least, at 4 TB/s | GB against the baseline |" in text
-    assert "| published computation of `wsfvit_t_224` | 3 | 40.0 | 30.0 | 10.0 | 1 |" in text
-    assert "| timm `resnet10t` | 3 | 10.0 | 7.50 | 2.50 | 0.25x |" in text
-    assert f"forward + backward, {caption} | {moved} | GB saved for backward | ms at least" in text
-    assert "| timm `resnet10t` | 6 | 20.0 | 15.0 | 2.00 | 5.00 | - |" in text
-    write(root, TRAFFIC[1], record | {"results": [training[0] | {"instructions": 1e9}]})
-    text, _ = report.rewrite_tables(readme.read_text(), root)
-    assert text.count("ms at least, at 4 TB/s and one instruction per clock and lane") == 1
 
 
 def test_groups_are_steps_of_the_gpu_program() -> None:

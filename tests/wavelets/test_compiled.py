@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsfvit.benchmarks.kernel_code import CARDS
-from wsfvit.benchmarks.traffic_count import Kernel, plan_inference, plan_training
-from wsfvit.wavelets import compiled, haar_dwt2d, haar_idwt2d, haar_swt2d, reference
+from wsfvit.wavelets import compiled, reference
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -47,50 +45,6 @@ def test_is_the_reference(name: str, layout: torch.memory_format, shape: tuple[i
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == dtype
         torch.testing.assert_close(a, b, rtol=tolerance, atol=4 * tolerance)
-
-
-class Apply(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def plan(function: Callable[[Tensor], Tensor], x: Tensor) -> list[Kernel]:
-    return plan_inference(Apply(function), x, CARDS["H200"]).graphs["inference"]
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-def test_a_dwt_and_its_inverse_are_one_pass_each(layout: torch.memory_format) -> None:
-    x = torch.empty(4, 16, 28, 28, dtype=torch.bfloat16).to(memory_format=layout)
-    (kernel,) = plan(haar_dwt2d, x)
-    assert kernel.bytes == 2 * 2 * x.numel()
-    (kernel,) = plan(lambda y: haar_idwt2d(y, (28, 28)), reference.haar_dwt2d(x))
-    assert kernel.bytes == 2 * 2 * x.numel()
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-def test_so_are_their_gradients(layout: torch.memory_format) -> None:
-    def between(model: nn.Module, x: Tensor) -> Tensor:
-        y = model.inner(haar_dwt2d(model.before(x)).flatten(0, 1)).unflatten(0, (-1, 4))
-        return model.after(haar_idwt2d(y, (28, 28)))
-
-    model = Apply(lambda x: between(model, x))
-    model.before, model.inner, model.after = (nn.Conv2d(64, 64, 1, bias=False) for _ in range(3))
-    x = torch.empty(4, 64, 28, 28).to(memory_format=layout)
-    graphs = plan_training(model.to(memory_format=layout), x, CARDS["H200"], torch.bfloat16).graphs
-    for kernels in graphs.values():
-        large = [kernel.bytes for kernel in kernels if kernel.kind == "generated" and kernel.bytes > x.numel()]
-        large = [size for size in large if size != 6 * x.numel()]  # the cast of the input
-        assert large == [2 * 2 * x.numel()] * 2
-
-
-def test_an_swt_reads_a_plane_and_writes_its_subbands() -> None:
-    x = torch.empty(4, 3, 32, 32, dtype=torch.bfloat16)
-    kernels = plan(lambda x: haar_swt2d(x, "zero", flip_details=True), x)
-    assert sum(kernel.bytes for kernel in kernels) <= 2 * (3 + 4) * x.numel()  # inductor counts the image thrice
 
 
 def test_one_graph_serves_all_even_sizes() -> None:

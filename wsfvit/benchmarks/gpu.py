@@ -38,7 +38,7 @@ MOST_WORKERS = 8
 # Programs that compile ahead, each of which holds a model's training in the GPU's memory.
 AT_ONCE = 3
 HALF = ["--dtype", "bfloat16", "--amp"]
-# What inductor does without this project's options: more bytes by the counts of `traffic`, but less arithmetic.
+# What inductor does without this project's options: more bytes by counts, but less arithmetic.
 PLAIN = [
     "--compile-options",
     "realize_opcount_threshold=30",

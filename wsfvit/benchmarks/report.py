@@ -3,9 +3,9 @@
     python -m wsfvit.benchmarks.report            # after a new record; then commit README.md and docs/speed.png
     python -m wsfvit.benchmarks.report --check    # change nothing; exit code 1 if a table differs from its records
 
-A table stands between the lines <!-- table: NAME --> and <!-- end of table -->; NAME is models, wavelets, traffic,
-loader or peers. Records of a GPU (results/gpu, by python -m wsfvit.benchmarks.gpu) add tables and panels once they are
-there, and that of python -m wsfvit.benchmarks.traffic its table.
+A table stands between the lines <!-- table: NAME --> and <!-- end of table -->; NAME is models, wavelets,
+loader or peers. Records of a GPU (results/gpu, by python -m wsfvit.benchmarks.gpu) add tables and panels once they
+are there.
 """
 
 import argparse

@@ -40,7 +40,6 @@ TRANSFORMS: Groups = (
         for dtype in ("float32", "bfloat16", "bfloat16_channels_last", "small")
     ),
 )
-TRAFFIC = ("cpu/traffic", "cpu/traffic_train")
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
 TRANSFORM_OPTIONS = {"channels_last": "channels-last", "cuda_graph": "replayed CUDA graphs"}
@@ -186,47 +185,6 @@ def merge_transforms(records: Sequence[Record], op: str) -> dict[tuple[tuple[int
     return times
 
 
-def traffic_section(root: Path) -> str:
-    """What `wsfvit.benchmarks.traffic` counted, a table of inference and one of training per record that is there."""
-    records = [read_record(root, name) for name in TRAFFIC if (root / f"results/{name}.json").exists()]
-    modes = {"inference": ("inference",), "training, forward + backward": ("forward", "backward")}
-    tables = [traffic_table(record, mode, passes) for record in records for mode, passes in modes.items()]
-    return "\n\n".join(table for table in tables if table)
-
-
-def traffic_table(record: Record, mode: str, passes: Sequence[str]) -> str:
-    """Kernels, bytes and their least time of each model, summed over some passes; empty if none was counted."""
-    by_model: dict[str, list[Record]] = {}
-    for result in record["results"]:
-        if result["pass"] in passes:
-            by_model.setdefault(result["model"], []).append(result)
-    if not by_model:
-        return ""
-    total = {name: sum(result["bytes"] for result in results) for name, results in by_model.items()}
-    baseline = next((total[name] for name in total if name.startswith(PREFIX)), None)
-    with_saved = any(result["saved_bytes"] is not None for results in by_model.values() for result in results)
-    rows = []
-    for name, results in by_model.items():
-        generated = sum(result["kinds"].get("generated", {"bytes": 0})["bytes"] for result in results)
-        saved = sum(result["saved_bytes"] or 0 for result in results)
-        cells = [str(sum(result["kernels"] for result in results))]
-        cells += [_digits(size / 1e9) for size in (total[name], total[name] - generated, *([saved] * with_saved))]
-        cells.append(_digits(1e3 * sum(result["least_seconds"] for result in results)))
-        against = "" if baseline is None else f"{total[name] / baseline:.2f}x"
-        rows.append([model_label(name), *cells, "1" if name.startswith(PREFIX) else against])
-    settings, card = record["settings"], record["card"]
-    size = settings["img_size"]
-    compiled = ", ".join([f"compiled for {settings['card']}", *describe_compiler(settings)])
-    run = f"batch {settings['batch_size']}, {size}x{size}, {settings['dtype']}, {compiled}"
-    saved_column = ["GB saved for backward"] if with_saved else []
-    bound = f"ms at least, at {card['bandwidth'] / 1e12:g} TB/s"
-    if any(result.get("instructions") for results in by_model.values() for result in results):
-        bound += " and one instruction per clock and lane"
-    columns = ["kernels", "GB moved at best", "of these by libraries' kernels", *saved_column, bound]
-    caption = f"counted, not measured: {mode}, {run} ({record['link']})"
-    return _table([caption, *columns, "GB against the baseline"], rows)
-
-
 def loader_section(root: Path) -> str:
     """Images per CPU second by source and decoder, one column per size of the photographs."""
     record = read_record(root, "cpu/loader")
@@ -300,7 +258,6 @@ def _mwa_gains(record: Record, part: str) -> Iterator[tuple[str, float]]:
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "models": models_section,
     "wavelets": transforms_section,
-    "traffic": traffic_section,
     "loader": loader_section,
     "peers": peers_section,
 }

@@ -36,7 +36,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """`torch.nn.functional.gelu`, which torch.compile makes slow kernels of on a GPU if ``approximate`` is "tanh".
 
     Their tanh takes 33 instructions per element with what is around it, and issuing those takes longer than moving the
-    element. The same function written with a sigmoid takes 19 (`wsfvit.benchmarks.traffic --machine-code`).
+    element. The same function written with a sigmoid takes 19.
     """
     if approximate == "tanh" and x.is_cuda and torch.compiler.is_compiling():
         return tanh_gelu_by_sigmoid(x)
