@@ -6,9 +6,9 @@ python cam_image.py --dataset digits --num-images 8 --checkpoint A.pth.tar B.pth
 python cam_image.py photos --models wsfvit_t_224 convnext_tiny --checkpoint wsfvit_t.pth.tar convnext_tiny.safetensors
 """
 
-from wsfvit.engine.args import parse_cam_args
-from wsfvit.engine.cam import run_cam
-from wsfvit.errors import run_main
+from wsfvit.analysis.cam import run_cam
+from wsfvit.cli.tools import parse_cam_args
+from wsfvit.utils.errors import run_main
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ python get_flops.py --model wsfvit_t_224 --img-size 384 --num-classes 10
 python get_flops.py --all
 """
 
-from wsfvit.engine.args import parse_flops_args
-from wsfvit.engine.flops import run_flops
-from wsfvit.errors import run_main
+from wsfvit.analysis.flops import run_flops
+from wsfvit.cli.tools import parse_flops_args
+from wsfvit.utils.errors import run_main
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ SIGTERM, SIGUSR1 or Ctrl-C: saves after the current update and ends with exit co
 
 import sys
 
-from wsfvit.engine.args import parse_train_args
-from wsfvit.engine.signals import STOPPED_EXIT_CODE
-from wsfvit.engine.train import run_training
-from wsfvit.errors import run_main
+from wsfvit.cli.train import parse_train_args
+from wsfvit.train.classify import run_training
+from wsfvit.train.signals import STOPPED_EXIT_CODE
+from wsfvit.utils.errors import run_main
 
 
 def main() -> None:

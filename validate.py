@@ -10,9 +10,9 @@ torchrun --nproc-per-node 4 validate.py /data/imagenet --model wsfvit_t_224 --ch
 
 import sys
 
-from wsfvit.engine.args import parse_validate_args
-from wsfvit.engine.validate import run_validation
-from wsfvit.errors import run_main
+from wsfvit.cli.validate import parse_validate_args
+from wsfvit.eval.validate import run_validation
+from wsfvit.utils.errors import run_main
 
 
 def main() -> None:

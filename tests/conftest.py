@@ -1,7 +1,8 @@
 """What all tests share: the device option, the table of tolerances, the rule for tests that need a GPU."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +71,66 @@ def assert_close() -> Callable[..., None]:
         torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
 
     return check
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_threads() -> Iterator[None]:
+    """Tiny networks lose more than they win from threads, the more so on a shared machine.
+
+    Of module scope, so that runs which a whole module is compared with have as many.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of one two-step run with an EMA."""
+    from tiny_run import TWO_STEPS
+
+    from wsfvit.cli.train import parse_train_args
+    from wsfvit.train.classify import run_training
+
+    output = tmp_path_factory.mktemp("runs")
+    argv = [*TWO_STEPS, "--model-ema", "--model-ema-decay", "0.5", "--output", str(output), "--experiment", "tiny"]
+    return run_training(parse_train_args(argv))
+
+
+@pytest.fixture(scope="session")
+def wsf_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A WSF-ViT of one block for the tiny images, whose BatchNorms are not identities."""
+    import timm
+    from parity import fill_by_key
+    from tiny_data import CLASSES
+
+    kwargs = dict(num_classes=CLASSES, img_size=32, embed_dims=(12,), inter_heads=(2,), depths=(1,), stage_strides=(2,))
+    model = fill_by_key(timm.create_model("wsfvit_p0_224", **kwargs)).float()
+    path = tmp_path_factory.mktemp("wsf") / "wsf.pth"
+    torch.save({"arch": "wsfvit_p0_224", "model_kwargs": kwargs, "state_dict": model.state_dict()}, path)
+    return str(path)
+
+
+@pytest.fixture
+def tiny_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All data is 24 tiny images."""
+    from tiny_data import TinyImages
+
+    monkeypatch.setattr("wsfvit.factory.data.create_dataset", lambda *args, **kwargs: TinyImages(24))
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], object]], str]:
+    """Runs a command as its entry point would; returns its one line on stderr, having checked exit code 2."""
+    from wsfvit.utils.errors import run_main
+
+    def run(command: Callable[[], object]) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run_main(command)
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run

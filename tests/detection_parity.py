@@ -9,8 +9,8 @@ import torch
 from parity import fill_value
 from torch import Tensor, nn
 
-from wsfvit.detection.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.detector import Detector
+from wsfvit.detection.model.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.detector import Detector
 
 FIXTURES = Path(__file__).parent / "fixtures" / "detection"
 CONFIGS = {"maskrcnn": mask_rcnn_config, "cascade": cascade_mask_rcnn_config}

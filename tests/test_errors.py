@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from wsfvit.errors import run_main
+from wsfvit.utils.errors import run_main
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_traceback(monkeypatch) -> None:

@@ -9,38 +9,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Which rooms of the package a room may import. `errors` is a leaf that everyone may use.
-MAY_IMPORT = {
-    "errors": set(),
-    "wavelets": set(),
-    "layers": {"wavelets"},
-    "models": {"layers", "wavelets"},
-    "data": {"errors"},
-    "engine": {"data", "errors", "models", "wavelets"},
-    "detection": {"data", "engine", "errors", "layers", "models", "wavelets"},
-    "video": {"data", "engine", "errors", "layers", "models", "wavelets"},
-    "benchmarks": {"data", "detection", "engine", "errors", "layers", "models", "video", "wavelets"},
-    "__main__": {"engine", "errors", "wavelets"},
-    "plot": {"engine", "errors"},
-    "__init__": {"models"},
-}
+# From the bottom to the top: a package imports what stands before it.
+ORDER = (
+    "utils", "wavelets", "layers", "data", "models", "cli", "checkpoint", "factory", "eval", "inference", "analysis",
+    "train", "detection", "video", "__main__",
+)  # fmt: skip
+TASKS = {"detection", "video"}  # know nothing of each other
+# Programs beside the package use its public names; nothing in the package knows them.
+OUTSIDE = {"benchmarks", "experiments", "tools", "examples", "tests", "train", "validate", "get_flops", "cam_image"}
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Absolute names of all modules that a file imports, at any depth of its code."""
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imported_modules(path: Path, top_level: bool = False) -> set[str]:
+    """Absolute names of all modules that a file imports, at any depth of its code or at its top level only."""
     package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "wsfvit" else {module}
+            # `from package import name` means the module of that name where there is one.
+            names |= {
+                f"{module}.{alias.name}" if module == "wsfvit" or is_module(f"{module}.{alias.name}") else module
+                for alias in node.names
+            }
     return names
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if module.count(".") else "__init__"
 
 
@@ -49,16 +52,39 @@ FILES = sorted((ROOT / "wsfvit").rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
-    parts = path.relative_to(ROOT / "wsfvit").with_suffix("").parts
-    here = parts[0]
+    here = path.relative_to(ROOT / "wsfvit").with_suffix("").parts[0]
     for module in imported_modules(path):
-        top = module.split(".")[0]
-        assert top not in ("tests", "train", "validate", "get_flops", "cam_image"), f"{path} imports {module}"
-        if module == "wsfvit":
+        assert module.split(".")[0] not in OUTSIDE, f"{path} imports {module}"
+        there = package_of(module)
+        if not module.startswith("wsfvit") or there in (here, "__version__"):
+            continue
+        if there == "__init__":
             # A bare `import wsfvit` registers the models; only what builds models may ask for that.
-            assert here in ("engine", "benchmarks", "detection", "video", "__main__"), path
-        elif top == "wsfvit" and room(module) not in (here, "__version__"):
-            assert room(module) in MAY_IMPORT[here], f"{here} may not import {module}"
+            assert ORDER.index(here) > ORDER.index("models"), path
+        elif here in ("__init__", "plot", "benchmarks"):  # the package itself and its short-cuts
+            assert there in ("models", "analysis", "utils"), path
+        else:
+            assert ORDER.index(there) < ORDER.index(here), f"{here} may not import {module}"
+            assert not {here, there} <= TASKS, f"{here} may not import {module}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Imports at the top of a file; one inside a function may run the other way within a package."""
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = imported_modules(path, top_level=True)
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in graph[name] & graph.keys() - {name}:
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 def test_walk_sees_imports(tmp_path: Path) -> None:

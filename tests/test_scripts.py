@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsfvit.cli.train import parse_train_args
 from wsfvit.detection.shapes import write_shapes
-from wsfvit.engine.args import parse_train_args
-from wsfvit.engine.train import run_training
+from wsfvit.train.classify import run_training
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = sorted((ROOT / "scripts").glob("wsfvit_*_1k.sh"))

@@ -21,14 +21,12 @@ import torch.distributed as dist
 import torchvision
 
 import wsfvit
-from wsfvit.engine.args.common import HelpFormatter, build_parser
-from wsfvit.engine.args.export import add_export_args
-from wsfvit.engine.args.predict import add_predict_args
-from wsfvit.engine.args.replay import add_replay_args
-from wsfvit.engine.export import run_export
-from wsfvit.engine.predict import run_predict
-from wsfvit.engine.replay import run_replay
-from wsfvit.errors import run_main
+from wsfvit.cli.common import HelpFormatter, build_parser
+from wsfvit.cli.tools import add_export_args, add_predict_args, add_replay_args
+from wsfvit.inference.export import run_export
+from wsfvit.inference.predictor import run_predict
+from wsfvit.train.replay import run_replay
+from wsfvit.utils.errors import run_main
 from wsfvit.wavelets import resolve_backend
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "PyWavelets", "fvcore", "safetensors", "mlxtend")

@@ -1,7 +1,7 @@
 """``python -m wsfvit.plot RUN...``: the curves of training runs over each other."""
 
-from wsfvit.engine.plot import parse_plot_args, run_plot
-from wsfvit.errors import run_main
+from wsfvit.analysis.plot import parse_plot_args, run_plot
+from wsfvit.utils.errors import run_main
 
 
 def main() -> None:

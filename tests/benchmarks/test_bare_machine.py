@@ -20,10 +20,10 @@ sys.meta_path.insert(0, NotInstalled())
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] in MISSING else find(name, *more)
 
-from wsfvit.benchmarks import gpu, models, scaling, study, video, wavelets
-from wsfvit.engine.args import parse_train_args
-from wsfvit.engine.train import run_training
-from wsfvit.errors import UserError
+from benchmarks import gpu, models, scaling, study, video, wavelets
+from wsfvit.cli import parse_train_args
+from wsfvit.train.classify import run_training
+from wsfvit.utils.errors import UserError
 
 once = ["--warmup", "1", "--repeats", "1"]
 wavelets.main(["--shapes", "1x2x8x8", "--backward", *once])

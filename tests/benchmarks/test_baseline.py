@@ -17,7 +17,7 @@ from parity import (
     run_with_features,
 )
 
-from wsfvit.benchmarks.baseline import BASELINE_CFGS, FFTHaarSWT2d, create_baseline
+from benchmarks.baseline import BASELINE_CFGS, FFTHaarSWT2d, create_baseline
 
 RTOL = 1e-9
 MANIFEST = load_manifest()

@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from wsfvit.benchmarks import common
-from wsfvit.benchmarks.common import (
-    environment,
-    format_timing,
-    markdown_table,
-    measure,
-    measure_together,
-    write_results,
-)
+from benchmarks import common
+from benchmarks.common import environment, format_timing, markdown_table, measure, measure_together, write_results
 
 
 def test_candidates_take_turns_and_start_in_turn(monkeypatch) -> None:
-    monkeypatch.setattr("wsfvit.benchmarks.common.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("benchmarks.common.MIN_SAMPLE_SECONDS", 0.0)
     seen: list[str] = []
     names = ["a", "b", "c"]
     timings = measure_together({name: lambda n=name: seen.append(n) for name in names}, warmup=1, repeats=3)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from wsfvit.benchmarks import data, photographs
+from benchmarks import data, photographs
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import TransformedDataset
 from wsfvit.data.transforms import build_train_transform
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsfvit.benchmarks import detection
-from wsfvit.benchmarks.common import Timing
-from wsfvit.benchmarks.detectors import PEER, Candidate
-from wsfvit.errors import UserError
+from benchmarks import detection
+from benchmarks.common import Timing
+from benchmarks.detectors import PEER, Candidate
+from wsfvit.utils.errors import UserError
 
 OURS = "mask_rcnn:wsfvit_p0_224"
 COUNTS = {"roi_samples": 8, "rpn_samples": 16, "max_detections": 5}

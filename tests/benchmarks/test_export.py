@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from wsfvit.benchmarks import export
-from wsfvit.errors import UserError
+from benchmarks import export
+from wsfvit.utils.errors import UserError
 
 
 def test_failures_are_recorded_and_end_the_program(tmp_path, monkeypatch, capsys) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from wsfvit.benchmarks import filterbank
+from benchmarks import filterbank
 from wsfvit.wavelets import filterbank as ours
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wsfvit.benchmarks import gpu
-from wsfvit.errors import UserError
+from benchmarks import gpu
+from wsfvit.utils.errors import UserError
 
 
 def run_here(command: list[str], **options) -> subprocess.CompletedProcess:
@@ -73,7 +73,7 @@ def test_what_is_compiled_ahead_runs_first_and_may_fail(tmp_path: Path, monkeypa
         return subprocess.CompletedProcess(command, 1 if command[2] == "wrong" else 0)
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
-    step = gpu.Step("step", ["wsfvit.benchmarks.models", "--compile"], ahead=(["slow"], ["wrong"], ["right"]))
+    step = gpu.Step("step", ["benchmarks.models", "--compile"], ahead=(["slow"], ["wrong"], ["right"]))
     assert gpu.run_step(step, "cuda", tmp_path / "step.json", 100) is None
     first, last = commands[:-1], commands[-1]
     assert sorted(first) == [[name, "--device", "cuda"] for name in ("right", "slow", "wrong")]

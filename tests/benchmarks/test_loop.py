@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wsfvit.benchmarks import loop
+from benchmarks import loop
 
 
 def test_program_writes_the_lost_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from wsfvit.benchmarks import memory
+from benchmarks import memory
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from wsfvit.benchmarks import models
-from wsfvit.benchmarks.baseline import create_baseline
-from wsfvit.errors import UserError
+from benchmarks import models
+from benchmarks.baseline import create_baseline
+from wsfvit.utils.errors import UserError
 
 NAME = "wsfvit_p0_224"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsfvit.benchmarks import mwa
+from benchmarks import mwa
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 8, 8), (1, 12, 5, 7)], ids=str)

@@ -9,10 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsfvit.benchmarks import part_timer, parts
-from wsfvit.benchmarks.part_timer import BACKWARD, FORWARD, REST, PartTimer, average_middle
-from wsfvit.engine.flop_counter import count_complexity
-from wsfvit.errors import UserError
+from benchmarks import part_timer, parts
+from benchmarks.part_timer import BACKWARD, FORWARD, REST, PartTimer, average_middle
+from wsfvit.analysis.flop_counter import count_complexity
+from wsfvit.utils.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = {"embed_dims": (8, 8, 16, 16), "depths": (1, 2, 1, 1), "inter_heads": (2, 2, 2, 2), "head_dim": 8}

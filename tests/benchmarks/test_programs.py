@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wsfvit.benchmarks.common import write_results
-from wsfvit.errors import UserError, run_main
+from benchmarks.common import write_results
+from wsfvit.utils.errors import UserError, run_main
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
@@ -21,8 +21,8 @@ PROGRAMS = sorted(
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_and_mistakes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     started: list[Callable[[list[str]], object]] = []
-    monkeypatch.setattr("wsfvit.errors.run_main", started.append)
-    module = f"wsfvit.benchmarks.{name}"
+    monkeypatch.setattr("wsfvit.utils.errors.run_main", started.append)
+    module = f"benchmarks.{name}"
     runpy.run_module(module, run_name="__main__")
     (main,) = started  # so that a UserError is one line
     with pytest.raises(SystemExit) as ended:
@@ -35,7 +35,7 @@ def test_help_and_mistakes(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("name", ["loop", "models", "parts", "save", "scaling"])
 def test_a_device_or_model_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main = importlib.import_module(f"wsfvit.benchmarks.{name}").main
+    main = importlib.import_module(f"benchmarks.{name}").main
     flag = "--models" if name == "models" else "--model"
     for argv, complaint in (
         ([flag, "no_such_model"], "unknown model 'no_such_model'"),
@@ -50,7 +50,7 @@ def test_a_device_or_model_that_is_not_there(name: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("argv", [["wacnn", "--wavelet"], ["filterbank", "--wavelets"]], ids=lambda argv: argv[0])
 def test_a_wavelet_that_does_not_exist(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        importlib.import_module(f"wsfvit.benchmarks.{argv[0]}").main([argv[1], "db2000"])
+        importlib.import_module(f"benchmarks.{argv[0]}").main([argv[1], "db2000"])
     assert "no discrete wavelet is called 'db2000'" in capsys.readouterr().err
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsfvit.benchmarks import scaling
-from wsfvit.engine.distributed import World
-from wsfvit.errors import UserError
+from benchmarks import scaling
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 
 TINY = ["--model", "test_vit", "--batch-sizes", "2", "4", "--img-sizes", "32", "64", "--warmup", "1", "--repeats", "3"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsfvit.benchmarks import video
-from wsfvit.benchmarks.baseline_video import BaselineSimVP
+from benchmarks import video
+from benchmarks.baseline_video import BaselineSimVP
 from wsfvit.video import SimVP, SimVPConfig
 from wsfvit.video.flops import part_names
 

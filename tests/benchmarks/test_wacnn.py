@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsfvit.benchmarks import wacnn
-from wsfvit.errors import UserError
+from benchmarks import wacnn
 from wsfvit.layers import WaveletAttention
+from wsfvit.utils.errors import UserError
 
 
 def candidates(wavelet: str, size: tuple[int, int]) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wsfvit.benchmarks import wavelets
+from benchmarks import wavelets
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsfvit.benchmarks import wavemix
+from benchmarks import wavemix
 
 
 @pytest.mark.parametrize("level", [1, 2, 3, 4])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from wsfvit.data import create_dataset, dataset_num_classes, same_images
 from wsfvit.data.digits import _load_rows
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
 
@@ -176,4 +176,6 @@ def test_data_imports_nothing_above_it():
     for path in (Path(__file__).parents[2] / "wsfvit" / "data").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wsfvit"):
-                assert node.module.startswith(("wsfvit.data", "wsfvit.errors")), f"{path.name} imports {node.module}"
+                assert node.module.startswith(("wsfvit.data", "wsfvit.utils.errors")), (
+                    f"{path.name} imports {node.module}"
+                )

@@ -11,7 +11,7 @@ from wsfvit.data import Augmentation, LoaderOptions, build_eval_loader, build_tr
 from wsfvit.data.decoders import decode_image, to_picture
 from wsfvit.data.images import BadImageError
 from wsfvit.data.transforms import build_train_transform
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.25,) * 3}
 X, Y = np.meshgrid(np.arange(96), np.arange(64))

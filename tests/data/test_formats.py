@@ -18,7 +18,7 @@ from wsfvit.data import (
     create_dataset,
     dataset_num_classes,
 )
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.0,) * 3, "std": (1.0,) * 3}
 OPTIONS = LoaderOptions(batch_size=4, num_workers=0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsfvit.data import LoaderOptions, build_eval_loader, build_train_loader, create_dataset
 from wsfvit.data.images import BadImageError
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
 OPTIONS = LoaderOptions(batch_size=4, num_workers=0)

@@ -19,7 +19,7 @@ from wsfvit.data import (
     build_train_loader,
     create_dataset,
 )
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 EVAL_CONFIG = CONFIG | {"interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}

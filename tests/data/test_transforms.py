@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from wsfvit.data import Augmentation, seed_all
 from wsfvit.data.seeding import SeededDataset
 from wsfvit.data.transforms import build_train_transform
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 24, 24), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from detection_parity import load_fixture
 from torch import Tensor
 
-from wsfvit.detection.backbone import DetectionBackbone
-from wsfvit.errors import UserError
+from wsfvit.detection.model.backbone import DetectionBackbone
+from wsfvit.utils.errors import UserError
 
 TINY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), inter_heads=(2, 4, 4, 8), head_dim=4, stem_width=8)
 # One small model of each kind: model, options, what its image sides must be padded to.

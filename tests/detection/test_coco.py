@@ -6,8 +6,8 @@ import logging
 import pytest
 from detection.coco_files import write_coco
 
-from wsfvit.detection.coco import read_coco
-from wsfvit.errors import UserError
+from wsfvit.detection.data.coco import read_coco
+from wsfvit.utils.errors import UserError
 
 
 def test_reads_images_categories_and_annotations(tmp_path):

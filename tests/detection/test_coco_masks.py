@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
-from wsfvit.detection.coco_masks import (
+from wsfvit.detection.data.coco_masks import (
     check_segmentation,
     coco_mask_module,
     decompress_counts,
     encode_masks,
     sample_masks,
 )
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 def random_masks(count, height, width):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsfvit.detection.config import cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.detector import Detector
-from wsfvit.detection.roi_heads import Detections
-from wsfvit.errors import UserError
+from wsfvit.detection.model.config import cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.detector import Detector
+from wsfvit.detection.model.roi_heads import Detections
+from wsfvit.utils.errors import UserError
 
 BUILDERS = [mask_rcnn_config, cascade_mask_rcnn_config]
 SIZES = [(64, 96), (50, 70)]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from wsfvit.detection.coco import read_coco
-from wsfvit.detection.coco_masks import encode_masks, sample_masks
+from wsfvit.detection.data.coco import read_coco
+from wsfvit.detection.data.coco_masks import encode_masks, sample_masks
 from wsfvit.detection.evaluate import CocoEvaluator
 from wsfvit.detection.shapes import write_shapes
-from wsfvit.engine.distributed import World
+from wsfvit.utils.distributed import World
 
 BACKENDS = ("pycocotools", "faster")
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from wsfvit.detection import export
-from wsfvit.detection.boxes import suppress
-from wsfvit.detection.config import cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.detector import Detector, build_detector
-from wsfvit.detection.heads import pool_rois
-from wsfvit.detection.roi_heads import Detections
-from wsfvit.detection.saved import Setting, describe
-from wsfvit.detection.transforms import EvalTransform, Normalize
-from wsfvit.engine.export import export_model, load_runner
-from wsfvit.errors import UserError
+from wsfvit.detection.checkpoint import Setting, describe
+from wsfvit.detection.data.transforms import EvalTransform, Normalize
+from wsfvit.detection.model.boxes import suppress
+from wsfvit.detection.model.config import cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.detector import Detector, build_detector
+from wsfvit.detection.model.heads import pool_rois
+from wsfvit.detection.model.roi_heads import Detections
+from wsfvit.inference.export import export_model, load_runner
+from wsfvit.utils.errors import UserError
 
 SMALL = {"fpn_width": 8, "fc_width": 16, "candidates_test": 50, "proposals_test": 50, "max_detections": 20}
 SIZE = (64, 96)

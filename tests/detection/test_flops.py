@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
+from wsfvit.analysis.flop_counter import count_complexity
 from wsfvit.detection import __main__ as commands
-from wsfvit.detection.config import cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.detector import build_detector
 from wsfvit.detection.flops import TOTAL, PartCost, count_detector
-from wsfvit.engine.flop_counter import count_complexity
-from wsfvit.errors import UserError
+from wsfvit.detection.model.config import cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.detector import build_detector
+from wsfvit.utils.errors import UserError
 
 TINY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), inter_heads=(2, 4, 4, 8), head_dim=4, stem_width=8)
 

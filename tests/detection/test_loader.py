@@ -11,13 +11,13 @@ from detection.coco_files import write_coco
 from PIL import Image
 
 from wsfvit.data.loader import LoaderOptions
-from wsfvit.detection.batch import DetectionBatch
-from wsfvit.detection.coco import read_coco
-from wsfvit.detection.dataset import DetectionDataset
-from wsfvit.detection.loader import AspectRatioSampler, build_eval_loader, build_train_loader
+from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.coco import read_coco
+from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.loader import AspectRatioSampler, build_eval_loader, build_train_loader
+from wsfvit.detection.data.transforms import EvalTransform, TrainSizes, TrainTransform, flip
 from wsfvit.detection.shapes import write_shapes
-from wsfvit.detection.transforms import EvalTransform, TrainSizes, TrainTransform, flip
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 PENNFUDAN = Path(__file__).parents[3] / "shared" / "data" / "pennfudan" / "instances_val.json"

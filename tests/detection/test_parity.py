@@ -13,8 +13,8 @@ from detection_parity import CHANNELS, FIXTURES, FixedBackbone, build_published_
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsfvit.detection.config import cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.detector import Detector, to_original
+from wsfvit.detection.model.config import cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.detector import Detector, to_original
 
 KINDS = ("maskrcnn", "cascade")
 SIZE = (210, 400)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from wsfvit.detection.args import predict_parser
 from wsfvit.detection.predict import run_predict
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

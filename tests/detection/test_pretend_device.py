@@ -4,13 +4,13 @@ import torch
 from detection.tiny_detector import SMALL
 from pretend_device import PretendDevice
 
-from wsfvit.detection.batch import DetectionBatch
-from wsfvit.detection.config import KINDS
-from wsfvit.detection.detector import build_detector
+from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.evaluate import encode_detections
+from wsfvit.detection.evaluation import to_files
+from wsfvit.detection.model.config import KINDS
+from wsfvit.detection.model.detector import build_detector
 from wsfvit.detection.train import DetectionTask
-from wsfvit.detection.transforms import Normalize
-from wsfvit.detection.validation import to_files
 
 SIZE = (60, 64)
 

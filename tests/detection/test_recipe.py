@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from wsfvit.detection.args import train_parser
-from wsfvit.detection.recipe import build_optimizer, build_scheduler, group_parameters
-from wsfvit.errors import UserError
+from wsfvit.detection.optim import build_optimizer, build_scheduler, group_parameters
+from wsfvit.utils.errors import UserError
 
 
 class Parts(nn.Module):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsfvit.detection.config import (
+from wsfvit.detection.model.config import (
     CASCADE_STAGES,
     DetectorConfig,
     StageConfig,
     cascade_mask_rcnn_config,
     mask_rcnn_config,
 )
-from wsfvit.detection.roi_heads import CascadeRoIHeads
+from wsfvit.detection.model.roi_heads import CascadeRoIHeads
 
 SIZE = (64, 64)
 STRIDES = (4, 8, 16, 32)

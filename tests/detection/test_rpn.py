@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsfvit.detection.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
-from wsfvit.detection.rpn import RegionProposalNetwork
+from wsfvit.detection.model.config import DetectorConfig, cascade_mask_rcnn_config, mask_rcnn_config
+from wsfvit.detection.model.rpn import RegionProposalNetwork
 
 SIZE = (100, 200)
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
-from wsfvit.detection.coco import read_coco
+from wsfvit.detection.data.coco import read_coco
 from wsfvit.detection.draw import category_color, draw_detections
 from wsfvit.detection.shapes import CATEGORIES, draw_shapes, write_shapes
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 def test_a_folder_of_shapes_is_a_sound_coco_folder(tmp_path):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from wsfvit.detection.coco import CocoData
+from wsfvit.detection.data.coco import CocoData
+from wsfvit.detection.data.splits import check_categories, read_split
 from wsfvit.detection.shapes import write_shapes
-from wsfvit.detection.splits import check_categories, read_split
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

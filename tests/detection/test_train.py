@@ -13,15 +13,15 @@ import torch
 from detection.tiny_detector import RECIPE, SMALL, parse, write_checkpoint
 from PIL import Image
 
+from wsfvit.checkpoint.io import load_state_dict_file, save_atomic
 from wsfvit.detection import train
 from wsfvit.detection.args import predict_parser, validate_parser
+from wsfvit.detection.data.transforms import TrainSizes
 from wsfvit.detection.predict import run_predict
 from wsfvit.detection.shapes import write_shapes
-from wsfvit.detection.transforms import TrainSizes
 from wsfvit.detection.validate import run_validation
-from wsfvit.engine.checkpoint import load_state_dict_file, save_atomic
-from wsfvit.engine.distributed import World
-from wsfvit.errors import UserError
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # Half a minute on a calm core.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsfvit.detection.batch import PaddingCollate, Sample
-from wsfvit.detection.transforms import (
+from wsfvit.detection.data.batch import PaddingCollate, Sample
+from wsfvit.detection.data.transforms import (
     EvalTransform,
     Normalize,
     TrainSizes,

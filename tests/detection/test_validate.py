@@ -6,12 +6,12 @@ import json
 import pytest
 from detection.tiny_detector import write_checkpoint
 
+from wsfvit.checkpoint.io import save_atomic
 from wsfvit.detection.args import validate_parser
-from wsfvit.detection.saved import load_detector, read_description
+from wsfvit.detection.checkpoint import load_detector, read_description
 from wsfvit.detection.shapes import CATEGORIES, write_shapes
 from wsfvit.detection.validate import run_validation
-from wsfvit.engine.checkpoint import save_atomic
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 import torch
 
+from wsfvit.checkpoint.io import save_atomic
+from wsfvit.cli.run import parse_with_config
 from wsfvit.detection.args import train_parser
-from wsfvit.detection.config import mask_rcnn_config
-from wsfvit.detection.detector import build_detector
-from wsfvit.detection.saved import Setting, describe
+from wsfvit.detection.checkpoint import Setting, describe
+from wsfvit.detection.data.transforms import EvalTransform, Normalize
+from wsfvit.detection.model.config import mask_rcnn_config
+from wsfvit.detection.model.detector import build_detector
 from wsfvit.detection.shapes import CATEGORIES
-from wsfvit.detection.transforms import EvalTransform, Normalize
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.engine.checkpoint import save_atomic
 
 SMALL = {"fpn_width": 16, "fc_width": 32, "roi_samples": 16, "rpn_samples": 32}
 RECIPE = ["--model", "test_resnet", "--no-frozen-stats", "--device", "cpu", "-j", "0", "--no-tensorboard"]

@@ -25,7 +25,7 @@ from parity import (
 from torch import Tensor, nn
 
 import wsfvit  # noqa: F401
-from wsfvit.benchmarks.baseline import create_baseline
+from benchmarks.baseline import create_baseline
 from wsfvit.models.fuse import fuse_for_inference
 from wsfvit.wavelets import wavelet_backend
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsfvit  # noqa: F401
-from wsfvit.engine.flops import count_complexity
+from wsfvit.analysis.flops import count_complexity
 from wsfvit.models import WaveMixSegmentation, WaveMixSuperResolution
 from wsfvit.models.wavemix import model_cfgs
 from wsfvit.models.wavemix_blocks import SubbandConv2d, WaveBlock, WaveletPyramid, WaveMixCfg

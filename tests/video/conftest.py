@@ -2,7 +2,7 @@ import pytest
 import torch
 from video.tiny import TINY_RUN
 
-from wsfvit.engine.args.run import parse_with_config
+from wsfvit.cli.run import parse_with_config
 from wsfvit.video.args import train_parser
 from wsfvit.video.train import run_training
 

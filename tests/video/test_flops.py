@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 from wsfvit.video.__main__ import COMMANDS, main
 from wsfvit.video.flops import RECOUNTED, count_video_model, part_names
-from wsfvit.video.simvp import SimVPConfig
+from wsfvit.video.model.simvp import SimVPConfig
 
 TINY = "flops --frames-in 4 --frames-out 3 --hid-s 8 --hid-t 16 --head-dim 8 --inter-heads 4 --size 20 30".split()
 

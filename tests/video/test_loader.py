@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from wsfvit.data import LoaderOptions
-from wsfvit.errors import UserError
-from wsfvit.video.loader import build_eval_loader, build_train_loader
-from wsfvit.video.moving_mnist import DigitImages, Motion, MovingMNIST
-from wsfvit.video.sequences import SequenceDataset
+from wsfvit.utils.errors import UserError
+from wsfvit.video.data.loader import build_eval_loader, build_train_loader
+from wsfvit.video.data.moving_mnist import DigitImages, Motion, MovingMNIST
+from wsfvit.video.data.sequences import SequenceDataset
 
 DIGITS = DigitImages(np.random.default_rng(0).integers(0, 256, (9, 4, 4), dtype=np.uint8), "other")
 MOTION = Motion(frames=5, size=(9, 8))

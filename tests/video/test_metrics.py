@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 from wsfvit.video import metrics as metrics_module
 from wsfvit.video.metrics import VideoMetrics, copy_last_frame, ssim
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from wsfvit.data.seeding import derive_seed
-from wsfvit.errors import UserError
-from wsfvit.video import moving_mnist
-from wsfvit.video.moving_mnist import (
+from wsfvit.utils.errors import UserError
+from wsfvit.video.data import moving_mnist
+from wsfvit.video.data.moving_mnist import (
     DigitImages,
     Motion,
     MovingMNIST,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 from wsfvit.video import pictures
+from wsfvit.video.data.sequences import Cut, open_sequences
 from wsfvit.video.pictures import draw_animation, draw_strip, write_animation, write_curves, write_prediction
-from wsfvit.video.sequences import Cut, open_sequences
 
 LABEL, LEFT, GAP = pictures.LABEL_HEIGHT, pictures.LABEL_WIDTH, pictures.GAP
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)

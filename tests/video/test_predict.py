@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from wsfvit.errors import UserError, run_main
+from wsfvit.utils.errors import UserError, run_main
 from wsfvit.video.__main__ import main
 from wsfvit.video.args import predict_parser
+from wsfvit.video.checkpoint import load_model
 from wsfvit.video.predict import run_prediction
-from wsfvit.video.saved import load_model
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import torch
 from pretend_device import PretendDevice
 from video.tiny import TINY_MODEL
 
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.engine.distributed import World
+from wsfvit.cli.run import parse_with_config
+from wsfvit.utils.distributed import World
 from wsfvit.video.args import train_parser
 from wsfvit.video.metrics import VideoMetrics, copy_last_frame
-from wsfvit.video.options import build_config
-from wsfvit.video.simvp import SimVP
+from wsfvit.video.model.options import build_config
+from wsfvit.video.model.simvp import SimVP
 from wsfvit.video.train import VideoPrediction
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from video.published import SMALL, fill, published_shapes
 
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.errors import UserError
+from wsfvit.cli.run import parse_with_config
+from wsfvit.utils.errors import UserError
 from wsfvit.video.args import predict_parser, train_parser, validate_parser
+from wsfvit.video.checkpoint import load_model
 from wsfvit.video.predict import run_prediction
-from wsfvit.video.saved import load_model
 from wsfvit.video.train import run_training
 from wsfvit.video.validate import run_validation
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from wsfvit.errors import UserError
-from wsfvit.video.sequences import ArrayClip, ClipSequences, Cut, open_sequences, to_unit_range
-from wsfvit.video.video_files import write_mp4
+from wsfvit.utils.errors import UserError
+from wsfvit.video.data.sequences import ArrayClip, ClipSequences, Cut, open_sequences, to_unit_range
+from wsfvit.video.data.video_files import write_mp4
 
 
 def pixels(*shape, seed=0):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from video.tiny import TINY, TINY_RUN
 
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.engine.checkpoint import read_checkpoint
-from wsfvit.errors import UserError
+from wsfvit.checkpoint.io import read_checkpoint
+from wsfvit.cli.run import parse_with_config
+from wsfvit.utils.errors import UserError
 from wsfvit.video import train
 from wsfvit.video.args import train_parser
-from wsfvit.video.recipe import OneCycleScheduler
-from wsfvit.video.saved import load_model
+from wsfvit.video.checkpoint import load_model
+from wsfvit.video.optim import OneCycleScheduler
 
 ROOT = Path(__file__).parents[2]
 

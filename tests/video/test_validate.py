@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsfvit.engine.build import loader_options
-from wsfvit.engine.distributed import World
-from wsfvit.errors import UserError
+from wsfvit.factory.data import loader_options
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 from wsfvit.video.args import validate_parser
-from wsfvit.video.loader import build_eval_loader
+from wsfvit.video.checkpoint import load_model
+from wsfvit.video.data.loader import build_eval_loader
+from wsfvit.video.data.moving_mnist import Motion, open_moving_mnist
+from wsfvit.video.evaluation import BASELINES, MODEL, measure
 from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
-from wsfvit.video.moving_mnist import Motion, open_moving_mnist
-from wsfvit.video.saved import load_model
 from wsfvit.video.validate import run_validation
-from wsfvit.video.validation import BASELINES, MODEL, measure
 
 
 def validate(tiny_run, *argv):

@@ -16,8 +16,8 @@ from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_
 from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
 
 pytest.importorskip("triton")
-from wsfvit.wavelets import triton_haar as kernels  # noqa: E402  needs Triton
-from wsfvit.wavelets import triton_kernels  # noqa: E402
+from wsfvit.wavelets.triton import haar as kernels  # noqa: E402  needs Triton
+from wsfvit.wavelets.triton import kernels as triton_kernels  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set by tests/conftest.py where there is no GPU
@@ -241,8 +241,8 @@ def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, 
 
 AHEAD_OF_TIME = """
 import torch
-from wsfvit.benchmarks import kernel_code
-from wsfvit.wavelets import triton_haar
+from benchmarks import kernel_code
+from wsfvit.wavelets.triton import haar
 
 kernel_code.CASES = (((64, 3, 64, 64), False),)
 kernel_code.main(["--card", "A100"])
@@ -253,7 +253,7 @@ for shape, channels_last, dtype, wide in (
     ((64, 3, 64, 64), False, torch.float64, False),
     ((2, 3, 5, 7), True, torch.float32, True),
 ):
-    triton_haar.COUNTED_IN_32_BITS = 0 if wide else 2**31
+    haar.COUNTED_IN_32_BITS = 0 if wide else 2**31
     for name, code in kernel_code.measure(shape, channels_last, dtype, kernel_code.CARDS["H200"]).items():
         access = min(max(code["loads"]), max(code["stores"]))
         print("compiled", name, shape, access, code["shared_memory"], sep="; ")
@@ -263,8 +263,8 @@ for channels_last in (False, True):
     x = torch.empty(2, 4, 8, 8, device="meta").contiguous(memory_format=layout)
     s = torch.empty(2, 4, 4, 8, 8, device="meta")
     s = s.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2) if channels_last else s
-    kernel_code.compile_launch(lambda: triton_haar.haar_swt2d(x, "periodic", True, True), 90)
-    kernel_code.compile_launch(lambda: triton_haar.haar_swt2d_adjoint(s, "periodic", True, True), 90)
+    kernel_code.compile_launch(lambda: haar.haar_swt2d(x, "periodic", True, True), 90)
+    kernel_code.compile_launch(lambda: haar.haar_swt2d_adjoint(s, "periodic", True, True), 90)
 """
 
 

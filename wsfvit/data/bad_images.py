@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import Dataset, default_collate
 
 from wsfvit.data.images import BadImageError, describe
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
 _logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 NUM_CLASSES = 10
 TRAIN_PER_CLASS = 400

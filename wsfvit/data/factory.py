@@ -12,7 +12,7 @@ from wsfvit.data.decoders import DECODERS
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
 from wsfvit.data.images import ImageDataset, TarReader, describe
 from wsfvit.data.synthetic import Synthetic
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
 BUILT_IN = ("digits", "synthetic")

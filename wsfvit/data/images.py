@@ -10,7 +10,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
 from wsfvit.data.decoders import decode_image
-from wsfvit.errors import UserError, first_line
+from wsfvit.utils.errors import UserError, first_line
 
 
 class BadImageError(UserError):

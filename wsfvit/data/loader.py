@@ -25,7 +25,7 @@ from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
 from wsfvit.data.workers import end_workers_at_exit, outlive_stop_signals
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandomCrop
 
 from wsfvit.data.decoders import to_picture
 from wsfvit.data.images import describe
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 Transform = Callable[[Any], Any]
 # What torch computes on bytes like Pillow, up to rounding.

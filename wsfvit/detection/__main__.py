@@ -7,8 +7,8 @@ import argparse
 import importlib
 import sys
 
-from wsfvit.engine.args.common import Parser
-from wsfvit.errors import run_main
+from wsfvit.cli.common import Parser
+from wsfvit.utils.errors import run_main
 
 COMMANDS = {
     "train": "train a detector on data in COCO's format",

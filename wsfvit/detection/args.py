@@ -2,9 +2,7 @@
 
 import argparse
 
-from wsfvit.detection.config import KINDS
-from wsfvit.detection.transforms import PUBLISHED_LONG_SIDE, TrainSizes
-from wsfvit.engine.args.common import (
+from wsfvit.cli.common import (
     Group,
     KeyValues,
     add_device,
@@ -19,15 +17,10 @@ from wsfvit.engine.args.common import (
     positive_float,
     positive_int,
 )
-from wsfvit.engine.args.recipe import add_batch_norm, add_ema, add_optimizer
-from wsfvit.engine.args.run import (
-    add_batches,
-    add_config,
-    add_logs,
-    add_resume,
-    add_running,
-    add_training_device,
-)
+from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer
+from wsfvit.cli.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
+from wsfvit.detection.data.transforms import PUBLISHED_LONG_SIDE, TrainSizes
+from wsfvit.detection.model.config import KINDS
 
 METRICS = ("bbox_AP", "bbox_AP50", "bbox_AP75", "segm_AP", "segm_AP50", "segm_AP75")
 SCHEDULES = ("multistep", "cosine", "constant")

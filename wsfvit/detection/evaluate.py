@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from wsfvit.detection.coco_masks import encode_masks
-from wsfvit.engine.distributed import World
-from wsfvit.errors import UserError
+from wsfvit.detection.data.coco_masks import encode_masks
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 
 Backend = Literal["pycocotools", "faster"]
 Entry = dict[str, Any]

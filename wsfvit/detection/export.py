@@ -15,9 +15,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsfvit.engine.args.common import add_trust, build_parser, fraction, positive_int
-from wsfvit.engine.args.export import FORMATS
-from wsfvit.engine.export import (
+from wsfvit.cli.common import add_trust, build_parser, fraction, positive_int
+from wsfvit.cli.tools import FORMATS
+from wsfvit.detection.checkpoint import Setting, load_detector
+from wsfvit.detection.data.transforms import EvalTransform, Normalize
+from wsfvit.detection.model.config import KINDS
+from wsfvit.detection.model.detector import Detector, build_detector
+from wsfvit.detection.model.roi_heads import Detections
+from wsfvit.detection.shapes import draw_shapes
+from wsfvit.inference.export import (
     INPUT,
     TOLERANCE,
     Runner,
@@ -28,14 +34,7 @@ from wsfvit.engine.export import (
     say,
     write_export,
 )
-from wsfvit.errors import UserError
-
-from .config import KINDS
-from .detector import Detector, build_detector
-from .roi_heads import Detections
-from .saved import Setting, load_detector
-from .shapes import draw_shapes
-from .transforms import EvalTransform, Normalize
+from wsfvit.utils.errors import UserError
 
 # Boxes that differ by no more are the same detection, in pixels.
 BOX_TOLERANCE = 0.1

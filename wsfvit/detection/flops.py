@@ -20,15 +20,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from wsfvit.engine.args.common import build_parser, positive_int
-from wsfvit.engine.files import write_text_atomic
-from wsfvit.engine.flop_counter import count_complexity
-from wsfvit.engine.flops import CONVENTION, markdown_head, markdown_row
-from wsfvit.errors import UserError
-
-from .config import KINDS, DetectorConfig
-from .detector import Detector, build_detector
-from .heads import BOX_POOL, MASK_POOL
+from wsfvit.analysis.flop_counter import count_complexity
+from wsfvit.analysis.flops import CONVENTION, markdown_head, markdown_row
+from wsfvit.cli.common import build_parser, positive_int
+from wsfvit.detection.model.config import KINDS, DetectorConfig
+from wsfvit.detection.model.detector import Detector, build_detector
+from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import write_text_atomic
 
 # As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
 PUBLISHED = {
@@ -71,7 +70,7 @@ class PartCost:
         name: A key of `PARTS`, or "total".
         params: Number of parameters.
         published: Multiply-accumulates by the published rule.
-        macs: Multiply-accumulates by the rules of `wsfvit.engine.flop_rules`.
+        macs: Multiply-accumulates by the rules of `wsfvit.analysis.flop_rules`.
         other: Floating-point operations outside ``macs``, by the same rules; RoIAlign is in the total alone.
     """
 

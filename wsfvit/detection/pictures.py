@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from wsfvit.data.image_files import read_image
-from wsfvit.detection.batch import DetectionBatch
+from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.draw import draw_detections
-from wsfvit.detection.transforms import Normalize
-from wsfvit.detection.validation import Found
-from wsfvit.engine.files import write_atomic
-from wsfvit.engine.logs import RunLog
+from wsfvit.detection.evaluation import Found
+from wsfvit.train.loggers import RunLog
+from wsfvit.utils.files import write_atomic
 
 FILE = "detections.png"
 HEIGHT = 320

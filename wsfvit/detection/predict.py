@@ -13,18 +13,18 @@ from PIL import Image
 
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.detection.args import predict_parser
-from wsfvit.detection.batch import PaddingCollate, Sample
-from wsfvit.detection.detector import Detector
+from wsfvit.detection.checkpoint import Setting, load_detector
+from wsfvit.detection.data.batch import PaddingCollate, Sample
+from wsfvit.detection.data.transforms import start_view
 from wsfvit.detection.draw import draw_detections
 from wsfvit.detection.evaluate import encode_detections
-from wsfvit.detection.saved import Setting, load_detector
-from wsfvit.detection.transforms import start_view
-from wsfvit.detection.validation import Found, to_files
-from wsfvit.engine.build import resolve_device
-from wsfvit.engine.evaluate import amp_dtype, autocast
-from wsfvit.engine.files import make_folder, write_atomic, write_text_atomic
-from wsfvit.engine.progress import Progress
-from wsfvit.errors import UserError
+from wsfvit.detection.evaluation import Found, to_files
+from wsfvit.detection.model.detector import Detector
+from wsfvit.utils.distributed import resolve_device
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
+from wsfvit.utils.precision import amp_dtype, autocast
+from wsfvit.utils.progress import Progress
 
 FILE = "detections.json"
 

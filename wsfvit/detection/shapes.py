@@ -12,9 +12,9 @@ from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.args import shapes_parser
-from wsfvit.detection.coco_masks import encode_masks
-from wsfvit.engine.files import write_atomic, write_text_atomic
-from wsfvit.errors import UserError
+from wsfvit.detection.data.coco_masks import encode_masks
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import write_atomic, write_text_atomic
 
 CATEGORIES = ("circle", "square", "triangle")
 # Attempts to place one more shape; a crowded picture just gets fewer.

@@ -10,29 +10,29 @@ import timm
 import torch
 from torch import nn
 
+from wsfvit.cli.run import parse_with_config
 from wsfvit.detection.args import train_parser
-from wsfvit.detection.backbone import DetectionBackbone
-from wsfvit.detection.batch import DetectionBatch
-from wsfvit.detection.coco import CocoData
-from wsfvit.detection.config import KINDS, DetectorConfig
-from wsfvit.detection.dataset import DetectionDataset
-from wsfvit.detection.detector import Detector
-from wsfvit.detection.loader import build_eval_loader, build_train_loader
+from wsfvit.detection.checkpoint import Setting, describe, start_from
+from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.coco import CocoData
+from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.loader import build_eval_loader, build_train_loader
+from wsfvit.detection.data.splits import check_categories, read_split
+from wsfvit.detection.data.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
+from wsfvit.detection.evaluation import CocoValidation
+from wsfvit.detection.model.backbone import DetectionBackbone
+from wsfvit.detection.model.config import KINDS, DetectorConfig
+from wsfvit.detection.model.detector import Detector
+from wsfvit.detection.optim import build_optimizer, build_scheduler
 from wsfvit.detection.pictures import draw_found, draw_targets
-from wsfvit.detection.recipe import build_optimizer, build_scheduler
-from wsfvit.detection.saved import Setting, describe, start_from
-from wsfvit.detection.splits import check_categories, read_split
-from wsfvit.detection.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
-from wsfvit.detection.validation import CocoValidation
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.engine.build import loader_options
-from wsfvit.engine.distributed import World
-from wsfvit.engine.evaluate import amp_dtype, memory_format
-from wsfvit.engine.logs import RunLog
-from wsfvit.engine.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
-from wsfvit.engine.session import Plan, run_session
-from wsfvit.engine.task import Task
-from wsfvit.errors import UserError
+from wsfvit.factory.data import loader_options
+from wsfvit.factory.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
+from wsfvit.train.loggers import RunLog
+from wsfvit.train.session import Plan, run_session
+from wsfvit.train.task import Task
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.precision import amp_dtype, memory_format
 
 # Validation images that are drawn after an epoch.
 PICTURES = 4

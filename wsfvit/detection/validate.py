@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from wsfvit.detection.args import validate_parser
-from wsfvit.detection.dataset import DetectionDataset
+from wsfvit.detection.checkpoint import load_detector
+from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.loader import build_eval_loader
+from wsfvit.detection.data.splits import check_categories, read_split
 from wsfvit.detection.evaluate import FIGURES, KINDS
-from wsfvit.detection.loader import build_eval_loader
-from wsfvit.detection.saved import load_detector
-from wsfvit.detection.splits import check_categories, read_split
-from wsfvit.detection.validation import CocoValidation
-from wsfvit.engine.build import count_bad_images, loader_options
-from wsfvit.engine.distributed import World, joined_world
-from wsfvit.engine.evaluate import amp_dtype, memory_format
-from wsfvit.engine.files import output_file, write_text_atomic
-from wsfvit.engine.results import ResultsFile, Row
+from wsfvit.detection.evaluation import CocoValidation
+from wsfvit.eval.results import ResultsFile, Row
+from wsfvit.factory.data import count_bad_images, loader_options
+from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.files import output_file, write_text_atomic
+from wsfvit.utils.precision import amp_dtype, memory_format
 
 
 def main(argv: Sequence[str], prog: str) -> None:

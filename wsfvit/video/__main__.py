@@ -5,8 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from wsfvit.engine.args.common import Parser
-from wsfvit.errors import run_main
+from wsfvit.cli.common import Parser
+from wsfvit.utils.errors import run_main
 
 # Each is a module of this package with a function `main(argv)`, imported only when it is asked for.
 COMMANDS = {

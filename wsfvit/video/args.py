@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from wsfvit.engine.args.common import (
+from wsfvit.cli.common import (
     Group,
     add_device,
     add_trained,
@@ -16,14 +16,14 @@ from wsfvit.engine.args.common import (
     positive_float,
     positive_int,
 )
-from wsfvit.engine.args.precision import add_compile, add_memory_budget
-from wsfvit.engine.args.recipe import add_batch_norm, add_ema, add_optimizer
-from wsfvit.engine.args.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
-from wsfvit.video.moving_mnist import NUM_SEQUENCES, Motion
-from wsfvit.video.options import add_model_options
+from wsfvit.cli.precision import add_compile, add_memory_budget
+from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer
+from wsfvit.cli.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
+from wsfvit.video.data.moving_mnist import NUM_SEQUENCES, Motion
+from wsfvit.video.data.splits import MOVING_MNIST
+from wsfvit.video.evaluation import SHOWN_METRICS, UNIT
+from wsfvit.video.model.options import add_model_options
 from wsfvit.video.pictures import ANIMATIONS
-from wsfvit.video.splits import MOVING_MNIST
-from wsfvit.video.validation import SHOWN_METRICS, UNIT
 
 PROG = "python -m wsfvit.video"
 HIGHER_IS_BETTER = ("ssim", "psnr")

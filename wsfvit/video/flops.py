@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from wsfvit.engine.args.common import build_parser, positive_int
-from wsfvit.engine.files import make_folder, write_text_atomic
-from wsfvit.engine.flop_counter import Complexity, count_complexity
-from wsfvit.engine.flops import describe_counting, markdown_head, markdown_row
-from wsfvit.errors import UserError
-from wsfvit.video.options import add_model_options, build_config
-from wsfvit.video.simvp import SimVP, SimVPConfig
+from wsfvit.analysis.flop_counter import Complexity, count_complexity
+from wsfvit.analysis.flops import describe_counting, markdown_head, markdown_row
+from wsfvit.cli.common import build_parser, positive_int
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import make_folder, write_text_atomic
+from wsfvit.video.model.options import add_model_options, build_config
+from wsfvit.video.model.simvp import SimVP, SimVPConfig
 
 # As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
 PUBLISHED = (37.6, 14.0)

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from wsfvit.errors import UserError
+from wsfvit.utils.errors import UserError
 
 WINDOW = 7
 C1, C2 = 0.01**2, 0.03**2

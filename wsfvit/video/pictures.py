@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from wsfvit.engine.files import write_atomic
-from wsfvit.engine.pictures import new_panels, save_figure, style_curves
-from wsfvit.errors import UserError
-from wsfvit.video.video_files import import_av, write_mp4
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.figures import new_panels, save_figure, style_curves
+from wsfvit.utils.files import write_atomic
+from wsfvit.video.data.video_files import import_av, write_mp4
 
 ANIMATIONS = (".gif", ".mp4")
 # Frames are enlarged by a whole factor to about this height in pixels; larger ones stay as they are.

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsfvit.engine.build import resolve_device
-from wsfvit.engine.evaluate import amp_dtype, autocast
-from wsfvit.engine.files import make_folder, write_atomic
-from wsfvit.errors import UserError
+from wsfvit.utils.distributed import resolve_device
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import make_folder, write_atomic
+from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.video.args import predict_parser
+from wsfvit.video.checkpoint import fill_data_options, load_model
+from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
+from wsfvit.video.data.splits import MOVING_MNIST, open_own, open_split
+from wsfvit.video.model.simvp import SimVP, SimVPConfig
 from wsfvit.video.pictures import check_animation, write_prediction
-from wsfvit.video.saved import fill_data_options, load_model
-from wsfvit.video.sequences import ClipSequences, SequenceDataset
-from wsfvit.video.simvp import SimVP, SimVPConfig
-from wsfvit.video.splits import MOVING_MNIST, open_own, open_split
 
 
 def main(argv: Sequence[str]) -> None:

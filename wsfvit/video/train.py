@@ -10,30 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsfvit.engine.args.run import parse_with_config
-from wsfvit.engine.build import loader_options
-from wsfvit.engine.checkpoint import apply_state_dict
-from wsfvit.engine.distributed import World
-from wsfvit.engine.dry_run import FirstBatches
-from wsfvit.engine.evaluate import amp_dtype
-from wsfvit.engine.logs import RunLog
-from wsfvit.engine.model import set_batch_norm_constants
-from wsfvit.engine.run import Run
-from wsfvit.engine.session import Plan, run_session
-from wsfvit.engine.signals import STOPPED_EXIT_CODE
-from wsfvit.engine.store import BEST
-from wsfvit.engine.task import Task
-from wsfvit.errors import UserError
+from wsfvit.checkpoint.io import apply_state_dict
+from wsfvit.checkpoint.store import BEST
+from wsfvit.cli.run import parse_with_config
+from wsfvit.factory.data import loader_options
+from wsfvit.factory.model import set_batch_norm_constants
+from wsfvit.train.dry_run import FirstBatches
+from wsfvit.train.loggers import RunLog
+from wsfvit.train.run import Run
+from wsfvit.train.session import Plan, run_session
+from wsfvit.train.signals import STOPPED_EXIT_CODE
+from wsfvit.train.task import Task
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.precision import amp_dtype
 from wsfvit.video.args import HIGHER_IS_BETTER, train_parser
-from wsfvit.video.loader import Batch, build_eval_loader, build_train_loader
-from wsfvit.video.options import build_config
-from wsfvit.video.pictures import draw_strip
-from wsfvit.video.recipe import build_optimizer, build_scheduler
-from wsfvit.video.saved import describe, load_model, load_video_weights
-from wsfvit.video.sequences import SequenceDataset
-from wsfvit.video.simvp import SimVP, SimVPConfig
-from wsfvit.video.splits import open_split
-from wsfvit.video.validation import (
+from wsfvit.video.checkpoint import describe, load_model, load_video_weights
+from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader
+from wsfvit.video.data.sequences import SequenceDataset
+from wsfvit.video.data.splits import open_split
+from wsfvit.video.evaluation import (
     BASELINES,
     MODEL,
     UNIT,
@@ -43,6 +39,10 @@ from wsfvit.video.validation import (
     measure,
     write_report,
 )
+from wsfvit.video.model.options import build_config
+from wsfvit.video.model.simvp import SimVP, SimVPConfig
+from wsfvit.video.optim import build_optimizer, build_scheduler
+from wsfvit.video.pictures import draw_strip
 
 # Sequences of a batch that --save-images shows.
 SHOWN = 4

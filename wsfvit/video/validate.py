@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsfvit.engine.build import loader_options
-from wsfvit.engine.distributed import World, joined_world
-from wsfvit.engine.evaluate import amp_dtype
-from wsfvit.engine.files import check_can_be_made
+from wsfvit.factory.data import loader_options
+from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.files import check_can_be_made
+from wsfvit.utils.precision import amp_dtype
 from wsfvit.video.args import validate_parser
-from wsfvit.video.loader import build_eval_loader
-from wsfvit.video.pictures import check_animation
-from wsfvit.video.saved import fill_data_options, load_model
-from wsfvit.video.splits import open_own, open_split
-from wsfvit.video.validation import (
+from wsfvit.video.checkpoint import fill_data_options, load_model
+from wsfvit.video.data.loader import build_eval_loader
+from wsfvit.video.data.splits import open_own, open_split
+from wsfvit.video.evaluation import (
     BASELINES,
     DEFINITIONS,
     MODEL,
@@ -24,6 +23,7 @@ from wsfvit.video.validation import (
     measure,
     write_report,
 )
+from wsfvit.video.pictures import check_animation
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import get_args
 
 import torch
 
-from wsfvit.wavelets import eager
+from wsfvit.wavelets import cpu
 from wsfvit.wavelets.types import Backend
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -61,10 +61,10 @@ def resolve_backend(device: torch.device) -> str:
 def eager_module(device: torch.device) -> ModuleType:
     """The module whose functions compute eagerly on ``device``."""
     if resolve_backend(device) == "triton":
-        from wsfvit.wavelets import triton_haar
+        from wsfvit.wavelets.triton import haar
 
-        return triton_haar
-    return eager
+        return haar
+    return cpu
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ def haar_swt2d_affine_gelu(
     Returns:
         (B, 12, H, W), channels-last.
     """
-    from wsfvit.wavelets import triton_haar
+    from wsfvit.wavelets.triton import haar
 
-    return triton_haar.haar_swt2d_affine_gelu(x, factor, summand, periodic, dtype)
+    return haar.haar_swt2d_affine_gelu(x, factor, summand, periodic, dtype)
 
 
 @haar_swt2d_affine_gelu.register_fake

@@ -1,0 +1,338 @@
+"""Where a model's time goes, part by part, and what share of the hardware's limits it reaches.
+
+    python -m benchmarks.parts --model wsfvit_t_224 --batch-size 4 --threads 1 --repeats 10
+    python -m benchmarks.parts --model wsfvit_t_224 --batch-size 256 --device cuda --dtype bfloat16 --amp \\
+        --channels-last --train --out parts.json
+
+The parts of a WSF-ViT model are its roles: the stem's transform and its convolutions, MBConv, the shortcuts that
+downsample, the three kinds of attention, the Haar transforms of wsfvit_dwt_*, and the head; "MBConv: squeeze-excite"
+and the like lie inside such a part. Another model is split by the names of its children. What lies inside a part and is
+one itself is not counted in the outer one, so the parts and the rest (what no part covers: in training the loss, too)
+add up to the whole. Marks are hooks, and hooked modules are called: squeeze-excite is timed on the map, where unmarked
+MBConvs may put its gates on weights. --train adds a training step, its backward pass split the same way.
+
+Two limits are measured in the same run: the speed of a large matrix product in --dtype, and that of copying memory.
+The share of the first is 2 FLOPs per MAC of get_flops.py (norms included, about 1 % of a WSF-ViT model's; twice as many
+in a backward pass) per second over that speed. The share of the second is what the wavelet transforms would read and
+write at least, each value once, per second over that bandwidth.
+
+On CUDA the times are the device's, between events in its stream. On a CPU they are CPU time of the process, so that
+other load on the machine shows little, and with several threads the time of all of them. Images per second, and the
+share of the whole model, are those of passes without marks.
+"""
+
+import argparse
+import copy
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import DTYPES, build_timing_parser, markdown_table, measure_together, set_up_device, write_run
+from benchmarks.models import create_timm_model
+from benchmarks.part_timer import BACKWARD, REST, PartTimer, average_middle
+from wsfvit.analysis.flop_counter import count_complexity
+from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAttention, PublishedHaarSWT2d, WaveletStem
+from wsfvit.models.wsfvit import WSFBlock, WSFViT
+from wsfvit.utils.errors import UserError, run_main
+from wsfvit.utils.precision import memory_format
+
+STEM_TRANSFORM, BLOCK_TRANSFORMS = "stem: transform", "DWT and IDWT"
+# Side of the square matrices, and bytes to copy. On the CPU, four times the side or the bytes is no faster.
+LIMIT_SIZES = {"cuda": (8192, 2**30), "cpu": (1024, 2**27)}
+INNER_PARTS: dict[type[nn.Module], dict[str, str]] = {
+    MBConv: {"conv2_kxk": "depthwise 3x3", "se": "squeeze-excite"},
+    PartitionAttention: {"mlp": "MLP"},
+    InterSubbandAttention: {"cpe.0": "depthwise 3x3", "cpe.1": "depthwise 3x3", "mlp": "MLP"},
+}
+SHARES = {
+    "share_of_pass": "% of the pass",
+    "share_of_matrix_speed": "% of matrix speed",
+    "share_of_bandwidth": "% of bandwidth",
+}
+# A forward pass, and what runs the backward pass from its result.
+Pass = tuple[Callable[[], Any], Callable[[Any], Any] | None]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = build_timing_parser("parts", __doc__)
+    parser.add_argument("--model", default="wsfvit_t_224", metavar="NAME", help="timm name")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images")
+    parser.add_argument("--img-size", type=int, default=224, metavar="N", help="their side")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
+    parser.add_argument("--amp", action="store_true", help="float32 weights and images under autocast to --dtype")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
+    parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA, in the matrix product too")
+    parser.add_argument("--train", action="store_true", help="also split a training step, forward and backward")
+    args = parser.parse_args(argv)
+    if args.amp and args.dtype not in ("bfloat16", "float16"):
+        parser.error("--amp needs --dtype bfloat16 or float16")
+    if min(args.batch_size, args.img_size, args.repeats) < 1:
+        parser.error("--batch-size, --img-size and --repeats must be at least 1")
+    return args
+
+
+def find_parts(model: nn.Module) -> dict[str, str]:
+    """Labels by module name, in the order of the model: roles in a WSF-ViT, names of children in any other model."""
+    parts: dict[str, str] = {}
+    if isinstance(model, WSFViT):
+        for name, module in model.named_modules():
+            if role := _role(module):
+                inner = INNER_PARTS.get(type(module), {})
+                parts |= {name: role} | {f"{name}.{path}": f"{role}: {label}" for path, label in inner.items()}
+        return parts | {"head": "head"}
+    for name, child in model.named_children():
+        # Of a container the entries: some models call those one by one.
+        entries = [f"{name}.{entry}" for entry, _ in child.named_children()]
+        is_container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        parts |= {part: part for part in (entries if is_container else [name])}
+    return parts
+
+
+def _role(module: nn.Module) -> str | None:
+    match module:
+        case WaveletStem():
+            return "stem: convolutions"
+        case PublishedHaarSWT2d():
+            return STEM_TRANSFORM
+        case WSFBlock(explicit_dwt=True):
+            return BLOCK_TRANSFORMS  # all that such a block does besides calling its parts
+        case MBConv():
+            return "MBConv"
+        case Downsample():
+            return "downsampling shortcuts"
+        case PartitionAttention(partition="window"):
+            return "local attention"
+        case PartitionAttention(partition="grid"):
+            return "global attention"
+        case InterSubbandAttention():
+            return "inter-subband attention"
+    return None
+
+
+def count_macs(model: nn.Module, parts: dict[str, str], img_size: int) -> dict[str, int]:
+    """Multiply-accumulates of one image by label, `REST` included, without those of parts inside.
+
+    Raises:
+        UserError: The model runs operators that the counter does not know, or cannot take the size.
+    """
+    dtype = next(model.parameters()).dtype
+    x = torch.empty(1, 3, img_size, img_size, device="meta", dtype=dtype)
+    try:
+        found = count_complexity(copy.deepcopy(model).to("meta"), x)
+    except (AssertionError, RuntimeError, ValueError) as err:
+        raise UserError(f"the model cannot be run on images of {img_size} pixels: {err}") from err
+    macs = {module.name: module.cost.macs for module in found.modules}
+    own = dict.fromkeys(parts.values(), 0) | {REST: found.macs}
+    for name, label in parts.items():
+        own[label] += macs[name]
+        around = max((other for other in parts if name.startswith(f"{other}.")), key=len, default=None)
+        own[REST if around is None else parts[around]] -= macs[name]
+    return own
+
+
+def count_transform_bytes(model: nn.Module, forward: Callable[[], Any]) -> Counter[str]:
+    """Bytes by label that the wavelet transforms of a pass read and write at least, each value once.
+
+    The adjoint of a transform, which its backward is, moves as many.
+    """
+    moved: Counter[str] = Counter()
+
+    def count_input(label: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        moved[label] += args[0].nbytes
+
+    def count_output(label: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        moved[label] += output.nbytes
+
+    before: list[tuple[str, nn.Module]] = []
+    after: list[tuple[str, nn.Module]] = []
+    for module in model.modules():
+        if isinstance(module, PublishedHaarSWT2d):
+            before.append((STEM_TRANSFORM, module))
+            after.append((STEM_TRANSFORM, module))
+        elif isinstance(module, WSFBlock) and module.explicit_dwt:
+            # The DWT stands between the convolution and the first attention, the IDWT behind the last one.
+            before.append((BLOCK_TRANSFORMS, module.attn_local))
+            after += [(BLOCK_TRANSFORMS, each) for each in (module.conv, module.attn_global, module)]
+    handles = [module.register_forward_pre_hook(partial(count_input, label)) for label, module in before]
+    handles += [module.register_forward_hook(partial(count_output, label)) for label, module in after]
+    forward()
+    for handle in handles:
+        handle.remove()
+    return moved
+
+
+def measure_limits(args: argparse.Namespace, device: torch.device, clock: Callable[[], float]) -> dict[str, Any]:
+    """Speed of a matrix product in ``--dtype`` (FLOP/s) and of a copy (bytes/s, read and written)."""
+    side, size = LIMIT_SIZES[device.type]
+    a, b = torch.randn(2, side, side, device=device).to(DTYPES[args.dtype])
+    source = torch.ones(size, device=device, dtype=torch.uint8)
+    target, product = torch.empty_like(source), torch.empty_like(a)
+    steps = {"product": partial(torch.mm, a, b, out=product), "copy": partial(target.copy_, source)}
+    timings = measure_together(steps, args.warmup, args.repeats, device, clock)
+    return {
+        "matrix_side": side,
+        "matrix_flops_per_second": 2 * side**3 / timings["product"].median,
+        "copied_bytes": size,
+        "copy_bytes_per_second": 2 * size / timings["copy"].median,
+    }
+
+
+def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.device) -> dict[str, Pass]:
+    """The passes to split by mode, "inference" and with --train "training"; brings the model to device and dtype."""
+    dtype, weights = DTYPES[args.dtype], torch.float32 if args.amp else DTYPES[args.dtype]
+    model.to(device=device, dtype=weights, memory_format=memory_format(args))  # type: ignore[call-overload]
+    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
+    x = x.to(device=device, dtype=weights, memory_format=memory_format(args))
+    target = torch.randint(10, (args.batch_size,), device=device)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, dtype) if args.amp else nullcontext()
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), autocast():
+            out: Tensor = model(x)
+            return out
+
+    def compute_loss() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        with autocast():
+            return F.cross_entropy(model(x).float(), target)
+
+    passes: dict[str, Pass] = {"inference": (infer, None)}
+    return passes | ({"training": (compute_loss, torch.autograd.backward)} if args.train else {})
+
+
+def time_passes(
+    args: argparse.Namespace, timer: PartTimer, each: Pass, clock: Callable[[], float]
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Median seconds of a pass without marks, and its parts' as of `PartTimer`; passes of both kinds take turns."""
+    forward, backward = each
+    marked = []
+
+    def run() -> None:
+        result = forward()
+        if backward is not None:
+            backward(result)
+
+    steps = {"plain": run, "marked": lambda: marked.append(timer.time_pass(forward, backward))}
+    timings = measure_together(steps, args.warmup, args.repeats, timer.device, clock)
+    return timings["plain"].median, average_middle(marked[-args.repeats :])  # those before were to warm up
+
+
+def describe_pass(
+    args: argparse.Namespace,
+    mode: str,
+    phases: dict[str, dict[str, float]],
+    macs: dict[str, int],
+    moved: Counter[str],
+    limits: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One record per phase and label, and one of the label "total"; shares are None where there is nothing to count."""
+
+    def share_of(limit: float, amount: int, seconds: float) -> float | None:
+        return amount / seconds / limit if amount and seconds else None
+
+    records = []
+    for phase, seconds in phases.items():
+        total = sum(seconds.values())
+        for label, spent in (seconds | {"total": total}).items():
+            count = macs[label] if label in macs else sum(macs.values())
+            # A backward pass has the products of a forward pass twice: for the inputs' gradients and the weights'.
+            flops = 2 * args.batch_size * count * (2 if phase == BACKWARD else 1)
+            records.append(
+                {
+                    "mode": mode,
+                    "phase": phase,
+                    "part": label,
+                    "seconds": spent,
+                    "share_of_pass": spent / total,
+                    "flops": flops,
+                    "transform_bytes": moved[label],
+                    "share_of_matrix_speed": share_of(limits["matrix_flops_per_second"], flops, spent),
+                    "share_of_bandwidth": share_of(limits["copy_bytes_per_second"], moved[label], spent),
+                }
+            )
+    return records
+
+
+def describe_whole(
+    args: argparse.Namespace, mode: str, seconds: float, phases: dict[str, dict[str, float]], macs: int, speed: float
+) -> dict[str, Any]:
+    """The record of a whole pass: ``seconds`` without marks, ``macs`` of one image, ``speed`` of the matrix product."""
+    flops_per_image = 2 * macs * (3 if BACKWARD in phases else 1)
+    achieved = flops_per_image * args.batch_size / seconds
+    return {
+        "mode": mode,
+        "seconds": seconds,
+        "seconds_with_marks": sum(sum(phase.values()) for phase in phases.values()),
+        "images_per_second": args.batch_size / seconds,
+        "flops_per_image": flops_per_image,
+        "flops_per_second": achieved,
+        "share_of_matrix_speed": achieved / speed,
+    }
+
+
+def print_tables(whole: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.1f}"
+
+    mode = whole["mode"]
+    for phase in dict.fromkeys(record["phase"] for record in records):
+        rows = [
+            [record["part"], f"{1e3 * record['seconds']:.4g}", *(percent(record[key]) for key in SHARES)]
+            for record in records
+            if record["phase"] == phase
+        ]
+        print(f"\n{mode}, {phase} pass\n\n{markdown_table(['part', 'ms', *SHARES.values()], rows)}")
+    print(
+        f"\n{mode}: {whole['images_per_second']:.4g} images/s, {whole['flops_per_second'] / 1e12:.4g} TFLOP/s, "
+        f"{percent(whole['share_of_matrix_speed'])} % of the matrix product's; "
+        f"{1e3 * whole['seconds']:.4g} ms, with marks {1e3 * whole['seconds_with_marks']:.4g} ms",
+        flush=True,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = set_up_device(args.device, args.threads, args.tf32)
+    if device.type not in LIMIT_SIZES:
+        raise UserError(f"--device {args.device}: times are taken on {' and '.join(LIMIT_SIZES)} only")
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    load = os.getloadavg()
+    torch.manual_seed(args.seed)
+    model = create_timm_model(args.model, args.img_size)
+    passes = build_passes(args, model.eval(), device)
+    parts = find_parts(model)
+    macs = count_macs(model, parts, args.img_size)
+    moved = count_transform_bytes(model, passes["inference"][0])
+    limits = measure_limits(args, device, clock)
+    print(
+        f"matrix product {limits['matrix_flops_per_second'] / 1e12:.4g} TFLOP/s ({args.dtype}, side "
+        f"{limits['matrix_side']}), copy {limits['copy_bytes_per_second'] / 1e9:.4g} GB/s",
+        flush=True,
+    )
+    wholes, records = [], []
+    for mode, each in passes.items():
+        model.train(mode == "training")
+        seconds, phases = time_passes(args, PartTimer(model, parts, device), each, clock)
+        speed = limits["matrix_flops_per_second"]
+        wholes.append(describe_whole(args, mode, seconds, phases, sum(macs.values()), speed))
+        found = describe_pass(args, mode, phases, macs, moved, limits)
+        print_tables(wholes[-1], found)
+        records += found
+    kind = "processor time" if device.type == "cpu" else "CUDA events; of whole passes and limits wall time"
+    write_run(
+        args, clock=kind, load_average=[load, os.getloadavg()], limits=limits, whole_passes=wholes, results=records
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

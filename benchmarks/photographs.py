@@ -1,0 +1,115 @@
+"""JPEG photographs to measure reading with: given or generated ones, in any size, as folder, tar file or parquet."""
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsfvit.data import create_dataset
+from wsfvit.data.seeding import derive_seed
+from wsfvit.utils.errors import UserError
+
+CLASSES = 10
+# ImageNet's most frequent size.
+GENERATED_SIZE = (500, 375)
+GENERATED_QUALITY = 90
+
+
+def read_jpegs(path: str, count: int) -> list[bytes]:
+    """``count`` files of an image folder or .tar, evenly spread over it; all where it holds fewer.
+
+    Raises:
+        UserError: there is no such folder or file, or it holds no images.
+    """
+    reader = create_dataset("", path, "train").reader  # type: ignore[attr-defined]
+    blobs = []
+    for place in range(min(count, len(reader))):
+        file, *_ = reader[place * len(reader) // min(count, len(reader))]
+        with file:
+            blobs.append(file.read())
+    return blobs
+
+
+def generate_jpegs(count: int) -> list[bytes]:
+    """JPEG files of noise whose amplitude falls with the frequency f as 1/f, as in photographs (Field, 1987).
+
+    The channels share most of it. Equal numbers give equal files.
+    """
+    width, height = GENERATED_SIZE
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf  # no constant part
+    blobs = []
+    for index in range(count):
+        noise = np.random.default_rng(derive_seed(index)).standard_normal((4, height, width))
+        planes = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
+        planes /= planes.std((1, 2), keepdims=True)
+        pixels = (128 + 50 * (0.8 * planes[:1] + 0.6 * planes[1:])).clip(0, 255).astype(np.uint8)
+        blobs.append(_encode(Image.fromarray(pixels.transpose(1, 2, 0)), GENERATED_QUALITY))
+    return blobs
+
+
+def resize_jpegs(blobs: Sequence[bytes], longer_side: int, quality: int) -> list[bytes]:
+    """The same photographs with another longer side, in pixels, encoded again; 0 leaves the files as they are."""
+    if not longer_side:
+        return list(blobs)
+    resized = []
+    for blob in blobs:
+        image = Image.open(io.BytesIO(blob)).convert("RGB")
+        scale = longer_side / max(image.size)
+        size = round(image.width * scale), round(image.height * scale)
+        resized.append(_encode(image.resize(size, Image.Resampling.LANCZOS), quality))
+    return resized
+
+
+def _encode(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _labelled(blobs: Sequence[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    for index, blob in enumerate(blobs):
+        yield f"class{index % CLASSES}", f"{index:06}.jpg", blob
+
+
+def write_source(kind: str, folder: Path, blobs: Sequence[bytes]) -> Any:
+    """Lays the files out as ``folder``, ``tar`` or ``parquet`` below ``folder``; returns the ``create_dataset`` name
+    and root.
+
+    Raises:
+        UserError: parquet is asked for and the datasets package is not installed.
+    """
+    if kind == "folder":
+        for label, name, blob in _labelled(blobs):
+            (folder / label).mkdir(exist_ok=True)
+            (folder / label / name).write_bytes(blob)
+        return "", str(folder)
+    if kind == "tar":
+        with tarfile.open(folder / "images.tar", "w") as archive:
+            for label, name, blob in _labelled(blobs):
+                info = tarfile.TarInfo(f"{label}/{name}")
+                info.size = len(blob)
+                archive.addfile(info, io.BytesIO(blob))
+        return "", str(folder / "images.tar")
+    return _write_parquet(folder, blobs)
+
+
+def _write_parquet(folder: Path, blobs: Sequence[bytes]) -> tuple[str, str]:
+    try:
+        import datasets
+    except ImportError as err:
+        raise UserError("parquet needs the datasets package, which is not installed: pip install datasets") from err
+    datasets.disable_progress_bars()
+    names = [f"class{number}" for number in range(CLASSES)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    columns = {
+        "image": [{"bytes": blob, "path": None} for blob in blobs],
+        "label": [index % CLASSES for index in range(len(blobs))],
+    }
+    (folder / "data").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(folder / "data" / "train.parquet"))
+    return f"hfds/{folder / 'data'}", str(folder / "cache")

@@ -1,0 +1,1 @@
+"""Robustness programs and the tables of the README."""

@@ -1,0 +1,231 @@
+"""Send damaged and hostile checkpoints through the loader.
+
+    python -m tools.fuzz_checkpoints --count 1000 --out results/robustness/checkpoints.json
+
+Each file must either load bit-equal content or end in one ``UserError`` of one line, and must never run code: the
+hostile ones would create a file if they did. Damage is done to formats that carry a checksum (a sealed checkpoint, a
+plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none, and come hostile only.
+"""
+
+import functools
+import importlib
+import io
+import operator
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import build_parser, report_fuzzing
+from wsfvit.checkpoint.io import export_safetensors, load_state_dict_file, save_atomic
+from wsfvit.utils.errors import UserError, run_main
+
+GOOD = ("intact", "refused")
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file that was tried. ``outcome``: intact, refused, altered, executed, or the name of another exception."""
+
+    kind: str
+    base: str
+    outcome: str
+    message: str
+
+
+class Gadget:
+    """Unpickling it calls ``function``."""
+
+    def __init__(self, function: Any, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple[Any, tuple[object, ...]]:
+        return self.call
+
+
+def gadgets(canary: Path) -> dict[str, Gadget]:
+    """Objects that create ``canary`` when they are unpickled without restrictions."""
+    code, name = f"open({str(canary)!r}, 'w')", str(canary)
+    inner = Gadget(os.mkdir, name)
+    load = functools.partial(torch.load, weights_only=False)
+    return {
+        "os.system": Gadget(os.system, f"touch '{canary}'"),
+        "os.mkdir": inner,
+        "eval": Gadget(eval, code),
+        "exec": Gadget(exec, code),
+        "subprocess": Gadget(subprocess.call, ["touch", name]),
+        "getattr": _apply(Gadget(getattr, Gadget(importlib.import_module, "os"), "mkdir"), name),
+        "methodcaller": _apply(operator.methodcaller("mkdir"), canary),
+        "partial": _apply(functools.partial(os.mkdir), name),
+        "pickle.loads": Gadget(pickle.loads, pickle.dumps(inner)),
+        "torch.load": _apply(load, io.BytesIO(_saved(inner))),
+    }
+
+
+def _apply(function: object, argument: object) -> Gadget:
+    """Calls what is only known while unpickling."""
+    return Gadget(list, Gadget(map, function, [argument]))
+
+
+def _saved(content: object, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **how)
+    return buffer.getvalue()
+
+
+def make_weights(seed: int) -> Weights:
+    """A small state dict of several dtypes and shapes, tied weights and an empty tensor among them."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"blocks.{i}.weight": torch.randn(8, 4 + i, generator=generator) for i in range(6)}
+    weights |= {f"blocks.{i}.half": torch.randn(64, generator=generator).bfloat16() for i in range(3)}
+    weights["head.weight"] = weights["blocks.0.weight"]
+    return weights | {"norm.num_batches_tracked": torch.tensor(7), "none": torch.empty(0, 3)}
+
+
+def make_bases(folder: Path, weights: Weights) -> dict[str, Path]:
+    """One good file of each format that carries a checksum."""
+    state = {"state_dict": weights, "epoch": 3, "metric": 71.5, "args": {"lr": 1e-3, "opt": "adamw"}}
+    paths = {
+        "sealed": folder / "sealed.pth.tar",
+        "plain": folder / "plain.pth.tar",
+        "safetensors": folder / "w.safetensors",
+    }
+    save_atomic(state, paths["sealed"])
+    paths["plain"].write_bytes(_saved(state))
+    distinct = {key: value.clone() for key, value in weights.items()}  # safetensors refuses shared memory
+    export_safetensors(distinct, paths["safetensors"], {"arch": "test_vit"})
+    return paths
+
+
+def flip_bits(blob: bytes, rng: random.Random) -> bytes:
+    """One to eight bits turned over."""
+    changed = bytearray(blob)
+    for _ in range(rng.randint(1, 8)):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def truncate(blob: bytes, rng: random.Random) -> bytes:
+    """The beginning of the file."""
+    return blob[: rng.randrange(len(blob))]
+
+
+def splice(blob: bytes, rng: random.Random) -> bytes:
+    """A piece of the file over, or into, another place of it; or a piece left out."""
+    length = rng.randint(1, min(400, len(blob) // 4))
+    source, target = rng.randrange(len(blob) - length), rng.randrange(len(blob) - length)
+    piece = blob[source : source + length] if rng.random() < 0.8 else b""
+    skipped = length if rng.random() < 0.7 or not piece else 0
+    return blob[:target] + piece + blob[target + skipped :]
+
+
+def exchange_records(blob: bytes, rng: random.Random) -> bytes:
+    """Two equally long records of an archive exchanged: with right CRCs in a sealed file, with wrong ones elsewhere."""
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        infos = [info for info in archive.infolist() if "/data/" in info.filename and info.file_size]
+        first = rng.choice([a for a in infos if any(a is not b and a.file_size == b.file_size for b in infos)])
+        second = rng.choice([b for b in infos if b is not first and b.file_size == first.file_size])
+        content = {info.filename: archive.read(info) for info in archive.infolist()}
+        comment = archive.comment
+    one, other = content[first.filename], content[second.filename]
+    if not comment:
+        return blob.replace(one, b"\0" * len(one)).replace(other, one)
+    content[first.filename], content[second.filename] = other, one
+    rebuilt = io.BytesIO()
+    with zipfile.ZipFile(rebuilt, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        archive.comment = comment
+    return rebuilt.getvalue()
+
+
+def write_hostile(path: Path, weights: Weights, gadget: Gadget, rng: random.Random) -> str:
+    """Writes a checkpoint with ``gadget`` somewhere in it; returns the format."""
+    where = rng.choice(["beside", "among the weights", "alone"])
+    content: Any = {"state_dict": weights, "extra": gadget}
+    if where == "among the weights":
+        content = {"state_dict": {**weights, "head.bias": gadget}}
+    elif where == "alone":
+        content = gadget
+    kind = rng.choice(["zip", "legacy", "pickle", "sealed"])
+    protocol = rng.choice([2, 3, 4])
+    if kind == "sealed":  # the digest says that a file is whole, not that it is kind
+        save_atomic(content, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        path.write_bytes(_saved(content, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == "zip"))
+    return kind
+
+
+MUTATIONS = {"flipped bits": flip_bits, "truncated": truncate, "spliced": splice, "exchanged records": exchange_records}
+
+
+def try_file(path: Path, weights: Weights, canary: Path) -> tuple[str, str]:
+    """Loads one file; returns the outcome and the message of the refusal."""
+    outcome, message = "intact", ""
+    try:
+        found, _ = load_state_dict_file(path)
+        same = found.keys() == weights.keys() and all(
+            found[key].dtype == value.dtype and torch.equal(found[key], value) for key, value in weights.items()
+        )
+        outcome = "intact" if same else "altered"
+    except UserError as err:
+        message = str(err)
+        outcome = "refused" if "\n" not in message else "refused in several lines"
+    except Exception as err:
+        outcome, message = type(err).__name__, str(err)
+    if canary.exists():
+        outcome = "executed"
+        canary.rmdir() if canary.is_dir() else canary.unlink()
+    return outcome, message
+
+
+def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
+    """Tries ``count`` files, one in five of them hostile; the same seed gives the same files."""
+    rng, weights, canary = random.Random(seed), make_weights(seed), folder / "canary"
+    bases = make_bases(folder, weights)
+    tried = folder / "tried"
+    cases = []
+    for index in range(count):
+        shutil.rmtree(tried, ignore_errors=True)
+        tried.mkdir()
+        if index % 5 == 0:
+            kind, gadget = rng.choice(list(gadgets(canary).items()))
+            path = tried / "hostile.pth.tar"
+            base, kind = write_hostile(path, weights, gadget, rng), f"hostile: {kind}"
+        else:
+            kind = list(MUTATIONS)[index % 5 - 1]
+            base = rng.choice([name for name in bases if kind != "exchanged records" or name != "safetensors"])
+            path = tried / bases[base].name
+            path.write_bytes(MUTATIONS[kind](bases[base].read_bytes(), rng))
+            if base == "safetensors":
+                shutil.copy(bases[base].with_suffix(".json"), path.with_suffix(".json"))
+        cases.append(Case(kind, base, *try_file(path, weights, canary)))
+    return cases
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser("fuzz_checkpoints", __doc__)
+    parser.add_argument("--count", type=int, default=1000, help="files to try")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = fuzz(args.count, args.seed, Path(folder))
+    bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
+    kinds = [{"kind": case.kind, "format": case.base, "outcome": case.outcome} for case in cases]
+    report_fuzzing(args, kinds, bad)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Complexity tables, class activation maps, training curves."""

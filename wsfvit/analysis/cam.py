@@ -1,0 +1,296 @@
+"""Class activation maps of any registered model by the grad-cam package, as a gallery; and the cam_image command."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms
+
+from wsfvit.analysis.layers import TargetLayer, find_target_layer, model_layout, to_maps
+from wsfvit.cli.common import DEFAULT_MODEL
+from wsfvit.cli.tools import METHODS
+from wsfvit.data import dataset_class_names
+from wsfvit.data.image_files import find_images, read_image, write_sample_images
+from wsfvit.factory.data import build_dataset
+from wsfvit.inference.predictor import Classifier, load_classifier
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.figures import draw_subbands, new_panels, picture_path, save_figure, show_image
+from wsfvit.utils.progress import Progress
+
+SAMPLE_FOLDER = "images"
+MAX_PANELS_ABREAST = 8
+MAX_ROWS_OF_ONE = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to explain, its name, and its true class where the data says it."""
+
+    name: str
+    image: Image.Image
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model and method of the gallery: per picture the pixels the model saw, the map over them, and the caption.
+
+    Attributes:
+        pixels: (H, W, C) from 0 to 1.
+        cams: (H, W) from 0 to 1.
+        captions: Class and probability.
+        correct: Whether the predicted class is the true one, None where that is not known.
+    """
+
+    title: str
+    pixels: list[np.ndarray]
+    cams: list[np.ndarray]
+    captions: list[str]
+    correct: list[bool | None]
+
+
+def compute_cams(
+    model: Any, layer: TargetLayer, images: Tensor, classes: Sequence[int], method: str = "gradcam"
+) -> np.ndarray:
+    """Class activation maps of a batch.
+
+    Args:
+        model: Maps images to logits (B, K); in eval mode.
+        layer: The module to explain, from ``find_target_layer``.
+        images: (B, C, H, W), normalised, on the model's device.
+        classes: One class index per image.
+        method: A key of ``METHODS``.
+
+    Returns:
+        (B, H, W) float32, each map stretched to 0..1 (all zeros where nothing speaks for the class).
+    """
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    size, layout = (images.shape[2], images.shape[3]), model_layout(model)
+
+    def reshape(x: Tensor) -> Tensor:
+        maps = to_maps(x, size, **layout)
+        assert maps is not None  # the layer was chosen because its output has a layout
+        return maps.clone()  # the model may go on in place
+
+    # The images ask for a gradient, so that the parameters need none.
+    images = images.detach().clone().requires_grad_()
+    cam = getattr(pytorch_grad_cam, METHODS[method])(model, [layer.module], reshape_transform=reshape)
+    try:  # not the package's own context manager, which swallows IndexErrors
+        maps: np.ndarray = cam(input_tensor=images, targets=[ClassifierOutputTarget(index) for index in classes])
+    finally:
+        cam.activations_and_grads.release()
+    return maps
+
+
+def run_cam(args: argparse.Namespace) -> Path:
+    """Runs cam_image.py: writes the gallery, and the subbands on request; returns the path of the gallery.
+
+    Raises:
+        UserError: a model, weights file, image, layer, class or value does not fit.
+    """
+    out = picture_path(args.out)
+    pairs = _pair_models(args)
+    dataset = build_dataset(args, args.split, None, in_chans=3) if args.dataset else None
+    names = None if dataset is None else dataset_class_names(dataset)
+    classifiers = [load_classifier(args, model_name, checkpoint, names) for model_name, checkpoint in pairs]
+    stems = [classifier for classifier in classifiers if _stem_transform(classifier) is not None]
+    if args.subbands and not stems:
+        raise UserError("--subbands: no model here has a wavelet stem, the wsfvit models have")
+    pictures = load_pictures(args, dataset)
+    columns = [column for classifier in classifiers for column in explain(args, classifier, pictures)]
+    title = "Evidence for the class named below each picture"
+    if untrained := [classifier.name for classifier in classifiers if not classifier.trained]:
+        print(f"note: {', '.join(untrained)} untrained, random weights: pass --checkpoint FILE or --pretrained")
+        title += "\nUNTRAINED MODELS, RANDOM WEIGHTS" if len(untrained) == len(classifiers) else ""
+    save_figure(draw_gallery(pictures, columns, title), out)
+    print(f"picture: {out}")
+    if args.subbands:
+        path = out.with_name(f"{out.stem}-subbands{out.suffix}")
+        save_figure(draw_stem(args, stems[0], pictures), path)
+        print(f"subbands: {path}")
+    return out
+
+
+def load_pictures(args: argparse.Namespace, dataset: Any) -> list[Picture]:
+    """The images to explain, spread evenly over the data set, or over the folder where that is None.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    if dataset is None:
+        return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers)
+    names = dataset_class_names(dataset)
+    if not hasattr(dataset, "__getitem__"):
+        raise UserError(f"dataset '{args.dataset}' is a stream, from which no images can be picked: pass a folder")
+    pictures = []
+    for index in _spread(len(dataset), args.num_images):
+        try:
+            image, label = dataset[index]
+        except (OSError, ValueError) as err:
+            raise UserError(f"image {index} of dataset '{args.dataset}' cannot be read: {err}") from err
+        shown = names[label] if names else label
+        pictures.append(Picture(f"{args.split} {index}\nclass {shown}", image, int(label)))
+    return pictures
+
+
+def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Column]:
+    """One column of the gallery per method for one model."""
+    inputs = _transform(args, classifier, pictures)
+    # Whole images differ in size, and a batch has one.
+    step = 1 if args.no_crop else args.batch_size
+    batches = [torch.stack(inputs[i : i + step]).to(classifier.device) for i in range(0, len(inputs), step)]
+    target = None if args.target is None else _find_class(args.target, classifier.class_names)
+    pixels = [image for batch in batches for image in classifier.to_pixels(batch)]
+    try:
+        probabilities = torch.cat([classifier.probabilities(batch) for batch in batches])
+    except UserError as err:
+        raise UserError(f"{err}; leave out --no-crop" if args.no_crop else str(err)) from err
+    layer = find_target_layer(classifier.model, batches[0][:1], args.layer)
+    print(f"{classifier.name}: layer {layer.name}, map {layer.grid[0]}x{layer.grid[1]}")
+    predicted = probabilities.argmax(1).tolist()
+    classes = predicted if target is None else [target] * len(pictures)
+    captions = [
+        f"{classifier.class_names[index][:26]}  {100 * row[index]:.1f} %"
+        for index, row in zip(classes, probabilities, strict=True)
+    ]
+    correct = [
+        None if picture.label is None else guess == picture.label
+        for picture, guess in zip(pictures, predicted, strict=True)
+    ]
+    columns = []
+    for method in args.method:
+        cams: list[np.ndarray] = []
+        with Progress(f"{classifier.name} {method}", len(batches), interval=10) as progress:
+            for batch in batches:
+                here = classes[len(cams) : len(cams) + len(batch)]
+                cams += list(compute_cams(classifier.model, layer, batch, here, method))
+                progress.step(len(batch))
+        title = f"{classifier.name}\n{METHODS[method]}" + ("" if classifier.trained else ", untrained")
+        columns.append(Column(title, pixels, cams, captions, correct))
+    return columns
+
+
+def draw_gallery(pictures: Sequence[Picture], columns: Sequence[Column], title: str) -> Any:
+    """A figure of the pictures, each followed by one panel per model and method.
+
+    A picture has a row to itself; where many pictures meet few columns, several share a row.
+    """
+    originals = [np.asarray(picture.image, dtype=np.float32) / 255 for picture in pictures]
+    width = 1 + len(columns)
+    blocks = max(1, MAX_PANELS_ABREAST // width) if len(pictures) > MAX_ROWS_OF_ONE else 1
+    rows = -(-len(pictures) // blocks)
+    aspect = max(
+        image.shape[0] / image.shape[1] for image in originals + [image for c in columns for image in c.pixels]
+    )
+    figure, panels = new_panels(rows, width * blocks, 2.1, 2.1 * aspect + 0.45)
+    groups = panels.reshape(rows * blocks, width)
+    overlay: Any = None
+    for index, (picture, axes) in enumerate(zip(pictures, groups, strict=False)):
+        show_image(axes[0], originals[index])
+        axes[0].set_xlabel(picture.name, fontsize=8)
+        for column, axis in zip(columns, axes[1:], strict=True):
+            overlay = show_cam(axis, column.pixels[index], column.cams[index])
+            color = {None: "black", True: "darkgreen", False: "firebrick"}[column.correct[index]]
+            axis.set_xlabel(column.captions[index], fontsize=8, color=color)
+            if index < blocks:
+                longest = max(map(len, column.title.split("\n")))
+                axis.set_title(column.title, fontsize=min(8, 240 / longest))
+    for axis in groups[len(pictures) :].flat:
+        axis.set_axis_off()
+    height = figure.get_size_inches()[1]
+    bar = figure.colorbar(
+        overlay, ax=panels, orientation="horizontal", shrink=0.4, fraction=0.3 / height, pad=0.1 / height, ticks=[0, 1]
+    )
+    bar.ax.set_xticklabels(["least evidence", "most"], fontsize=8)
+    bar.outline.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def show_cam(axis: Any, pixels: np.ndarray, cam: np.ndarray) -> Any:
+    """Draws the map over the pixels, in grey so that colour means evidence; returns what a colour bar needs."""
+    show_image(axis, pixels.mean(2))
+    # Nothing is drawn where there is no evidence, and the picture shines through where there is.
+    return axis.imshow(cam, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(cam), interpolation="bilinear")
+
+
+def draw_stem(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> Any:
+    """A figure of the subbands that the model's wavelet stem makes of each picture."""
+    transform = _stem_transform(classifier)
+    rows = []
+    for picture, image in zip(pictures, _transform(args, classifier, pictures), strict=True):
+        with torch.no_grad():
+            subbands = transform(image[None].to(classifier.device)).cpu().unflatten(1, (4, -1)).mean(2)[0]
+        rows.append((picture.name, classifier.to_pixels(image[None])[0], subbands.numpy()))
+    # The release's names and signs; the mean over the image channels, which is the subband of the grey image.
+    names = ("LL = cA", "LH = -cH", "HL = -cV", "HH = cD")
+    return draw_subbands(rows, names, f"Haar subbands that the stem of {classifier.name} sees")
+
+
+def _stem_transform(classifier: Classifier) -> Any:
+    return getattr(getattr(classifier.model, "stem", None), "dwt_l2", None)
+
+
+def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
+    """Models and weights files, paired in the order given."""
+    models, files = args.models, args.checkpoint
+    if not files:
+        return [(name, None) for name in models or [DEFAULT_MODEL]]
+    if models and len(models) != len(files):
+        raise UserError(f"--models names {len(models)}, --checkpoint {len(files)}: give one weights file per model")
+    return list(zip(models or [None] * len(files), files, strict=True))
+
+
+def _load_folder(folder: str, count: int, workers: int) -> list[Picture]:
+    if Path(folder) == Path(SAMPLE_FOLDER) and not Path(folder).exists():
+        write_sample_images(folder)
+        print(f"made {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn; your own may go there")
+    paths = find_images([folder])
+    if count < len(paths):
+        print(f"{count} of {len(paths)} images: --num-images shows more")
+    paths = [paths[index] for index in _spread(len(paths), count)]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return [Picture(path.name, image) for path, image in zip(paths, pool.map(read_image, paths), strict=True)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to ``count`` indices spread evenly over ``length``; sorted data so shows its classes."""
+    count = min(length, count)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _find_class(target: str, names: Sequence[str]) -> int:
+    lowered = [name.lower() for name in names]
+    if target.lower() in lowered:
+        return lowered.index(target.lower())
+    if target.isdecimal() and int(target) < len(names):
+        return int(target)
+    near = difflib.get_close_matches(target.lower(), lowered, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"pass 0 to {len(names) - 1}, or a class name"
+    raise UserError(f"--target {target}: {hint}")
+
+
+def _transform(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Tensor]:
+    """What the model sees of each picture, (C, H, W): its evaluation transform, under ``--no-crop`` without the crop.
+
+    Without the crop the shorter side becomes the input's, and the aspect ratio stays.
+    """
+    if args.no_crop:
+        config = classifier.data_config
+        resize = transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"]))
+        normalize = transforms.Normalize(config["mean"], config["std"])
+        whole = transforms.Compose([resize, transforms.ToTensor(), normalize])
+        return [whole(picture.image.convert(classifier.mode)) for picture in pictures]
+    transform = classifier.transform()
+    return [transform(picture.image) for picture in pictures]

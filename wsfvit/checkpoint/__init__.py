@@ -1,0 +1,1 @@
+"""Checkpoint files: reading without running code, verified writing, ranking of epochs."""

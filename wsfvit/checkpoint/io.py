@@ -1,0 +1,305 @@
+"""Checkpoints: the one loader for every file a user may have, and the writers.
+
+Reading never runs code from the file: pickles go through ``torch.load(weights_only=True)`` unless the user trusts it.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsfvit.checkpoint.integrity import find_damage, write_sealed
+from wsfvit.checkpoint.pickle_scan import refused_globals
+from wsfvit.models import convert_state_dict, describe_misfit
+from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.files import write_atomic, write_text_atomic
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+RAW_KEYS = ("state_dict", "model")
+EMA_KEYS = ("state_dict_ema", "model_ema")
+META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric", "num_updates")
+# create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
+RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+StateDict = dict[str, torch.Tensor]
+
+
+def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` that puts a SHA-256 into the file and leaves the old file whole when writing fails."""
+    write_atomic(path, lambda file: write_sealed(obj, file))
+
+
+def export_safetensors(
+    state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str], config: dict[str, Any]
+) -> None:
+    """Writes released weights: ``path`` (.safetensors) and beside it a .json with ``config`` and the weights' SHA-256.
+
+    Args:
+        state_dict: Tensors by name.
+        path: Ends in ``.safetensors``.
+        config: Primitives only: ``arch``, ``model_kwargs``, ``data_config`` and whatever else describes the weights.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"'{path}': released weights are named NAME.safetensors")
+    blob = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state_dict.items()})
+    write_atomic(path, lambda file: file.write(blob))
+    described = {**config, "sha256": hashlib.sha256(blob).hexdigest()}
+    write_text_atomic(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+
+
+def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Any]:
+    """Reads everything in a checkpoint file: a training state to resume, or weights with what describes them.
+
+    Args:
+        path: .pth, .pth.tar, .pt or any other ``torch.save`` file, or .safetensors (with its .json, if there is one).
+        trust: Unpickle without restrictions. The file can then run any code.
+
+    Returns:
+        The dictionary that was saved, tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, refused as unsafe, or holds no dictionary.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint '{path}' is a directory: name the file in it")
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, trust)
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
+    return dict(content)
+
+
+def load_state_dict_file(
+    path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False, task: str = "classification"
+) -> tuple[StateDict, dict[str, Any]]:
+    """Reads model weights from a checkpoint file.
+
+    Args:
+        path: As for ``read_checkpoint``.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: As for ``read_checkpoint``.
+        task: What the weights must have been trained for, as far as the file says.
+
+    Returns:
+        The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
+        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
+        another model, ``epoch``, ``metric`` and ``num_updates``.
+
+    Raises:
+        UserError: as ``read_checkpoint``, or the file holds no weights, or those of another task.
+    """
+    content = read_checkpoint(path, trust)
+    trained_for = content.get("task", task)
+    if trained_for != task:
+        raise UserError(f"checkpoint '{path}' was trained for {trained_for}, not for {task}")
+    state_dict, weights = _find_state_dict(content, path, use_ema)
+    return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
+
+
+def load_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    use_ema: bool = False,
+    trust: bool = False,
+    replace_classifier: bool = False,
+) -> dict[str, Any]:
+    """Loads a checkpoint file into ``model``, every key and shape matching; returns what the file says about itself.
+
+    Args:
+        model: Gets the weights.
+        path: As for ``read_checkpoint``.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: As for ``read_checkpoint``.
+        replace_classifier: For fine-tuning: a classifier for another number of classes is left out, the model keeps
+            its own, and the returned dictionary says so: ``replaced_classes``, the number in the file (0 for none).
+
+    Raises:
+        UserError: as ``load_state_dict_file``, or the weights do not fit the model.
+    """
+    state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
+    state_dict = convert_state_dict(state_dict, model)
+    if replace_classifier:
+        replaced = _keep_own_classifier(model, state_dict)
+        meta |= {} if replaced is None else {"replaced_classes": replaced}
+    apply_state_dict(model, state_dict, path)
+    return meta
+
+
+def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.PathLike[str]) -> None:
+    """Loads ``state_dict`` strictly; a misfit becomes one ``UserError`` that sums it up. ``path`` names the source."""
+    try:
+        model.load_state_dict(state_dict, strict=True)
+    except RuntimeError as err:
+        raise UserError(f"checkpoint '{path}': {describe_misfit(model, state_dict) or first_line(err)}") from err
+
+
+def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Removes the prefixes that DDP, ``torch.compile`` and wrappers put before every key, in any order and number."""
+    stripped = dict(state_dict)
+    while stripped:
+        prefix = next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) for key in stripped)), None)
+        if prefix is None:
+            break
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    import safetensors.torch
+
+    try:
+        blob = path.read_bytes()
+        content: dict[str, Any] = {"state_dict": safetensors.torch.load(blob)}
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as err:
+        raise UserError(f"checkpoint '{path}' is damaged or no safetensors file ({first_line(err)})") from err
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return content
+    try:
+        described = json.loads(sidecar.read_text())
+    except (OSError, ValueError) as err:
+        raise UserError(f"'{sidecar}', which describes '{path.name}', cannot be read ({first_line(err)})") from err
+    if not isinstance(described, dict):
+        raise UserError(f"'{sidecar}', which describes '{path.name}', is not a JSON object")
+    if "sha256" in described and described["sha256"] != hashlib.sha256(blob).hexdigest():
+        raise UserError(f"checkpoint '{path}' is damaged: its SHA-256 is not the one in '{sidecar.name}'")
+    return {**described, **content}
+
+
+def _read_torch(path: Path, trust: bool) -> Any:
+    try:
+        damage = find_damage(path)
+        if damage:
+            raise UserError(f"checkpoint '{path}' is damaged: {damage}")
+        if trust:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # The restricted reader warns about pickle protocols, then reads or refuses them; the refusal is enough.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    # A damaged or hostile pickle can end in almost any exception, and all of them mean the same to the user.
+    except Exception as err:
+        names = [] if trust else refused_globals(path)
+        if names:
+            raise UserError(
+                f"checkpoint '{path}' was refused: it wants to call {', '.join(names)}. Nothing in it was executed. "
+                "Only if you know where the file is from: --trust-checkpoint"
+            ) from err
+        # torch's text for this one advises to load without the restriction, which helps nobody with a damaged file.
+        reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else first_line(err)
+        raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
+
+
+def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], use_ema: bool) -> tuple[StateDict, str]:
+    for key in (EMA_KEYS if use_ema else ()) + RAW_KEYS:
+        if content.get(key) is not None:
+            found, weights = content[key], "ema" if key in EMA_KEYS else "raw"
+            break
+    else:
+        found, weights = content, "raw"
+    tensors = isinstance(found, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items()
+    )
+    if not found or not tensors:
+        keys = ", ".join(sorted(map(str, content))[:6]) or "nothing"
+        raise UserError(f"checkpoint '{path}' holds no model weights (its top level: {keys})")
+    return dict(found), weights
+
+
+def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
+    meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
+    expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict}
+    for key, kind in expected.items():
+        if key in meta and not isinstance(meta[key], kind):
+            raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
+    if "class_names" in meta:
+        meta["class_names"] = [str(name) for name in meta["class_names"]]
+    reserved = [key for key in RESERVED_KWARGS if key in meta.get("model_kwargs", {})]
+    if reserved:
+        raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")
+    return meta
+
+
+def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
+    """Puts the model's own classifier into ``state_dict`` where the one in it differs in the number of classes alone.
+
+    Returns:
+        The number of classes of the classifier that was there, 0 for none, or None where nothing was replaced.
+    """
+    names = getattr(model, "default_cfg", {}).get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    ours = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    theirs = {key: value for key, value in state_dict.items() if key.startswith(prefixes)}
+    shared = ours.keys() & theirs.keys()
+    same_features = all(ours[key].shape[1:] == theirs[key].shape[1:] for key in shared)
+    # Where one side has no classifier at all there is nothing to compare.
+    other_classes = (
+        any(ours[key].shape != theirs[key].shape for key in shared) if shared else bool(ours) != bool(theirs)
+    )
+    if not (same_features and other_classes):
+        return None
+    for key in theirs:
+        del state_dict[key]
+    state_dict.update(ours)
+    return max((len(value) for value in theirs.values() if value.ndim), default=0)
+
+
+def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
+    """Fills in what the command line leaves open from what the checkpoint says about itself.
+
+    Where ``--model`` names another model than the checkpoint does, only the counts of classes and channels are taken.
+
+    Raises:
+        UserError: neither the command line nor the checkpoint names a model.
+    """
+    args = copy.copy(args)
+    saved = dict(meta.get("model_kwargs", {}))
+    args.model = args.model or meta.get("arch")
+    if not args.model:
+        raise UserError(f"checkpoint '{args.checkpoint}' does not say which model it is for: pass --model NAME")
+    if args.num_classes is None:
+        args.num_classes = saved.get("num_classes")
+    if args.in_chans is None and args.input_size is None:
+        args.in_chans = saved.get("in_chans")
+    if args.model == meta.get("arch"):
+        size_given = args.img_size is not None or args.input_size is not None
+        dropped = {"num_classes", "in_chans"} | ({"img_size"} if size_given else set())
+        args.model_kwargs = {k: v for k, v in saved.items() if k not in dropped} | args.model_kwargs
+    return args
+
+
+def saved_data_config(model: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says about its images, for ``resolve_data``; of another model's, mean and std alone.
+
+    These two belong to the weights, size and crop to the model.
+    """
+    saved = meta.get("data_config", {})
+    return {key: value for key, value in saved.items() if model == meta.get("arch") or key in ("mean", "std")}
+
+
+def note_on_other_model(args: argparse.Namespace, meta: dict[str, Any]) -> str:
+    """A line about weights that were loaded into another model than they are of; "" where they were not."""
+    # Models of one family share their keys, so that loading tells nothing.
+    if meta.get("arch") in (None, args.model):
+        return ""
+    return (
+        f"note: checkpoint '{args.checkpoint}' is of {meta['arch']}, its weights run as {args.model}: at that model's "
+        "size and crop, with the checkpoint's mean and std"
+    )

@@ -1,0 +1,43 @@
+"""Flags of precision and compilation that training and validation share."""
+
+from wsfvit.cli.common import Group, fraction
+from wsfvit.cli.refused import accepted
+
+
+def add_precision(group: Group) -> None:
+    """--amp-impl and --model-dtype; --amp and --amp-dtype are the device's."""
+    group.add_argument(
+        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="native alone"
+    )
+    group.add_argument(
+        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="data type of the weights (default: float32)"
+    )
+
+
+def add_compile(group: Group) -> None:
+    """--torchcompile, --torchcompile-mode and --torchcompile-options, see `wsfvit.utils.compiling`."""
+    group.add_argument(
+        "--torchcompile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="torch.compile (default backend: inductor)",
+    )
+    group.add_argument("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
+    group.add_argument(
+        "--torchcompile-options",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="inductor's settings, as in torch._inductor.config, for example realize_reads_threshold=8",
+    )
+
+
+def add_memory_budget(group: Group) -> None:
+    """--torchcompile-memory-budget, for training."""
+    group.add_argument(
+        "--torchcompile-memory-budget",
+        type=fraction,
+        metavar="SHARE",
+        help="share of the activations that compiled training keeps, for example 0.5: the others are computed again in "
+        "the backward pass, what costs least first; less memory, slower (default: 1)",
+    )

@@ -1,0 +1,183 @@
+"""Flags of train.py that make up a recipe: optimizer, schedule, augmentation, batch norm and weight averaging."""
+
+import argparse
+
+from wsfvit.cli.common import (
+    Group,
+    KeyValues,
+    add_switch,
+    fraction,
+    natural_float,
+    natural_int,
+    positive_float,
+    positive_int,
+)
+
+# timm's defaults: a value given that equals them cannot be told from none.
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "constant", "plateau", "poly", "wsd", "rsqrt", "none")
+
+
+def repeats(text: str) -> int:
+    """Reads timm's number of augmentation repeats, a whole number that may be written as 3.0."""
+    value = float(text)
+    if value < 0 or value != int(value):
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text}")
+    return int(value)
+
+
+def add_optimizer(group: Group) -> None:
+    """Optimizer, weight decay and clipping."""
+    group.add_argument("--opt", default="sgd", metavar="NAME", help="optimizer, by timm's name")
+    group.add_argument(
+        "--opt-eps", type=positive_float, metavar="F", help="optimizer epsilon (default: the optimizer's)"
+    )
+    group.add_argument(
+        "--opt-betas", type=float, nargs="+", metavar="F", help="optimizer betas (default: the optimizer's)"
+    )
+    group.add_argument("--momentum", type=natural_float, default=0.9, metavar="F", help="momentum")
+    group.add_argument("--weight-decay", type=natural_float, default=2e-5, metavar="F", help="weight decay")
+    group.add_argument("--clip-grad", type=positive_float, metavar="F", help="gradient clipping value (default: none)")
+    group.add_argument("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="gradient clipping mode")
+    group.add_argument(
+        "--layer-decay", type=positive_float, metavar="F", help="learning rate decay from layer to layer"
+    )
+    group.add_argument(
+        "--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="optimizer arguments"
+    )
+
+
+def add_schedule(group: Group) -> None:
+    """Learning rate and its schedule."""
+    group.add_argument("--sched", default="cosine", choices=SCHEDULES, help="learning rate schedule")
+    add_switch(group, "--sched-on-updates", "step the schedule on updates, not on epochs")
+    group.add_argument(
+        "--lr", type=positive_float, metavar="F", help="learning rate (default: --lr-base scaled to the global batch)"
+    )
+    group.add_argument(
+        "--lr-base", type=positive_float, default=0.1, metavar="F", help="learning rate at --lr-base-size"
+    )
+    group.add_argument(
+        "--lr-base-size", type=positive_int, default=256, metavar="N", help="batch size --lr-base is meant for"
+    )
+    group.add_argument(
+        "--lr-base-scale",
+        default="",
+        choices=("", "linear", "sqrt"),
+        help="scaling (default: sqrt for ada*, lamb, else linear)",
+    )
+    group.add_argument(
+        "--lr-noise", type=fraction, nargs="+", metavar="F", help="noise on the rate, on and off at these run shares"
+    )
+    group.add_argument("--lr-noise-pct", type=positive_float, default=0.67, metavar="F", help="bound of the noise")
+    group.add_argument(
+        "--lr-noise-std", type=positive_float, default=1.0, metavar="F", help="standard deviation of the noise"
+    )
+    group.add_argument("--lr-cycle-mul", type=float, default=1.0, metavar="F", help="cycle length multiplier")
+    group.add_argument("--lr-cycle-decay", type=float, default=0.5, metavar="F", help="decay from cycle to cycle")
+    group.add_argument("--lr-cycle-limit", type=positive_int, default=1, metavar="N", help="number of cycles")
+    group.add_argument("--lr-k-decay", type=float, default=1.0, metavar="F", help="k-decay of cosine and poly")
+    group.add_argument(
+        "--warmup-lr", type=natural_float, default=1e-5, metavar="F", help="learning rate where the warm-up starts"
+    )
+    group.add_argument("--min-lr", type=natural_float, default=0, metavar="F", help="lowest learning rate")
+    group.add_argument("--epochs", type=positive_int, default=300, metavar="N", help="epochs to train")
+    group.add_argument(
+        "--epoch-repeats", type=natural_float, default=0.0, metavar="F", help="passes over streaming data per epoch"
+    )
+    group.add_argument("--start-epoch", type=natural_int, metavar="N", help="epoch to start at, counted from 0")
+    group.add_argument(
+        "--decay-milestones", type=int, nargs="+", default=[90, 180, 270], metavar="N", help="multistep epochs"
+    )
+    group.add_argument(
+        "--decay-epochs", type=positive_float, default=90, metavar="N", help="epochs between two decays (step)"
+    )
+    group.add_argument("--warmup-epochs", type=natural_int, default=5, metavar="N", help="epochs of warm-up")
+    add_switch(group, "--warmup-prefix", "do not count the warm-up as part of --epochs")
+    group.add_argument(
+        "--cooldown-epochs", type=natural_int, default=0, metavar="N", help="epochs at --min-lr after the schedule"
+    )
+    group.add_argument("--patience-epochs", type=natural_int, default=10, metavar="N", help="patience of plateau")
+    group.add_argument(
+        "--decay-rate", "--dr", type=float, default=0.1, metavar="F", help="decay factor (step, multistep, plateau)"
+    )
+
+
+def add_augmentation(group: Group) -> None:
+    """Augmentation, mixing, erasing, label smoothing and drop rates."""
+    group.add_argument("--no-aug", action="store_true", help="train without augmentation")
+    group.add_argument("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop (default: rrc)")
+    group.add_argument("--scale", type=float, nargs="+", default=SCALE, metavar="F", help="random crop area, from to")
+    group.add_argument("--ratio", type=float, nargs="+", default=RATIO, metavar="F", help="random crop aspect, from to")
+    group.add_argument(
+        "--crop-padding",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="in place of the random resized crop, pad with N black pixels on each side and crop the image size at "
+        "random, as most recipes for CIFAR do with N = 4 (0: off)",
+    )
+    group.add_argument("--hflip", type=fraction, default=0.5, metavar="P", help="horizontal flip probability")
+    group.add_argument("--vflip", type=fraction, default=0.0, metavar="P", help="vertical flip probability")
+    group.add_argument("--color-jitter", type=natural_float, default=0.4, metavar="F", help="color jitter factor")
+    group.add_argument(
+        "--color-jitter-prob", type=fraction, metavar="P", help="color jitter probability (default: always)"
+    )
+    group.add_argument("--grayscale-prob", type=fraction, metavar="P", help="grey image probability (default: never)")
+    group.add_argument("--gaussian-blur-prob", type=fraction, metavar="P", help="blur probability (default: never)")
+    group.add_argument("--aa", metavar="POLICY", help="AutoAugment policy, e.g. rand-m9-mstd0.5-inc1")
+    group.add_argument(
+        "--aug-repeats", type=repeats, default=0, metavar="N", help="differently augmented copies of an image per batch"
+    )
+    add_switch(group, "--bce-loss", "binary cross-entropy per class")
+    add_switch(group, "--bce-sum", "sum the binary cross-entropy over the classes, not average")
+    group.add_argument(
+        "--bce-target-thresh", type=fraction, metavar="F", help="soft labels above it count as 1 (default: kept soft)"
+    )
+    group.add_argument("--bce-pos-weight", type=positive_float, metavar="F", help="weight of the positive labels")
+    group.add_argument("--reprob", type=fraction, default=0.0, metavar="P", help="random erasing probability")
+    group.add_argument("--remode", default="pixel", choices=("pixel", "rand", "const"), help="random erasing fill")
+    group.add_argument("--recount", type=positive_int, default=1, metavar="N", help="random erasing regions")
+    group.add_argument("--mixup", type=natural_float, default=0.0, metavar="ALPHA", help="mixup alpha, on above 0")
+    group.add_argument("--cutmix", type=natural_float, default=0.0, metavar="ALPHA", help="cutmix alpha, on above 0")
+    group.add_argument(
+        "--cutmix-minmax", type=float, nargs="+", metavar="F", help="cutmix box share, from to; overrules alpha"
+    )
+    group.add_argument("--mixup-prob", type=fraction, default=1.0, metavar="P", help="probability of either per batch")
+    group.add_argument(
+        "--mixup-switch-prob", type=fraction, default=0.5, metavar="P", help="probability of cutmix where both are on"
+    )
+    group.add_argument(
+        "--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares one mixing value"
+    )
+    group.add_argument(
+        "--mixup-off-epoch", type=natural_int, default=0, metavar="N", help="epoch from which mixing is off (0: never)"
+    )
+    group.add_argument("--smoothing", type=fraction, default=0.1, metavar="F", help="label smoothing")
+    group.add_argument("--train-interpolation", default="random", metavar="NAME", help="training interpolation")
+    group.add_argument("--drop", type=fraction, default=0.0, metavar="P", help="dropout rate")
+    group.add_argument("--drop-path", type=fraction, metavar="P", help="drop path rate (default: the model's)")
+    group.add_argument("--drop-block", type=fraction, metavar="P", help="drop block rate (default: the model's)")
+
+
+def add_batch_norm(group: Group) -> None:
+    """Batch norm's constants, and its statistics among several processes."""
+    group.add_argument("--bn-momentum", type=fraction, metavar="F", help="momentum of all batch norms")
+    group.add_argument("--bn-eps", type=positive_float, metavar="F", help="epsilon of all batch norms")
+    add_switch(group, "--sync-bn", "batch statistics over all processes (CUDA only)")
+    group.add_argument(
+        "--dist-bn",
+        default="reduce",
+        choices=("reduce", "broadcast", ""),
+        help="running statistics after an epoch: averaged, taken from rank 0, or left as they are",
+    )
+
+
+def add_ema(group: Group) -> None:
+    """Moving average of the weights."""
+    add_switch(group, "--model-ema", "keep a moving average of the weights, and judge by it")
+    add_switch(group, "--model-ema-force-cpu", "keep it in host memory; the raw weights are then judged")
+    group.add_argument(
+        "--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="decay of the moving average"
+    )
+    add_switch(group, "--model-ema-warmup", "raise the decay from 0 at the start")

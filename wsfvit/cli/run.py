@@ -1,0 +1,136 @@
+"""Flags of every training command, whatever it trains.
+
+``engine.session`` reads them and those of ``recipe.add_optimizer``, ``recipe.add_schedule`` (or --lr, --epochs,
+--start-epoch and --sched-on-updates of the command's own), ``recipe.add_batch_norm``, ``recipe.add_ema``,
+``precision.add_compile`` and --channels-last.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from wsfvit.cli.common import Group, add_device, add_loader, add_switch, add_trust, natural_int, positive_int
+from wsfvit.cli.config import apply_config
+from wsfvit.cli.precision import add_precision
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """-c/--config, which ``parse_with_config`` reads."""
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help="YAML file of defaults, one key per flag (batch_size: 64)"
+    )
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses a command line; a YAML file named by ``-c`` changes defaults, and the command line wins over it.
+
+    Raises:
+        UserError: the YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
+    """
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("-c", "--config")
+    config, _ = config_parser.parse_known_args(argv)
+    if config.config:
+        apply_config(parser, config.config)
+    return parser.parse_args(argv)
+
+
+def add_resume(group: Group) -> None:
+    """Continuing an earlier run."""
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="continue the run that wrote FILE; auto: the run in the folder of --experiment, if there is one",
+    )
+    group.add_argument(
+        "--no-resume-opt", action="store_true", help="resume the weights and the epoch, not the optimizer's state"
+    )
+    add_trust(group)
+
+
+def add_batches(group: Group, unit: str = "images", batch_size: int = 128) -> None:
+    """Batch size and accumulation; ``unit`` is what a batch holds, in the plural."""
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        type=positive_int,
+        default=batch_size,
+        metavar="N",
+        help="training batch size of each process",
+    )
+    group.add_argument(
+        "-vb", "--validation-batch-size", type=positive_int, metavar="N", help="default: the training batch size"
+    )
+    group.add_argument(
+        "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches per optimizer update"
+    )
+    group.add_argument(
+        "--global-batch-size",
+        type=positive_int,
+        metavar="N",
+        help=f"{unit} per optimizer update over all processes; sets --grad-accum-steps to what that takes",
+    )
+
+
+def add_training_device(group: Group) -> None:
+    """Device, precision, and how processes work together."""
+    add_device(group)
+    add_precision(group)
+    group.add_argument(
+        "--no-ddp-bb", action="store_true", help="do not send rank 0's buffers to all processes at every step"
+    )
+    add_switch(group, "--synchronize-step", "wait for the device after every update")
+    group.add_argument(
+        "--device-modules", nargs="+", metavar="MODULE", help="modules to import that bring a device of their own"
+    )
+    add_switch(
+        group,
+        "--deterministic",
+        "same run, same bits, on a GPU too: slower there, as only deterministic kernels run and none are tried out for "
+        "speed, and an operator that has none ends the run; a CPU repeats bit for bit without it",
+    )
+
+
+def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
+    """Seed, data loading by the flags that ``add_data_loading`` adds, validation, and what to do with bad steps."""
+    group.add_argument("--seed", type=natural_int, default=42, metavar="N", help="random seed")
+    add_data_loading(group)
+    group.add_argument(
+        "--eval-interval",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="epochs between validations; the last has one",
+    )
+    group.add_argument(
+        "--max-bad-steps",
+        type=natural_int,
+        default=10,
+        metavar="N",
+        help="end the run after N updates in a row with a loss or gradient that is not finite; such updates are "
+        "skipped, counted, and the first ones dumped (0: end at the first)",
+    )
+    add_switch(group, "--dry-run", "one update and one validation batch, nothing kept, to see that all of it works")
+
+
+def add_logs(group: Group) -> None:
+    """The run folder, checkpoints and logs."""
+    group.add_argument("--output", default="", metavar="DIR", help="folder of all runs (default: output/train)")
+    group.add_argument(
+        "--experiment", default="", metavar="NAME", help="folder of this run (default: time, model and size)"
+    )
+    group.add_argument(
+        "--log-interval", type=positive_int, default=50, metavar="N", help="batches between two progress lines"
+    )
+    group.add_argument(
+        "--recovery-interval", type=natural_int, default=0, metavar="N", help="batches between two saves in an epoch"
+    )
+    group.add_argument("--checkpoint-hist", type=positive_int, default=10, metavar="N", help="best epochs to keep")
+    add_switch(group, "--save-images", "write a batch of training images at every progress line, as the model sees it")
+    group.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    add_switch(group, "--log-wandb", "log to Weights & Biases too")
+    group.add_argument("--wandb-project", metavar="NAME", help="its project")
+    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
+    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="its run to continue")
+    add_switch(group, "--log-trackio", "log to Trackio too")
+    group.add_argument("--trackio-project", default="wsfvit", metavar="NAME", help="its project")

@@ -1,0 +1,125 @@
+"""Command line of validate.py: timm's flags with timm's meaning."""
+
+import argparse
+from collections.abc import Sequence
+
+from wsfvit.cli.common import (
+    Group,
+    add_data_source,
+    add_device,
+    add_fuse,
+    add_loader,
+    add_model_input,
+    add_switch,
+    add_trust,
+    build_parser,
+    natural_int,
+    positive_int,
+)
+from wsfvit.cli.precision import add_compile, add_precision
+from wsfvit.cli.refused import REFUSED_VALIDATE, add_refused
+
+
+def parse_validate_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses validate.py's command line."""
+    return validate_parser().parse_args(argv)
+
+
+def validate_parser() -> argparse.ArgumentParser:
+    """Parser of validate.py."""
+    parser = build_parser("Measure the accuracy of one or several models over every image of a split.")
+    parser.add_argument("data", nargs="?", metavar="DIR", help="data folder (same as --data-dir)")
+    _add_data(parser.add_argument_group("Dataset parameters"))
+    _add_model(parser.add_argument_group("Model parameters"))
+    _add_input(parser.add_argument_group("Input parameters"))
+    _add_device(parser.add_argument_group("Device parameters"))
+    _add_results(parser.add_argument_group("Result parameters"))
+    add_refused(parser, REFUSED_VALIDATE)
+    return parser
+
+
+def _add_data(group: Group) -> None:
+    add_data_source(group)
+    group.add_argument("--split", default="validation", metavar="NAME", help="dataset split")
+    group.add_argument("--num-samples", type=positive_int, metavar="N", help="sample count of a streaming dataset")
+    group.add_argument(
+        "--real-labels", default="", metavar="FILE", help="JSON file of ImageNet's reassessed labels, to judge by those"
+    )
+    group.add_argument(
+        "--valid-labels",
+        default="",
+        metavar="FILE",
+        help="text file of class indices, one a line, that the data's classes are in order; all others are left out",
+    )
+    add_loader(group)
+
+
+def _add_model(group: Group) -> None:
+    group.add_argument(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="model name (default: what the checkpoint names); or several: a text file of names, a pattern such as "
+        "'convnext_*', or all, with timm's pretrained weights",
+    )
+    group.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="PATH",
+        help=".pth.tar, .pth, .pt or .safetensors file, or a folder of them (default: timm's pretrained weights)",
+    )
+    group.add_argument(
+        "--pretrained", action="store_true", help="timm's pretrained weights, which it is without --checkpoint anyway"
+    )
+    add_trust(group)
+    group.add_argument(
+        "--use-ema", action="store_true", help="use the moving average of the weights where the file has it"
+    )
+    group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
+    group.add_argument(
+        "--reparam",
+        action="store_true",
+        help="merge the parallel branches that some models train with (RepVGG, MobileOne, FastViT) as timm does; it "
+        "leaves other models, the wsfvit ones too, as they are",
+    )
+    add_fuse(group)
+
+
+def _add_input(group: Group) -> None:
+    add_model_input(group)
+    group.add_argument(
+        "--use-train-size", action="store_true", help="the model's training size, where it has another one to test at"
+    )
+    group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
+    group.add_argument("--crop-border-pixels", type=natural_int, metavar="N", help="pixels cut off at every border")
+    group.add_argument(
+        "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="batch size of each process"
+    )
+    group.add_argument(
+        "--retry",
+        action="store_true",
+        help="when memory runs out, again with half the batch; with several models always",
+    )
+
+
+def _add_device(group: Group) -> None:
+    add_device(group)
+    add_precision(group)
+    add_switch(group, "--channels-last", "use the channels-last memory layout")
+    add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
+    add_compile(group)
+
+
+def _add_results(group: Group) -> None:
+    group.add_argument(
+        "--log-freq", type=positive_int, default=10, metavar="N", help="batches between two progress lines"
+    )
+    group.add_argument(
+        "--results-file", default="", metavar="FILE", help="write the results to FILE, after every model anew"
+    )
+    group.add_argument(
+        "--results-format",
+        default="csv",
+        choices=("csv", "json"),
+        help="format, where FILE ends in neither .csv nor .json",
+    )

@@ -1,0 +1,140 @@
+"""What a detector's checkpoint says about itself, and the detector built again from it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from wsfvit.checkpoint.io import RESERVED_KWARGS, StateDict, apply_state_dict, load_state_dict_file
+from wsfvit.detection.data.transforms import EvalTransform, Normalize
+from wsfvit.detection.model.config import DetectorConfig, StageConfig
+from wsfvit.detection.model.detector import Detector, build_detector
+from wsfvit.utils.errors import UserError
+
+TASK = "detection"
+# The layers that have a slice for each category.
+CATEGORY_LAYERS = (".cls.", ".reg.", ".mask_fcn_logits.")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How images reach a detector, and what its labels mean.
+
+    Attributes:
+        categories: Id to name, by id; the place of an id is its label.
+        transform: Resizes an image to be looked at.
+        normalize: Mean and standard deviation.
+        multiple: Batches are padded to a multiple of it.
+    """
+
+    categories: dict[int, str]
+    transform: EvalTransform
+    normalize: Normalize
+    multiple: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the categories, by label."""
+        return list(self.categories.values())
+
+
+def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
+    """What goes into every checkpoint, primitives only."""
+    described = {
+        "detector": {**asdict(config), "backbone_options": dict(config.backbone_options)},
+        "categories": list(setting.categories.items()),
+        "short_side": setting.transform.short_side,
+        "long_side": setting.transform.long_side,
+        "mean": setting.normalize.mean,
+        "std": setting.normalize.std,
+        "multiple": setting.multiple,
+    }
+    return {"task": TASK, "config": described}
+
+
+def read_description(described: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[DetectorConfig, Setting]:
+    """The reverse of ``describe``; ``path`` is named in messages.
+
+    Raises:
+        UserError: it is no such description.
+    """
+    try:
+        fields = dict(described["detector"])
+        fields["stages"] = tuple(
+            StageConfig(**{**stage, "box_stds": tuple(stage["box_stds"])}) for stage in fields["stages"]
+        )
+        reserved = set(RESERVED_KWARGS) & set(fields["backbone_options"])
+        if reserved:
+            raise UserError(f"checkpoint '{path}': its backbone_options may not set {', '.join(sorted(reserved))}")
+        setting = Setting(
+            categories={int(key): str(name) for key, name in described["categories"]},
+            transform=EvalTransform(int(described["short_side"]), int(described["long_side"])),
+            normalize=Normalize(tuple(described["mean"]), tuple(described["std"])),
+            multiple=int(described["multiple"]),
+        )
+        return DetectorConfig(**fields), setting
+    except (KeyError, TypeError, ValueError) as err:
+        raise UserError(f"checkpoint '{path}' does not say how its detector is built ({err!r})") from err
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    device: torch.device,
+    use_ema: bool = False,
+    trust: bool = False,
+    short_side: int | None = None,
+    long_side: int | None = None,
+    max_detections: int | None = None,
+) -> tuple[Detector, Setting, dict[str, Any]]:
+    """Builds the detector of a checkpoint, in eval mode on ``device``.
+
+    Args:
+        path: A checkpoint of the train command.
+        device: Where it is to compute.
+        use_ema: Prefer the moving average of the weights where the file has it.
+        trust: Unpickle without restrictions. The file can then run any code.
+        short_side: Of the images, instead of the checkpoint's.
+        long_side: Likewise.
+        max_detections: Likewise.
+
+    Returns:
+        Detector, setting, and what else the file says: ``weights`` ("ema" or "raw") and, if there, ``epoch``.
+
+    Raises:
+        UserError: the file cannot be read, or holds no detector.
+    """
+    state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust, task=TASK)
+    config, setting = read_description(meta.get("config", {}), path)
+    if max_detections is not None:
+        config = replace(config, max_detections=max_detections)
+    given = {"short_side": short_side, "long_side": long_side}
+    sides = {key: side for key, side in given.items() if side is not None}
+    setting = replace(setting, transform=replace(setting.transform, **sides))
+    detector = build_detector(config)
+    apply_state_dict(detector, state_dict, path)
+    return detector.to(device).eval(), setting, meta
+
+
+def start_from(detector: Detector, path: str | os.PathLike[str], trust: bool = False) -> list[str]:
+    """Gives a detector the weights of another one, for fine-tuning.
+
+    Where the number of categories differs, the layers that have a slice for each keep what they had.
+
+    Returns:
+        The names of the weights that were kept.
+
+    Raises:
+        UserError: the file holds no detector, or another one.
+    """
+    state_dict, _ = load_state_dict_file(path, use_ema=True, trust=trust, task=TASK)
+    own = detector.state_dict()
+    kept = [key for key in own if _is_other_count(key, own, state_dict)]
+    apply_state_dict(detector, {**state_dict, **{key: own[key] for key in kept}}, path)
+    return kept
+
+
+def _is_other_count(key: str, own: StateDict, given: StateDict) -> bool:
+    per_category = any(part in key for part in CATEGORY_LAYERS)
+    return per_category and key in given and own[key].shape != given[key].shape

@@ -1,0 +1,259 @@
+"""COCO annotation files: read, checked entry by entry, and filtered for training.
+
+pycocotools takes whatever it is given, so everything is checked here first. Problems are named by the id of their
+entry: under ``raise`` they end the reading, under ``skip`` they are left out and counted.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from wsfvit.detection.data.coco_masks import check_segmentation, coco_mask_module, to_rle
+from wsfvit.utils.errors import UserError
+
+OnBadAnnotation = Literal["raise", "skip"]
+Entry = dict[str, Any]
+_logger = logging.getLogger(__name__)
+MAX_LOGGED = 10
+# What is kept of an annotation.
+KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image of an annotation file.
+
+    Attributes:
+        id: Its id in the file.
+        path: Where it lies.
+        height: In pixels, as the file says.
+        width: In pixels.
+        annotations: Its entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``,
+            ``area``, the last two filled in where the file leaves them out.
+    """
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    annotations: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """What an annotation file holds, without its problems.
+
+    Attributes:
+        categories: Id to name, by id; the place of an id in it is the label that the detector learns.
+        images: In the order of the file.
+        problems: One line for each entry that was left out.
+    """
+
+    categories: Mapping[int, str]
+    images: tuple[CocoImage, ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the categories, by label."""
+        return list(self.categories.values())
+
+    def for_training(self, min_side: int = 32, keep_empty: bool = False) -> "CocoData":
+        """Leaves out what the published training leaves out.
+
+        These are crowds, objects less than a pixel wide or high, of no area, or beside the image, and images smaller
+        than ``min_side`` or without annotations. An image whose annotations are all left out stays.
+
+        Args:
+            min_side: Smallest height and width of an image.
+            keep_empty: Keep images without annotations, to learn from what is no object.
+        """
+        images = tuple(
+            replace(image, annotations=tuple(entry for entry in image.annotations if _is_learnt(entry, image)))
+            for image in self.images
+            if min(image.height, image.width) >= min_side and (image.annotations or keep_empty)
+        )
+        return replace(self, images=images)
+
+    def ground_truth(self) -> Entry:
+        """The checked images and annotations as a COCO dictionary, for an evaluation."""
+        return {
+            "images": [{"id": image.id, "height": image.height, "width": image.width} for image in self.images],
+            "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
+            "annotations": [entry for image in self.images for entry in image.annotations],
+        }
+
+
+def _is_learnt(entry: Entry, image: CocoImage) -> bool:
+    x, y, w, h = entry["bbox"]
+    overlap = min(x + w, image.width) > max(x, 0) and min(y + h, image.height) > max(y, 0)
+    return not entry["iscrowd"] and w >= 1 and h >= 1 and entry["area"] > 0 and overlap
+
+
+def read_coco(
+    annotations: str | os.PathLike[str], images: str | os.PathLike[str], on_bad_annotation: OnBadAnnotation = "raise"
+) -> CocoData:
+    """Reads and checks an annotation file in COCO's format for instances.
+
+    Args:
+        annotations: The JSON file.
+        images: The folder that its file names start from.
+        on_bad_annotation: ``raise`` ends with the first problem and their number; ``skip`` leaves them out and warns.
+
+    Raises:
+        UserError: the file cannot be read or is no such file, its categories are wrong, an entry is bad under
+            ``raise``, or no image is left.
+    """
+    content = _load(Path(annotations))
+    categories = _read_categories(content["categories"], annotations)
+    reader = _Reader(categories, Path(images))
+    for entry in content["images"]:
+        reader.add_image(entry)
+    for entry in content["annotations"]:
+        reader.add_annotation(entry)
+    _report(reader.problems, annotations, on_bad_annotation)
+    if not reader.images:
+        raise UserError(f"'{annotations}' names no image of the folder '{images}'")
+    found = tuple(replace(image, annotations=tuple(reader.annotations[image.id])) for image in reader.images.values())
+    return CocoData(categories, found, tuple(reader.problems))
+
+
+def _load(path: Path) -> Entry:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as err:
+        raise UserError(f"cannot read '{path}': {err.strerror or err}") from err
+    except ValueError as err:  # no JSON, or no UTF-8
+        raise UserError(f"'{path}' is no JSON file: {err}") from err
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"'{path}' is no COCO annotation file: it has no list '{key}'")
+    return dict(content)
+
+
+def _read_categories(entries: list[Any], path: Any) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for entry in entries:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if not _is_whole(key) or key in categories or not isinstance(entry.get("name"), str):
+            raise UserError(f"'{path}': the category {entry!r} needs a name and a whole number of its own as id")
+        categories[key] = entry["name"]
+    if not categories:
+        raise UserError(f"'{path}' has no categories")
+    return dict(sorted(categories.items()))
+
+
+def _report(problems: Sequence[str], path: Any, on_bad_annotation: OnBadAnnotation) -> None:
+    if not problems:
+        return
+    if on_bad_annotation == "raise":
+        raise UserError(
+            f"'{path}' has {len(problems)} problem(s), the first: {problems[0]}; "
+            "repair the file, or pass --on-bad-annotation skip"
+        )
+    for problem in problems[:MAX_LOGGED]:
+        _logger.warning("left out: %s", problem)
+    if len(problems) > MAX_LOGGED:
+        _logger.warning("left out in all: %d entries of '%s'", len(problems), path)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass
+class _Reader:
+    """Takes the entries of a file one by one and notes what is wrong with them."""
+
+    categories: Mapping[int, str]
+    folder: Path
+    images: dict[int, CocoImage] = field(default_factory=dict)
+    annotations: dict[int, list[Entry]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    _bad_images: set[int] = field(default_factory=set)
+    _annotation_ids: set[int] = field(default_factory=set)
+    _folders: dict[Path, set[str]] = field(default_factory=dict)
+
+    def add_image(self, entry: Any) -> None:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if not _is_whole(key):
+            self.problems.append(f"an image without a whole number as id: {_shorten(entry)}")
+        elif problem := self._check_image(entry):
+            self.problems.append(f"image {key}: {problem}")
+            self._bad_images.add(key)
+        else:
+            path = self.folder / entry["file_name"]
+            self.images[key] = CocoImage(key, path, entry["height"], entry["width"])
+            self.annotations[key] = []
+
+    def _check_image(self, entry: Entry) -> str:
+        if entry["id"] in self.images:
+            return "its id is taken by an image before it"
+        for side in ("height", "width"):
+            if not _is_whole(entry.get(side)) or entry[side] < 1:
+                return f"its {side} is {entry.get(side)!r}, not a positive whole number"
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            return "it has no file_name"
+        return "" if self._exists(self.folder / name) else f"there is no file '{self.folder / name}'"
+
+    def _exists(self, path: Path) -> bool:
+        """Looks a file up in the list of its folder, which is asked for once: a network disk is slow per file."""
+        if path.parent not in self._folders:
+            self._folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        return path.name in self._folders[path.parent]
+
+    def add_annotation(self, entry: Any) -> None:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if not _is_whole(key):
+            self.problems.append(f"an annotation without a whole number as id: {_shorten(entry)}")
+            return
+        image = entry.get("image_id")
+        if _is_whole(image) and image in self._bad_images and image not in self.images:
+            return  # named already, with its image
+        if problem := self._check_annotation(entry):
+            self.problems.append(f"annotation {key}: {problem}")
+            return
+        self._annotation_ids.add(key)
+        entry = {name: entry.get(name) for name in KEYS}
+        entry["iscrowd"] = entry["iscrowd"] or 0
+        if entry["area"] is None:
+            entry["area"] = self._measure_area(entry)
+        self.annotations[image].append(entry)
+
+    def _check_annotation(self, entry: Entry) -> str:
+        key, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
+        image = self.images.get(key) if _is_whole(key) else None
+        if entry["id"] in self._annotation_ids:
+            return "its id is taken by an annotation before it"
+        if image is None:
+            return f"there is no image {key!r}"
+        if not _is_whole(category) or category not in self.categories:
+            return f"there is no category {category!r}"
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+            return f"its bbox {_shorten(box)} is not x, y, width, height"
+        if box[0] > image.width or box[1] > image.height or box[0] + box[2] < 0 or box[1] + box[3] < 0:
+            return f"its bbox {box} lies beside the image of {image.width}x{image.height}"
+        if entry.get("iscrowd") not in (None, 0, 1):
+            return f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
+        if entry.get("area") is not None and (not _is_number(entry["area"]) or entry["area"] < 0):
+            return f"its area is {entry['area']!r}"
+        return check_segmentation(entry.get("segmentation"), image.height, image.width)
+
+    def _measure_area(self, entry: Entry) -> float:
+        image = self.images[entry["image_id"]]
+        return float(coco_mask_module().area(to_rle(entry["segmentation"], image.height, image.width)))
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,103 @@
+"""The images of an annotation file, transformed together with their objects."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wsfvit.data.bad_images import BadImage
+from wsfvit.data.decoders import convert_image
+from wsfvit.data.images import BadImageError, describe
+from wsfvit.detection.data.batch import Sample, Target
+from wsfvit.detection.data.coco import CocoData, CocoImage
+from wsfvit.detection.data.coco_masks import sample_masks
+from wsfvit.detection.data.transforms import Normalize, View, start_view
+
+
+class DetectionDataset(Dataset[Any]):
+    """Items are ``Sample``, or a ``BadImage`` for an image that cannot be read.
+
+    Args:
+        data: Images and annotations; for training what ``CocoData.for_training`` leaves.
+        transform: Flips, resizes and crops.
+        with_targets: Whether items carry boxes, labels and masks.
+        normalize: Mean and standard deviation of the backbone.
+    """
+
+    def __init__(
+        self,
+        data: CocoData,
+        transform: Callable[[View], View],
+        with_targets: bool,
+        normalize: Normalize | None = None,
+    ) -> None:
+        self.transform, self.with_targets = transform, with_targets
+        self.normalize = normalize or Normalize()
+        self.labels = {category: label for label, category in enumerate(data.categories)}
+        self.aspect_ratios = np.array([image.width / image.height for image in data.images])
+        # One block of bytes instead of millions of Python objects: forked workers would copy all of those, page by
+        # page, as soon as their reference counts change.
+        packed = [pickle.dumps(image, pickle.HIGHEST_PROTOCOL) for image in data.images]
+        self._ends = np.cumsum([len(part) for part in packed])
+        self._bytes = np.frombuffer(b"".join(packed), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def record(self, index: int) -> CocoImage:
+        """The entry of one image."""
+        start = self._ends[index - 1] if index else 0
+        image: CocoImage = pickle.loads(self._bytes[start : self._ends[index]].tobytes())
+        return image
+
+    def __getitem__(self, index: int) -> Sample | BadImage:
+        record = self.record(index)
+        try:
+            pixels = read_pixels(record)
+        # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
+        except Exception as err:
+            reason = str(err) if isinstance(err, ValueError) else describe(err)
+            return BadImage(index, str(BadImageError(str(record.path), index, reason)))
+        boxes = torch.tensor([entry["bbox"] for entry in record.annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        view = self.transform(start_view(pixels, boxes))
+        target = self._build_target(record, view) if self.with_targets else None
+        return Sample(self.normalize(view.image), target, (record.height, record.width), record.id)
+
+    def _build_target(self, record: CocoImage, view: View) -> Target:
+        entries = [record.annotations[place] for place in view.kept.tolist()]
+        masks = sample_masks(
+            [entry["segmentation"] for entry in entries], record.height, record.width, view.rows, view.columns
+        )
+        return {
+            "boxes": view.boxes,
+            "labels": torch.tensor([self.labels[entry["category_id"]] for entry in entries], dtype=torch.int64),
+            "masks": torch.from_numpy(masks),
+            "image_id": record.id,
+        }
+
+
+def read_pixels(record: CocoImage) -> Tensor:
+    """Reads an image as uint8 (3, H, W), RGB.
+
+    Annotations count pixels as the file says its size is: if that is the size of the image turned upright by its EXIF
+    tag, and not of the image as it is stored, it is turned.
+
+    Raises:
+        ValueError: the image has another size than the annotation file says.
+        Exception: whatever PIL raises.
+    """
+    with Image.open(record.path) as stored:
+        expected = record.width, record.height
+        image = stored if stored.size == expected else ImageOps.exif_transpose(stored)
+        if image.size != expected:
+            raise ValueError(
+                f"it is {stored.width}x{stored.height}, the annotation file says {record.width}x{record.height}"
+            )
+        pixels = np.array(convert_image(image, "RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,0 +1,101 @@
+"""Batches of detection: images of like shape together in training, every image once in evaluation."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from wsfvit.data.loader import EvalLoader, LoaderOptions, TrainLoader, build_map_style
+from wsfvit.data.sampling import EvalSampler, TrainSampler
+from wsfvit.data.seeding import SeededDataset, derive_seed
+from wsfvit.detection.data.batch import PaddingCollate
+from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.utils.errors import UserError
+
+# The published batch.
+WINDOW = 16
+
+
+class AspectRatioSampler(TrainSampler):
+    """A ``TrainSampler`` whose batches hold images of like shape, so that little of them is padding.
+
+    The permutation of the epoch, drawn from (seed, epoch), is cut into windows of whole global batches, at least
+    ``WINDOW`` images. Within a window images are sorted by aspect ratio and cut into global batches, whose order is
+    drawn anew; each rank takes consecutive images of a global batch. So
+
+    - a batch depends on (seed, epoch, batch) alone,
+    - the images of a global batch do not depend on the number of processes, as long as its size is the same,
+    - an update on ``WINDOW`` images, or a multiple, has the same images however they are divided into processes,
+      batches and accumulated steps; global batches that divide ``WINDOW`` are needed for that.
+
+    The last, incomplete global batch of an epoch is left out.
+
+    Args:
+        aspect_ratios: Width by height of each image.
+        batch_size: Images per batch of one process.
+        world_size: Number of processes.
+        rank: This process among them.
+        seed: Seed of the permutations.
+    """
+
+    def __init__(
+        self, aspect_ratios: np.ndarray, batch_size: int, world_size: int = 1, rank: int = 0, seed: int = 42
+    ) -> None:
+        super().__init__(len(aspect_ratios), batch_size, world_size, rank, seed)
+        self.aspect_ratios, self.batch_size = aspect_ratios, batch_size
+        self.window_batches = -(-WINDOW // self.global_batch)
+
+    def _indices(self, order: np.ndarray, batch: int) -> list[int]:
+        window, place = divmod(batch, self.window_batches)
+        first = window * self.window_batches
+        batches = min(self.window_batches, len(self) - first)
+        images = order[first * self.global_batch : (first + batches) * self.global_batch]
+        images = images[np.argsort(self.aspect_ratios[images], kind="stable")]
+        shuffled = np.random.default_rng(derive_seed(self.seed, self.epoch, window)).permutation(batches)
+        start = shuffled[place] * self.global_batch + self.rank * self.batch_size
+        indices: list[int] = images[start : start + self.batch_size].tolist()
+        return indices
+
+
+def build_train_loader(
+    dataset: DetectionDataset, options: LoaderOptions, multiple: int = 1, seed: int = 42
+) -> TrainLoader:
+    """Builds the loader of a training: batches are ``DetectionBatch`` with targets.
+
+    Args:
+        dataset: With targets.
+        options: How batches are made; ``device`` and ``use_prefetcher`` are not used, batches lie on the CPU.
+        multiple: What the sides of the batches must be a multiple of.
+        seed: Seed of order and augmentation.
+
+    Raises:
+        UserError: fewer images than one global batch.
+    """
+    sampler = None
+    if len(dataset):
+        ratios = dataset.aspect_ratios
+        sampler = AspectRatioSampler(ratios, options.batch_size, options.world_size, options.rank, seed)
+    if not sampler:
+        total = options.batch_size * options.world_size
+        raise UserError(f"--batch-size {total} (all processes) is more than the {len(dataset)} training images")
+    seeded = SeededDataset(dataset, seed)
+    loader = build_map_style(seeded, options, PaddingCollate(multiple), batch_sampler=sampler)
+    return TrainLoader(loader, {}, _without_prefetcher(options), seed)
+
+
+def build_eval_loader(dataset: DetectionDataset, options: LoaderOptions, multiple: int = 1) -> EvalLoader:
+    """Builds the loader of an evaluation: batches are ``DetectionBatch``, over all processes every image once.
+
+    Args:
+        dataset: Without targets.
+        options: As in ``build_train_loader``.
+        multiple: What the sides of the batches must be a multiple of.
+    """
+    sampler = EvalSampler(len(dataset), options.world_size, options.rank)
+    collate = PaddingCollate(multiple)
+    loader = build_map_style(dataset, options, collate, batch_size=options.batch_size, sampler=sampler)
+    return EvalLoader(loader, {}, _without_prefetcher(options))
+
+
+def _without_prefetcher(options: LoaderOptions) -> LoaderOptions:
+    """timm's prefetcher normalises classification batches; here the dataset does."""
+    return replace(options, use_prefetcher=False)

@@ -1,0 +1,257 @@
+"""Any timm model with a pyramid of features as the backbone of a detector.
+
+    backbone = DetectionBackbone("wsfvit_t_224", drop_path_rate=0.2)
+    backbone.load_classifier("imagenet.pth.tar")
+    c2, c3, c4, c5 = backbone(images)  # strides 4, 8, 16, 32
+
+The published detector's backbone is the classification model without its head, plus a LayerNorm per stage on the way to
+the neck. The published tiny detector has other inter-subband heads than the classifier of the same name, and no
+parameter's shape tells. Here both have the classifier's, which its weights were trained with, unless
+`inter_heads=(4, 8, 16, 32)` asks for the detector's.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wsfvit.checkpoint.io import RESERVED_KWARGS, load_state_dict_file
+from wsfvit.factory.model import check_model_name
+from wsfvit.models import describe_misfit
+from wsfvit.utils.errors import UserError
+
+LEVELS = 4
+NORM_EPS = 1e-6
+# What makes a family take images of other sizes than its nominal one, where it does not do so by itself.
+SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})
+# What models raise on arguments or image sizes that they cannot take.
+REFUSALS = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
+# Parts of an attention block as the published detector's code calls them, and as the published classifier's does.
+PUBLISHED_NAMES = {"attn_block": "attn_local", "attn_channel": "attn_inter", "attn_grid": "attn_global"}
+BIAS_TABLE = "relative_position_bias_table"
+
+_logger = logging.getLogger(__name__)
+
+
+class DetectionBackbone(nn.Module):
+    """Images -> the last four stages' maps, each with its own LayerNorm.
+
+    Args:
+        name: Registered model, ours or any other of timm's with at least four strides.
+        frozen_stats: Keep every BatchNorm's running statistics as they are, also in training mode; its weight and bias
+            are trained all the same. As published, and right for pretrained weights and small batches. Without
+            pretrained weights there are no statistics to keep: pass False then.
+        output_norm: The LayerNorm (eps 1e-6, over channels) on each map put out; the next stage sees the map before it.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks.
+        **options: For `timm.create_model`, such as ``inter_heads``, ``img_size`` or ``pretrained``.
+
+    Shape: images (B, 3, H, W) -> four maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
+
+    Attributes:
+        channels: Of each map.
+        strides: Of each map, in pixels of the image.
+        multiple: The model takes images whose sides are multiples of this. Others are padded with zeros at the bottom
+            and the right, and the maps cut again; callers that pad to it themselves save a copy.
+
+    Raises:
+        UserError: no such model, it does not take the options, or it has no four strides or no free image size.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        frozen_stats: bool = True,
+        output_norm: bool = True,
+        drop_path_rate: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.frozen_stats = frozen_stats
+        if drop_path_rate:
+            options["drop_path_rate"] = drop_path_rate
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        plan = _plan(name, **_without_weights(options))
+        self.options = {**plan.size_options, **options}
+        self.channels, self.strides, self.multiple = plan.channels, plan.strides, plan.multiple
+        self.body = timm.create_model(name, features_only=True, out_indices=plan.out_indices, **self.options)
+        self.channels_last = plan.channels_last
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width, eps=NORM_EPS) if output_norm else nn.Identity() for width in self.channels
+        )
+
+    def train(self, mode: bool = True) -> "DetectionBackbone":
+        """As in torch; with ``frozen_stats`` the BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen_stats:
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        _, _, H, W = images.shape
+        below, right = -H % self.multiple, -W % self.multiple
+        if below or right:
+            images = F.pad(images, (0, right, 0, below))
+        maps = []
+        for x, norm, stride in zip(self.body(images), self.norms, self.strides, strict=True):
+            x = norm(x if self.channels_last else x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            maps.append(x[:, :, : -(-H // stride), : -(-W // stride)])
+        return maps
+
+    def load_classifier(
+        self,
+        path: str | os.PathLike[str],
+        use_ema: bool = False,
+        trust: bool = False,
+        resize_bias_tables: bool = False,
+    ) -> list[str]:
+        """Loads an image classifier's checkpoint into the model; every key and shape has to match.
+
+        Left out are the classifier's own head and last norm, which a backbone does not have, and which the log names.
+
+        Args:
+            path: Any file that `wsfvit.checkpoint.io.read_checkpoint` takes.
+            use_ema: Prefer the moving average of the weights where the file has it.
+            trust: Unpickle without restrictions. The file can then run any code.
+            resize_bias_tables: Interpolate the position bias tables of a classifier with another window.
+
+        Returns:
+            The keys that were left out.
+
+        Raises:
+            UserError: the file cannot be read, or it does not hold this model.
+        """
+        state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
+        state_dict = {_classifier_key(key): value for key, value in state_dict.items()}
+        head_keys = self._head_keys()
+        left_out = [key for key in state_dict if key in head_keys]
+        names = {_flat(key): key for key in self.body.state_dict()}
+        fitted = {names.get(_flat(key), key): value for key, value in state_dict.items() if key not in left_out}
+        if not resize_bias_tables:
+            _check_bias_tables(self.body.state_dict(), fitted, path)
+        misfit = describe_misfit(self.body, fitted)
+        if misfit:
+            raise UserError(f"checkpoint '{path}': {misfit}")
+        self.body.load_state_dict(fitted)
+        _logger.info(
+            "Loaded %s weights of %s into the backbone %s; left out: %s.",
+            *(meta["weights"], path, self.name, ", ".join(left_out) or "nothing"),
+        )
+        return left_out
+
+    def _head_keys(self) -> set[str]:
+        """Keys of the image classifier that have no place in the backbone."""
+        with torch.device("meta"):
+            classifier = timm.create_model(self.name, **_without_weights(self.options))
+        own = {_flat(key) for key in self.body.state_dict()}
+        return {key for key in classifier.state_dict() if _flat(key) not in own}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a model is built and fed: see `DetectionBackbone`."""
+
+    size_options: dict[str, Any]
+    out_indices: tuple[int, ...]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    multiple: int
+    channels_last: bool
+
+
+@cache
+def _plan(name: str, **options: Any) -> _Plan:
+    """Finds out by running the model, on the meta device where nothing is computed.
+
+    The multiple is never less than the last stride: convolutions of stride 2 that pad as TensorFlow does sample an odd
+    map one place off from an even one, and others drop its last row, so maps would not lie where the boxes do.
+    """
+    check_model_name(name)
+    body = _create_meta(name, options)
+    strides, channels = tuple(body.feature_info.reduction()[-LEVELS:]), tuple(body.feature_info.channels()[-LEVELS:])
+    if len(set(strides)) < LEVELS:
+        raise UserError(
+            f"model {name} cannot be a detector's backbone: its features have strides {list(strides)}, and four "
+            "different ones are needed"
+        )
+    nominal = _nominal_size(name, options)
+    for size_options in SIZE_OPTIONS:
+        if size_options:
+            try:
+                body = _create_meta(name, {**size_options, **options})
+            except UserError:  # the family does not know the option
+                continue
+        channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        for multiple in dict.fromkeys((strides[-1], nominal)):
+            if _takes_multiples(body, multiple, channels, strides, channels_last):
+                indices = tuple(body.feature_info.out_indices[-LEVELS:])
+                return _Plan(size_options, indices, channels, strides, multiple, channels_last)
+    raise UserError(
+        f"model {name} cannot be a detector's backbone: it takes images of {nominal} x {nominal} pixels alone, "
+        "not of other sizes"
+    )
+
+
+def _create_meta(name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, features_only=True, **options).eval()
+    except REFUSALS as err:
+        shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
+        raise UserError(f"model {name} cannot be built as a backbone with {shown}: {err}") from err
+
+
+def _without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say what the model is, without those that fetch values for it."""
+    return {key: value for key, value in options.items() if key not in RESERVED_KWARGS}
+
+
+def _nominal_size(name: str, options: Mapping[str, Any]) -> int:
+    size = options.get("img_size") or timm.get_pretrained_cfg(name).input_size[1:]
+    return max(size) if isinstance(size, (tuple, list)) else int(size)
+
+
+def _takes_multiples(
+    body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int], channels_last: bool
+) -> bool:
+    """Whether an image of sides that ``multiple`` divides, neither square nor nominal, gives maps of side / stride."""
+    H, W = 2 * multiple, 3 * multiple
+    try:
+        with torch.no_grad():
+            maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
+    except REFUSALS:
+        return False
+    sizes = [(H // stride, W // stride) for stride in strides]
+    expected = [
+        (1, *size, width) if channels_last else (1, width, *size) for size, width in zip(sizes, channels, strict=True)
+    ]
+    return [tuple(x.shape) for x in maps] == expected
+
+
+def _classifier_key(key: str) -> str:
+    return ".".join(PUBLISHED_NAMES.get(part, part) for part in key.split("."))
+
+
+def _flat(key: str) -> str:
+    """A name that a classifier and timm's extractor agree on, which writes stages_0.x or model.stages.0.x."""
+    return key.removeprefix("model.").replace(".", "_")
+
+
+def _check_bias_tables(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    tables = (key for key in own if key.endswith(BIAS_TABLE) and key in given)
+    for key in tables:
+        if own[key].shape != given[key].shape:
+            raise UserError(
+                f"checkpoint '{path}' has bias tables of another window ({tuple(given[key].shape)} for "
+                f"{tuple(own[key].shape)}): build the backbone with its img_size, or ask for them to be resized"
+            )

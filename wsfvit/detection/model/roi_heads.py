@@ -1,0 +1,210 @@
+"""Heads over proposals: one stage is Mask R-CNN, several are Cascade Mask R-CNN.
+
+He et al., arXiv 1703.06870; Cai and Vasconcelos, arXiv 1906.09756. Each stage pools the boxes of the one before, scores
+and moves them, and has a mask head of its own. At inference a class score is taken from the mean of the stages' logits,
+a box from the last stage, and a mask is the mean of the stages' probabilities.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
+
+from wsfvit.detection.model.assign import SampledRoIs, sample_rois
+from wsfvit.detection.model.boxes import decode_boxes, encode_boxes, split_images, suppress
+from wsfvit.detection.model.config import DetectorConfig, StageConfig
+from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, pool_rois
+from wsfvit.detection.model.masks import build_mask_targets
+
+GIOU_EPS = 1e-6
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: float32, (M, 4), in pixels of the transformed image.
+        scores: float32, (M,).
+        labels: int64, (M,).
+        mask_probs: float32, (M, 28, 28): probability in each cell of the box.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    mask_probs: Tensor
+
+
+class CascadeRoIHeads(nn.Module):
+    """Box and mask heads of all stages.
+
+    Args:
+        config: The detector's settings.
+        strides: Stride of each level that RoIs are pooled from, in pixels.
+    """
+
+    def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.strides = strides
+        self.box_heads = nn.ModuleList(
+            BoxHead(config.box_head, config.fpn_width, config.fc_width, config.num_classes) for _ in config.stages
+        )
+        self.mask_heads = nn.ModuleList(MaskHead(config.fpn_width, config.num_classes) for _ in config.stages)
+
+    def pool_boxes(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """What a box head sees of each image's boxes: (N of all images, C, 7, 7)."""
+        return pool_rois(features, self.strides, boxes, BOX_POOL)
+
+    def pool_masks(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """What a mask head sees of each image's boxes: (N of all images, C, 14, 14)."""
+        return pool_rois(features, self.strides, boxes, MASK_POOL)
+
+    def compute_losses(
+        self,
+        features: list[Tensor],
+        proposals: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Samples RoIs and computes the losses of every stage.
+
+        Args:
+            features: Maps of the levels, (B, C, H / stride, W / stride), float32.
+            proposals: Boxes (N, 4) of each image.
+            sizes: Height and width of each image without its padding.
+            targets: ``boxes``, ``labels`` and ``masks`` of each image.
+
+        Returns:
+            ``s{stage}_loss_cls``, ``_box`` and ``_mask``: scalars, weighted.
+        """
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        for index, stage in enumerate(config.stages):
+            rois = [
+                sample_rois(
+                    boxes,
+                    target,
+                    config.num_classes,
+                    stage.iou_threshold,
+                    config.low_quality_rois,
+                    config.roi_samples,
+                    config.roi_positive_fraction,
+                )
+                for boxes, target in zip(proposals, targets, strict=True)
+            ]
+            logits, offsets = self.box_heads[index](self.pool_boxes(features, [x.boxes for x in rois]))
+            cls_loss, box_loss = self._box_losses(stage, logits, offsets, rois, targets)
+            mask_loss = self._mask_loss(index, features, rois, targets)
+            losses[f"s{index}_loss_cls"] = cls_loss * stage.loss_weight
+            losses[f"s{index}_loss_box"] = box_loss * stage.loss_weight
+            losses[f"s{index}_loss_mask"] = mask_loss * stage.loss_weight
+            if index + 1 < len(config.stages):
+                boxes, labels = [x.boxes for x in rois], torch.cat([x.labels for x in rois])
+                refined = self.refine(stage, boxes, logits, offsets, sizes, labels)
+                # The objects' own boxes join again when the next stage samples.
+                proposals = [boxes[~x.is_object] for boxes, x in zip(refined, rois, strict=True)]
+        return losses
+
+    def _box_losses(
+        self,
+        stage: StageConfig,
+        logits: Tensor,
+        offsets: Tensor,
+        rois: list[SampledRoIs],
+        targets: list[dict[str, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over all RoIs and box loss over the objects among them, both divided by the number of all."""
+        labels = torch.cat([x.labels for x in rois])
+        positives = (labels < self.config.num_classes).nonzero()[:, 0]
+        own_offsets = offsets[positives, labels[positives]]
+        boxes = torch.cat([x.boxes for x in rois])[positives]
+        objects = torch.cat([target["boxes"].float()[x.objects] for x, target in zip(rois, targets, strict=True)])
+        if self.config.box_loss == "giou":
+            moved = decode_boxes(own_offsets, boxes, stage.box_stds)
+            box_loss = generalized_box_iou_loss(moved, objects, reduction="sum", eps=GIOU_EPS)
+        else:
+            aims = encode_boxes(objects, boxes, stage.box_stds)
+            box_loss = F.l1_loss(own_offsets, aims, reduction="sum")
+        number = max(1, len(labels))
+        cls_loss = F.cross_entropy(logits, labels, reduction="sum")
+        return cls_loss / number, box_loss * (self.config.box_loss_weight / number)
+
+    def _mask_loss(
+        self, index: int, features: list[Tensor], rois: list[SampledRoIs], targets: list[dict[str, Tensor]]
+    ) -> Tensor:
+        """Binary cross-entropy of the object's own class, the mean over all cells of the RoIs that are objects.
+
+        Without any object the head runs on no RoI at all, so that its parameters get a gradient, of zero.
+        """
+        boxes = [x.boxes[: len(x.objects)] for x in rois]
+        labels = torch.cat([x.labels[: len(x.objects)] for x in rois])
+        logits = self.mask_heads[index](self.pool_masks(features, boxes), labels)
+        with torch.no_grad():
+            aims = torch.cat(
+                [
+                    build_mask_targets(target["masks"], own, x.objects)
+                    for own, x, target in zip(boxes, rois, targets, strict=True)
+                ]
+            )
+        return F.binary_cross_entropy_with_logits(logits, aims, reduction="sum") / max(1, aims.numel())
+
+    @torch.no_grad()
+    def refine(
+        self,
+        stage: StageConfig,
+        boxes: list[Tensor],
+        logits: Tensor,
+        offsets: Tensor,
+        sizes: list[tuple[int, int]],
+        labels: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Boxes (N, 4) of each image after a stage, clipped to the image.
+
+        A box moves as its class says: an object's as ``labels``, (N of all images,), has it, a background box's, and
+        all without labels, as the best scored class does.
+        """
+        best = logits[:, :-1].argmax(dim=1)
+        classes = best if labels is None else torch.where(labels == self.config.num_classes, best, labels)
+        own_offsets = offsets[torch.arange(classes.shape[0], device=classes.device), classes]
+        moved = decode_boxes(own_offsets, torch.cat(boxes), stage.box_stds)
+        return self._split_and_clip(moved, boxes, sizes)
+
+    @staticmethod
+    def _split_and_clip(moved: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
+        return [clip_boxes_to_image(part, size) for part, size in zip(split_images(moved, boxes), sizes, strict=True)]
+
+    def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Objects of each image; arguments as in ``compute_losses``."""
+        boxes, stages = proposals, self.config.stages
+        all_logits = []
+        for index, stage in enumerate(stages):
+            logits, offsets = self.box_heads[index](self.pool_boxes(features, boxes))
+            all_logits.append(logits)
+            if index + 1 < len(stages):
+                boxes = self.refine(stage, boxes, logits, offsets, sizes)
+        class_boxes = decode_boxes(offsets, torch.cat(boxes)[:, None], stages[-1].box_stds)
+        scores = split_images(torch.stack(all_logits).mean(dim=0).softmax(dim=1)[:, :-1], boxes)
+        found = [
+            self._select(image_boxes, image_scores)
+            for image_boxes, image_scores in zip(self._split_and_clip(class_boxes, boxes, sizes), scores, strict=True)
+        ]
+        found_boxes = [x[0] for x in found]
+        mask_probs = self._predict_masks(features, found_boxes, torch.cat([x[2] for x in found]))
+        return [
+            Detections(*image, part) for image, part in zip(found, split_images(mask_probs, found_boxes), strict=True)
+        ]
+
+    def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best boxes of one image, of (N, K, 4) and scores (N, K): boxes (M, 4), scores and labels (M,)."""
+        config = self.config
+        rows, labels = (scores > config.score_threshold).nonzero(as_tuple=True)
+        boxes, scores = boxes[rows, labels], scores[rows, labels]
+        keep = suppress(boxes, scores, labels, config.nms_threshold)[: config.max_detections]
+        return boxes[keep], scores[keep], labels[keep]
+
+    def _predict_masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        pooled = self.pool_masks(features, boxes)
+        return torch.stack([head(pooled, labels).sigmoid() for head in self.mask_heads]).mean(dim=0)

@@ -1,0 +1,137 @@
+"""Region proposal network: which anchors hold an object, and where (Ren et al., arXiv 1506.01497)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+
+from wsfvit.detection.model.anchors import ASPECT_RATIOS, build_anchors, find_inside
+from wsfvit.detection.model.assign import IGNORED, match_boxes, sample_matches
+from wsfvit.detection.model.boxes import decode_boxes, encode_boxes, suppress
+from wsfvit.detection.model.config import DetectorConfig
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+# Proposals with a shorter side are dropped, in pixels: what lay beyond the image has been clipped flat.
+MIN_SIDE = 1e-3
+
+
+class RegionProposalNetwork(nn.Module):
+    """One convolutional head that all levels of the pyramid share, and what becomes of its outputs.
+
+    Args:
+        config: The detector's settings.
+        strides: Stride of each level in pixels.
+    """
+
+    def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.strides = strides
+        self.head = RPNHead(config.fpn_width, len(ASPECT_RATIOS))
+
+    def forward(
+        self, features: list[Tensor], sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals of each image, and with targets the losses ``loss_rpn_cls`` and ``loss_rpn_box``.
+
+        Args:
+            features: Maps of the levels, (B, C, H / stride, W / stride).
+            sizes: Height and width of each image without its padding.
+            targets: Each image's ``boxes``.
+
+        Returns:
+            Boxes (N, 4) of each image, best first, without gradient; scalars, empty without targets.
+        """
+        logits, offsets, anchors = self.predict(features)
+        with torch.no_grad():
+            proposals = self.propose(logits, offsets, anchors, sizes, training=targets is not None)
+        losses = {} if targets is None else self.compute_losses(logits, offsets, anchors, sizes, targets)
+        return [boxes for boxes, _ in proposals], losses
+
+    def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each level: logits (B, N), offsets (B, N, 4) and anchors (N, 4), in float32 and in the anchors' order."""
+        logits, offsets = self.head(features)
+        batch = features[0].shape[0]
+        anchors = [
+            build_anchors(x.shape[2], x.shape[3], stride, x.device)
+            for x, stride in zip(features, self.strides, strict=True)
+        ]
+        return (
+            [x.permute(0, 2, 3, 1).reshape(batch, -1).float() for x in logits],
+            [x.permute(0, 2, 3, 1).reshape(batch, -1, 4).float() for x in offsets],
+            anchors,
+        )
+
+    def propose(
+        self,
+        logits: list[Tensor],
+        offsets: list[Tensor],
+        anchors: list[Tensor],
+        sizes: list[tuple[int, int]],
+        training: bool,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Boxes (N, 4) and scores (N,) of each image's proposals, best first.
+
+        The best anchors of each level are decoded, clipped to the image and suppressed within their level.
+        """
+        config = self.config
+        candidates = config.candidates_train if training else config.candidates_test
+        number = config.proposals_train if training else config.proposals_test
+        boxes, scores, levels = [], [], []
+        for level in range(len(logits)):
+            best, index = logits[level].topk(min(candidates, logits[level].shape[1]), dim=1)
+            chosen = offsets[level].gather(1, index[..., None].expand(-1, -1, 4))
+            boxes.append(decode_boxes(chosen, anchors[level][index], STDS))
+            scores.append(best.sigmoid())
+            levels.append(torch.full_like(index[0], level))
+        level_of = torch.cat(levels)
+        proposals = []
+        for image_boxes, image_scores, size in zip(torch.cat(boxes, 1), torch.cat(scores, 1), sizes, strict=True):
+            image_boxes = clip_boxes_to_image(image_boxes, size)
+            wide = remove_small_boxes(image_boxes, MIN_SIDE)
+            image_boxes, image_scores = image_boxes[wide], image_scores[wide]
+            keep = suppress(image_boxes, image_scores, level_of[wide], config.rpn_nms_threshold)[:number]
+            if torch.compiler.is_exporting():
+                # Box heads without any box cannot be traced; what anchors become always has one that is wide enough.
+                torch._check(keep.shape[0] > 0)
+            proposals.append((image_boxes[keep], image_scores[keep]))
+        return proposals
+
+    def match_anchors(self, anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> Tensor:
+        """Match of each anchor, int64 (N,), as in ``assign``; anchors outside the permitted border are ignored."""
+        config = self.config
+        positive, negative = config.rpn_positive_iou, config.rpn_negative_iou
+        if config.rpn_border is None:
+            return match_boxes(anchors, objects, positive, negative, low_quality=negative)
+        inside = find_inside(anchors, size, config.rpn_border)
+        matches = torch.full_like(inside, IGNORED, dtype=torch.int64)
+        matches[inside] = match_boxes(anchors[inside], objects, positive, negative, low_quality=negative)
+        return matches
+
+    def compute_losses(
+        self,
+        logits: list[Tensor],
+        offsets: list[Tensor],
+        anchors: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Both losses are sums over the sampled anchors of the batch, divided by their number."""
+        config = self.config
+        all_logits, all_offsets, all_anchors = torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(anchors)
+        chosen_logits, labels, chosen_offsets, aims = [], [], [], []
+        for image, (target, size) in enumerate(zip(targets, sizes, strict=True)):
+            objects = target["boxes"].float()
+            matches = self.match_anchors(all_anchors, objects, size)
+            positives, negatives = sample_matches(matches, config.rpn_samples, config.rpn_positive_fraction)
+            chosen_logits += [all_logits[image, positives], all_logits[image, negatives]]
+            labels += [torch.ones_like(chosen_logits[-2]), torch.zeros_like(chosen_logits[-1])]
+            chosen_offsets.append(all_offsets[image, positives])
+            aims.append(encode_boxes(objects[matches[positives] - 1], all_anchors[positives], STDS))
+        label = torch.cat(labels)
+        number = max(1, len(label))
+        cls_loss = F.binary_cross_entropy_with_logits(torch.cat(chosen_logits), label, reduction="sum")
+        beta = 1 / 9 if config.rpn_box_loss == "smooth_l1" else 0.0
+        box_loss = F.smooth_l1_loss(torch.cat(chosen_offsets), torch.cat(aims), reduction="sum", beta=beta)
+        return {"loss_rpn_cls": cls_loss / number, "loss_rpn_box": box_loss / number}

@@ -1,0 +1,253 @@
+"""The validate command: one model with one checkpoint, or a table of several."""
+
+import argparse
+import copy
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from timm.layers import set_fast_norm
+from timm.utils import reparameterize_model
+
+from wsfvit.checkpoint.io import (
+    apply_state_dict,
+    load_state_dict_file,
+    note_on_other_model,
+    saved_data_config,
+    with_checkpoint_defaults,
+)
+from wsfvit.data import dataset_class_names, dataset_num_classes
+from wsfvit.eval.evaluate import Judge, add_shares, judge_by_label, measure_share, to_figures
+from wsfvit.eval.jobs import Job, list_jobs
+from wsfvit.eval.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
+from wsfvit.eval.results import ResultsFile, Row, format_table, sort_rows
+from wsfvit.factory.data import (
+    DataConfig,
+    build_dataset,
+    build_eval_loader,
+    check_class_order,
+    check_classes,
+    resolve_data,
+)
+from wsfvit.factory.model import build_model, build_pretrained, fuse_model
+from wsfvit.models.fuse import can_fuse
+from wsfvit.utils.compiling import compile_model
+from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
+
+Result = TypeVar("Result")
+
+
+def run_validation(args: argparse.Namespace) -> list[Row]:
+    """Runs validate.py, in this process or as one of those that ``torchrun`` started: measures, prints, writes.
+
+    Returns:
+        A row per model, highest top-1 first. Of several models, those that failed come last, with ``error``.
+
+    Raises:
+        UserError: a value that does not fit; with a single model anything that is wrong with it.
+    """
+    if args.real_labels and args.valid_labels:
+        raise UserError("--real-labels and --valid-labels are two truths: pass one")
+    if args.real_labels and args.on_bad_image == "skip":
+        raise UserError("--real-labels needs every image, in order: leave out --on-bad-image skip")
+    amp_dtype(args)  # refuses what does not go together before anything is read
+    results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
+    if args.fast_norm:
+        set_fast_norm()
+    with joined_world(args.device) as world:
+        several, jobs = list_jobs(args.model or "", args.checkpoint, world.say)
+        run = _measure_several if several else _measure_one
+        rows = run(args, jobs, world, results_file if world.is_main else None)
+        if results_file is not None:
+            world.say(f"result: {results_file.path}")
+        return rows
+
+
+def _measure_one(
+    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
+) -> list[Row]:
+    rows = [measure(args, jobs[0], world, retry=args.retry)]
+    world.say(_describe(rows[0], args, world))
+    if results_file is not None:
+        results_file.write(rows, single=True)
+    return rows
+
+
+def _measure_several(
+    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
+) -> list[Row]:
+    rows: list[Row] = []
+    for number, job in enumerate(jobs, 1):
+        world.say(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
+        try:
+            rows.append(measure(args, job, world, retry=True))
+            world.say(_describe(rows[-1], args, world))
+        # Whatever is wrong with one model, the others go on; the table names it.
+        except Exception as err:
+            rows.append({"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)})
+            world.say(f"failed: {rows[-1]['error']}")
+        rows = sort_rows(rows)
+        if results_file is not None:
+            results_file.write(rows)
+    world.say(format_table(rows))
+    return rows
+
+
+def measure(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
+    """Measures one model on all processes together.
+
+    Args:
+        args: Arguments of validate.py.
+        job: The model.
+        world: The processes.
+        retry: Halve the batch size when memory runs out.
+
+    Raises:
+        UserError: the checkpoint, the model, the data or a value does not fit, or the memory is too small.
+    """
+    args = copy.copy(args)
+    args.model, args.checkpoint = job
+    while True:
+        try:
+            sums, row = _together(world, lambda: _measure_share(args, world))
+            break
+        except torch.OutOfMemoryError as err:
+            if not retry or args.batch_size == 1:
+                advice = "" if args.batch_size == 1 else ": pass a smaller one, or --retry"
+                raise UserError(f"the memory is too small for --batch-size {args.batch_size}{advice}") from err
+        args.batch_size //= 2
+        world.say(f"out of memory, again with --batch-size {args.batch_size}")
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+    row["left_out"] = sum(world.gather(row["left_out"]))
+    source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "dataset", "split")}
+    return source | to_figures(add_shares(sums, world)) | row
+
+
+def _together(world: World, step: Callable[[], Result]) -> Result:
+    """Runs a step in which the processes do not wait for each other; where it fails in one, it fails in all.
+
+    Raises:
+        Exception: as the step; memory that ran out as torch.OutOfMemoryError, on a CPU too.
+        UserError: the step failed in another process.
+    """
+    error: Exception | None = None
+    try:
+        result = step()
+    except Exception as err:
+        # Their variables hold the model and its activations, and a smaller try needs that memory.
+        traceback.clear_frames(err.__traceback__)
+        error = err
+    out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
+    reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
+    if any(report and report[0] for report in reports) and not any(report and not report[0] for report in reports):
+        raise torch.OutOfMemoryError(next(report[1] for report in reports if report)) from error
+    if error is not None:
+        raise error
+    for rank, report in enumerate(reports):
+        if report:
+            raise UserError(f"process {rank}: {report[1]}")
+    return result
+
+
+def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor, Row]:
+    """This process's sums, and everything else about the result."""
+    device = world.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    args, model, meta = _load(args)
+    if note := note_on_other_model(args, meta):
+        world.say(note)
+    data_config = resolve_data(args, model, saved_data_config(args.model, meta), test_size=not args.use_train_size)
+    if args.crop_border_pixels:
+        data_config["crop_border_pixels"] = args.crop_border_pixels
+    params = sum(parameter.numel() for parameter in model.parameters())
+    classes = model.num_classes
+    if args.reparam:
+        model = reparameterize_model(model)
+    if args.fuse:  # before the weights may be rounded
+        model = fuse_model(args.model, model)
+    elif args.torchcompile and can_fuse(model):
+        world.say("note: pass --fuse too, which folds the BatchNorms that compiled code computes otherwise")
+    model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
+    if args.valid_labels:
+        selected = read_valid_labels(args.valid_labels, classes)
+        model, classes = SelectedClasses(model, selected).to(device), len(selected)
+    mode = {"batch_size": args.batch_size, "num_classes": classes}
+    dataset = build_dataset(args, args.split, args.num_samples, data_config["input_size"][0], **mode)
+    if not args.valid_labels:
+        check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
+    check_classes(dataset, classes)
+    if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
+        world.say(
+            f"note: the data has {found} classes, taken for the first of the {classes} of the model; see --valid-labels"
+        )
+    loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
+    judge: Judge = judge_by_label
+    if args.real_labels:
+        judge = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
+    sums, images_per_s = measure_share(
+        compile_model(args, model),
+        loader,
+        world,
+        amp_dtype(args),
+        memory_format(args),
+        interval=args.log_freq,
+        judge=judge,
+    )
+    speed = {"param_count": params / 1e6, "images_per_s": images_per_s, "left_out": len(loader.bad_images)}
+    if device.type == "cuda":
+        speed["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return sums, _describe_source(args, meta, data_config) | speed
+
+
+def _load(args: argparse.Namespace) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
+    """The arguments completed by the checkpoint, the model with its weights, and what the checkpoint says."""
+    if not args.checkpoint:
+        return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
+    state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
+    args = with_checkpoint_defaults(args, meta)
+    model = build_model(args)
+    apply_state_dict(model, state_dict, args.checkpoint)
+    return args, model, meta
+
+
+def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:
+    forms = {"reparameterized": args.reparam, "fused": args.fuse, "compiled": args.torchcompile}
+    setting = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
+    return {
+        "model": args.model,
+        "checkpoint": str(args.checkpoint),
+        "weights": meta["weights"],
+        "dataset": args.dataset,
+        "split": args.split,
+        "batch_size": args.batch_size,
+        "form": ", ".join(name for name, on in forms.items() if on) or "plain",
+        "precision": f"amp {args.amp_dtype}" if args.amp else str(model_dtype(args)).removeprefix("torch."),
+        **setting,
+    }
+
+
+def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
+    """The setting that was measured, then the figures."""
+    note = ""
+    if args.use_ema and row["weights"] == "raw":
+        note = "note: --use-ema was given, but the checkpoint holds no moving average; the raw weights were measured\n"
+    memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
+    left_out = f" ({row['left_out']} more are unreadable and left out)" if row["left_out"] else ""
+    size = "x".join(map(str, row["input_size"]))
+    form = "" if row["form"] == "plain" else f", {row['form']},"
+    return note + (
+        f"{row['model']}, {row['weights']} weights {'of ' if row['checkpoint'] else ''}{row['checkpoint']}\n"
+        f"  {size}, crop {row['crop_pct']} {row['crop_mode']}, {row['interpolation']}, "
+        f"mean {row['mean']}, std {row['std']}, {row['precision']}{form} on {world.size} x {world.device.type}\n"
+        f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
+        f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
+    )
+
+
+def _reason(err: Exception) -> str:
+    return first_line(err) if isinstance(err, UserError) else f"{type(err).__name__}: {first_line(err)}"

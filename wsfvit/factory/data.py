@@ -1,0 +1,207 @@
+"""From arguments to objects: data configuration, datasets and loaders."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.data import resolve_data_config
+
+import wsfvit  # noqa: F401  importing the package registers its models with timm
+from wsfvit import data
+from wsfvit.cli.recipe import RATIO, SCALE
+from wsfvit.data import Augmentation, LoaderOptions, create_dataset, dataset_num_classes
+from wsfvit.data.factory import STREAMING
+from wsfvit.factory.model import resolve_model_kwargs
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
+
+# Anything iterable over (images, labels) batches, with a length: a DataLoader or timm's prefetching wrapper of one.
+Loader = Any
+DataConfig = dict[str, Any]
+
+
+def resolve_data(
+    args: argparse.Namespace, model: Any, saved: Mapping[str, Any] | None = None, test_size: bool = False
+) -> DataConfig:
+    """Evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+
+    Args:
+        args: What the user set goes first.
+        model: Its default configuration fills what nothing else sets.
+        saved: A checkpoint's data_config, which goes before the model's.
+        test_size: Where neither says another size, take the one that the model's authors test at, if there is one.
+
+    Raises:
+        UserError: mean or std have neither one value nor one per channel.
+    """
+    base = {**model.pretrained_cfg, **(saved or {})}
+    kwargs = resolve_model_kwargs(args)
+    in_chans = kwargs.get("in_chans", base["input_size"][0])
+    requested = {**vars(args), "in_chans": in_chans}
+    if "img_size" in kwargs:  # the model was built for this size, whichever option it came from
+        size = kwargs["img_size"]
+        requested["input_size"] = (in_chans, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    for key in ("mean", "std"):
+        if requested[key] is not None and len(requested[key]) not in (1, in_chans):
+            raise UserError(f"--{key} takes 1 or {in_chans} values, not {len(requested[key])}")
+    use_test_size = test_size and "input_size" not in (saved or {})
+    config: DataConfig = resolve_data_config(requested, pretrained_cfg=base, use_test_size=use_test_size)
+    config["input_size"] = (in_chans, *config["input_size"][1:])
+    for key in ("mean", "std"):
+        values = tuple(config[key])
+        # A model's default has three values; a grey image gets their average, as timm's loader does.
+        config[key] = values if len(values) == in_chans else (sum(values) / len(values),) * in_chans
+    return config
+
+
+def build_dataset(args: argparse.Namespace, split: str, num_samples: int | None, in_chans: int, **mode: Any) -> Any:
+    """Creates the dataset of one split; ``mode`` holds is_training, batch_size and seed for streaming datasets."""
+    return create_dataset(
+        args.dataset,
+        root=args.data_dir or args.data,
+        split=split,
+        in_chans=in_chans,
+        num_samples=num_samples,
+        input_img_mode=args.input_img_mode,
+        class_map=args.class_map,
+        input_key=args.input_key,
+        target_key=args.target_key,
+        download=args.dataset_download,
+        **mode,
+    )
+
+
+def check_classes(dataset: Any, num_classes: int) -> None:
+    """Refuses a dataset whose labels would run past the model's classes."""
+    classes = dataset_num_classes(dataset)
+    if classes is not None and classes > num_classes:
+        raise UserError(f"the data has {classes} classes, the model {num_classes}: pass --num-classes {classes}")
+
+
+def build_eval_loader(
+    args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, world: World
+) -> data.EvalLoader:
+    """Loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
+
+    Raises:
+        UserError: the evaluation setting holds a value that no transform takes.
+    """
+    return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world))
+
+
+def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str) -> None:
+    """Refuses data in which a class has another label than the class of the same name has elsewhere.
+
+    Args:
+        names: The data's classes in the order of their labels; None where it does not say.
+        others: The classes elsewhere, likewise.
+        whose: Where that is, e.g. ``the training data``.
+
+    Raises:
+        UserError: naming the first such class.
+    """
+    elsewhere = {name: label for label, name in enumerate(others or ())}
+    for label, name in enumerate(names or ()):
+        if elsewhere.get(name, label) != label:
+            raise UserError(
+                f"class '{name}' has label {label} in this data and {elsewhere[name]} in {whose} ({len(names or ())} "
+                f"and {len(elsewhere)} classes): add the missing class folders, or name all classes with --class-map"
+            )
+
+
+def build_train_loader(
+    args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
+) -> data.TrainLoader:
+    """Training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
+
+    Raises:
+        UserError: the data is missing, has one class or too many, or is smaller than one batch of all processes.
+    """
+    if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
+        raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
+    train_set = build_dataset(
+        args,
+        args.train_split,
+        args.train_num_samples,
+        data_config["input_size"][0],
+        is_training=True,
+        decoder=args.decoder,
+        repeats=args.epoch_repeats,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        num_classes=num_classes,
+    )
+    check_classes(train_set, num_classes)
+    if dataset_num_classes(train_set) == 1:
+        raise UserError("the training data has one class, so there is nothing to tell apart: make a folder per class")
+    return data.build_train_loader(
+        train_set,
+        data_config,
+        _image_options(args, args.batch_size, world),
+        _augmentation(args, data_config),
+        seed=args.seed,
+        repeats=max(args.aug_repeats, 1),
+    )
+
+
+def build_val_loader(
+    args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
+) -> data.EvalLoader:
+    """Validation loader of this process during a training, as ``build_eval_loader``.
+
+    Raises:
+        UserError: the data is missing or has too many classes.
+    """
+    val_set = build_dataset(
+        args,
+        args.val_split,
+        args.val_num_samples,
+        data_config["input_size"][0],
+        batch_size=args.batch_size,
+        seed=args.seed,
+        num_classes=num_classes,
+    )
+    check_classes(val_set, num_classes)
+    return build_eval_loader(args, val_set, data_config, args.validation_batch_size or args.batch_size, world)
+
+
+def count_bad_images(loader: Loader, world: World) -> int:
+    """Number of images left out so far because they cannot be read, each once; every process must call it."""
+    return len(set().union(*world.gather(list(loader.bad_images))))
+
+
+def loader_options(args: argparse.Namespace, world: World, batch_size: int, **more: Any) -> LoaderOptions:
+    """How this process makes its batches; ``more`` are further fields of ``LoaderOptions``."""
+    return LoaderOptions(
+        batch_size=batch_size,
+        num_workers=args.workers,
+        device=world.device,
+        pin_memory=args.pin_mem,
+        world_size=world.size,
+        rank=world.rank,
+        **more,
+    )
+
+
+def _image_options(args: argparse.Namespace, batch_size: int, world: World) -> LoaderOptions:
+    more = {"use_prefetcher": not args.no_prefetcher, "on_bad_image": args.on_bad_image}
+    return loader_options(args, world, batch_size, **more)
+
+
+def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmentation:
+    padded = args.crop_padding > 0
+    return Augmentation(
+        no_aug=args.no_aug,
+        train_crop_mode=args.train_crop_mode,
+        crop_padding=args.crop_padding,
+        scale=None if padded and args.scale == SCALE else args.scale,
+        ratio=None if padded and args.ratio == RATIO else args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob or 0.0,
+        gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
+        auto_augment=args.aa,
+        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
+    )

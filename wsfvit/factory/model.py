@@ -1,0 +1,170 @@
+"""The model as the arguments ask for it: its start weights, classifier and norms."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.models import resolve_model_input_args
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import wsfvit  # noqa: F401  importing the package registers its models with timm
+from wsfvit.checkpoint.io import load_weights
+from wsfvit.models.fuse import can_fuse, fuse_for_inference
+from wsfvit.utils.errors import UserError, first_line
+
+
+def check_model_name(name: str) -> None:
+    """Refuses a model that is not registered, and names those that are called nearly the same."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
+        raise UserError(f"unknown model '{name}': {hint}")
+
+
+def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``create_model`` needs, besides the name, to build the model that ``args`` asks for.
+
+    The image size is among them only for models that are built for one.
+
+    Raises:
+        UserError: no such model, or the sizes asked for contradict each other.
+    """
+    check_model_name(args.model)
+    request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
+    try:
+        kwargs = resolve_model_input_args(args.model, request, num_classes=args.num_classes, **args.model_kwargs)
+    except (TypeError, ValueError) as err:
+        raise UserError(f"model {args.model}: {err}") from err
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("model_name", "pretrained_cfg")}
+    if getattr(args, "gp", None):  # not every command has it
+        kwargs["global_pool"] = args.gp
+    return kwargs
+
+
+def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
+    """Creates the model that ``args`` asks for; ``extra`` goes to it too (drop rates).
+
+    Raises:
+        UserError: no such model, or it does not take the arguments.
+    """
+    kwargs = resolve_model_kwargs(args)
+    try:
+        model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
+    # Models report a size or argument they cannot take in the first three ways, and a wavelet's missing package.
+    except (AssertionError, TypeError, ValueError, ImportError) as err:
+        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
+    return model
+
+
+def build_train_model(args: argparse.Namespace, start: bool = True, say: Callable[[str], None] = print) -> Any:
+    """Builds the model on the CPU in float32.
+
+    Args:
+        args: Arguments of train.py.
+        start: Load the weights to start from; not so where a run is resumed.
+        say: Told which weights it starts from.
+
+    Raises:
+        UserError: the model cannot be built so, or its start weights cannot be had or do not fit.
+    """
+    files = [path for path in (args.pretrained_path, args.initial_checkpoint) if path]
+    if len(files) + (args.pretrained and not args.pretrained_path) > 1:
+        raise UserError(
+            "--pretrained, --pretrained-path and --initial-checkpoint all name weights to start from: pass one"
+        )
+    if args.fast_norm:
+        set_fast_norm()
+    model = _build(args, pretrained=args.pretrained and not files and start)
+    if files and start:
+        meta = load_weights(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
+        say(f"starting from the {meta['weights']} weights of {files[0]}")
+        if "replaced_classes" in meta:
+            say(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")
+    if start:
+        _init_classifier(model, args.head_init_scale, args.head_init_bias)
+    set_batch_norm_constants(args, model)
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except AssertionError as err:
+            raise UserError(f"model {args.model} has no --grad-checkpointing") from err
+    return model
+
+
+def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None:
+    """Gives all batch norms the momentum and epsilon that ``--bn-momentum`` and ``--bn-eps`` ask for."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
+            module.eps = args.bn_eps or module.eps
+
+
+def synchronize_batch_norm(model: nn.Module) -> Any:
+    """The model with batch norms whose statistics are those of all processes' batches; its weights stay its own.
+
+    timm's, because torch's would drop the activation that a ``BatchNormAct2d`` holds.
+    """
+    return convert_sync_batchnorm(model)
+
+
+def _build(args: argparse.Namespace, pretrained: bool) -> Any:
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
+    given = {key: value for key, value in rates.items() if value is not None}
+    return build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
+
+
+def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:
+    """Builds the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
+
+    Raises:
+        UserError: the model cannot be built so, or its weights cannot be had.
+    """
+    with fetching_weights(args.model, instead):
+        return build_model(args, pretrained=True, **extra)
+
+
+@contextmanager
+def fetching_weights(name: str, instead: str) -> Iterator[None]:
+    """Turns what goes wrong in a block that fetches timm's weights of a model into one line; see build_pretrained.
+
+    Raises:
+        UserError: anything went wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
+    except Exception as err:
+        raise UserError(
+            f"no pretrained weights for {name} ({type(err).__name__}: {first_line(err)}); {instead} FILE reads them "
+            "from a file"
+        ) from err
+
+
+def fuse_model(name: str, model: Any) -> Any:
+    """The copy of the model of this name that ``--fuse`` asks for.
+
+    Raises:
+        UserError: there is nothing to fuse; a figure that is said to be of the copy would be the model's own.
+    """
+    if not can_fuse(model):
+        raise UserError(f"--fuse: {name} has nothing to fuse, the wsfvit models have; leave it out")
+    return fuse_for_inference(model)
+
+
+@torch.no_grad()
+def _init_classifier(model: Any, scale: float | None, bias: float | None) -> None:
+    heads = model.get_classifier() if scale is not None or bias is not None else ()
+    for head in heads if isinstance(heads, (tuple, list)) else (heads,):
+        if scale is not None:
+            head.weight.mul_(scale)
+        if bias is not None:
+            nn.init.constant_(head.bias, bias)

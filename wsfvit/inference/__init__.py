@@ -1,0 +1,1 @@
+"""Prediction on images and export to other runtimes."""

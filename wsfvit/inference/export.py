@@ -1,0 +1,304 @@
+"""The export command: a model as ONNX, as a torch.export program, or as a compiled AOTInductor package.
+
+All three start from one graph of standard operators, traced by ``torch.export`` at a fixed image size. What was made is
+run on random images and compared with PyTorch before it is written, and a JSON file beside it says how to feed it.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsfvit.factory.model import fuse_model
+from wsfvit.inference.predictor import Classifier, load_classifier
+from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.files import output_file, write_atomic, write_text_atomic
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "aoti": ".pt2"}
+INPUT, OUTPUT = "images", "logits"
+DYNAMIC_BATCHES = (1, 3)
+# Largest difference from PyTorch, relative to the largest output.
+TOLERANCE = 1e-4
+# "" is ONNX's own domain; PyTorch's are the operators that every PyTorch has, and torchvision's those of detectors.
+ONNX_DOMAINS = ("", "ai.onnx")
+TORCH_NAMESPACES = ("aten", "prims", "higher_order", "torchvision")
+
+Runner = Callable[[Tensor], Any]
+
+
+def run_export(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the export command.
+
+    Returns:
+        What it writes into the JSON file, see `describe`.
+
+    Raises:
+        UserError: something does not fit, a package or the compiler is missing, the model cannot be exported so, or the
+            result differs from PyTorch; then nothing is written.
+    """
+    path = output_path(args.output, args.format)
+    if args.format == "onnx" and args.device != "cpu":
+        raise UserError(f"--device {args.device}: ONNX files do not depend on it, leave it out")
+    if not args.model and not args.checkpoint:
+        raise UserError("nothing to export: pass --checkpoint FILE, or --model NAME")
+    require_tools(args.format, args.check)
+    classifier = load_classifier(args, args.model, args.checkpoint)
+    weights = "" if classifier.trained else " untrained, random weights"
+    say(f"{classifier.name}{weights}, {_size(classifier)}, as {args.format}; this can take minutes")
+    batches = DYNAMIC_BATCHES if args.dynamic_batch else (args.batch_size,)
+    shape = (batches[-1], *classifier.data_config["input_size"])
+    began = time.perf_counter()
+    # What is exported is compared with the model itself, fused or not.
+    model = fuse_model(classifier.name, classifier.model) if args.fuse else classifier.model
+    content = export_model(model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch)
+    description = describe(classifier, args.format, None if args.dynamic_batch else args.batch_size)
+    if args.check:
+        say(f"exported in {time.perf_counter() - began:.0f} s; comparing with PyTorch")
+        run = load_runner(content, args.format)
+        difference, scale = compare_outputs(classifier.model, run, shape[1:], batches, classifier.device)
+        description["max_difference"] = difference
+        shown = " and ".join(map(str, batches))
+        say(f"largest difference from PyTorch: {difference:.1e}, of outputs up to {scale:.1e} (batches of {shown})")
+    write_export(path, content, description)
+    return description
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def output_path(output: str, format: str) -> Path:
+    """The file to write.
+
+    Raises:
+        UserError: it has another suffix than files of the format, or its folder does not exist.
+    """
+    path = output_file("--output", output)
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f"--output {path}: a file of --format {format} ends in {SUFFIXES[format]}")
+    return path
+
+
+def write_export(path: Path, content: bytes, description: dict[str, Any]) -> None:
+    """Writes what was exported, and its description as JSON beside it."""
+    write_atomic(path, lambda file: file.write(content))
+    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
+    described = path.with_name(f"{path.name}.json")
+    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
+    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
+
+
+def require_tools(format: str, check: bool) -> None:
+    """Asks for what a format needs before anything long begins.
+
+    Raises:
+        UserError: a package or the C++ compiler is missing.
+    """
+    if format == "onnx":
+        wanted = ("onnx", "onnxscript", *(("onnxruntime",) if check else ()))
+        missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if format == "aoti":
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            raise UserError(
+                f"--format aoti compiles C++ code and finds no compiler '{compiler}': install one, or name it in CXX"
+            )
+
+
+def export_model(
+    model: nn.Module,
+    images: Tensor,
+    format: str = "onnx",
+    dynamic_batch: bool = False,
+    outputs: Sequence[str] = (OUTPUT,),
+) -> bytes:
+    """Exports a model; leaves it in eval mode, its parameters frozen.
+
+    Args:
+        model: From images to one tensor, or a tuple of them.
+        images: An example (B, C, H, W) on the model's device; C, H and W become fixed, and B unless it is dynamic. For
+            a dynamic batch B is at least 2: tracers take a 1 for a constant.
+        format: "onnx", "torch" or "aoti".
+        dynamic_batch: Accept any B from 1 on.
+        outputs: Names of the tensors that the model returns, for ONNX.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        UserError: the model cannot be exported so, or only with operators of its own.
+    """
+    name = type(model).__name__
+    # Frozen, because torch traces attention with a bias in one way and decomposes it in another where a gradient is
+    # wanted, and the shapes of the two do not go together (torch 2.11).
+    model.eval().requires_grad_(False)
+    batch: dict[int, Any] = {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}
+    try:
+        with _quiet():
+            program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
+            foreign = foreign_operators(program)
+            if foreign:
+                raise UserError(f"{name} has operators that only its own code defines: {', '.join(foreign)}")
+            return WRITERS[format](program, outputs)
+    except UserError:
+        raise
+    # Tracers, converters and compilers raise types of their own, and what any of them means is the same.
+    except Exception as err:
+        reason = err.__cause__ or err
+        raise UserError(
+            f"{name} cannot be exported as {format} ({type(reason).__name__}: {first_line(reason)})"
+        ) from err
+
+
+def _write_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=outputs,
+        verbose=False,
+    )
+    assert converted is not None
+    foreign = sorted({node.domain for node in converted.model.graph.all_nodes()} - set(ONNX_DOMAINS))
+    if foreign:
+        raise UserError(f"the ONNX graph has operators of other domains: {', '.join(foreign)}")
+    return converted.model_proto.SerializeToString()
+
+
+def _write_torch(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _write_aoti(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/model.pt2")
+        return Path(package).read_bytes()
+
+
+WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Sequence[str]], bytes]] = {
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+    "aoti": _write_aoti,
+}
+
+
+def foreign_operators(program: torch.export.ExportedProgram) -> list[str]:
+    """Names of the operators in a graph that come from elsewhere than PyTorch."""
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    # The others are Python's own, for sizes and tuples.
+    operators = [
+        target for target in targets if isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
+    ]
+    return sorted(str(operator) for operator in operators if operator.namespace not in TORCH_NAMESPACES)
+
+
+def load_runner(content: bytes, format: str) -> Runner:
+    """What was exported as a function from images (B, C, H, W), on the device of the export, to the model's outputs."""
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return lambda images: _unpack([torch.from_numpy(x) for x in session.run(None, {INPUT: images.numpy()})])
+    if format == "torch":
+        with _quiet():
+            module: Runner = torch.export.load(io.BytesIO(content)).module()
+        return module
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pt2")
+        path.write_bytes(content)
+        compiled: Runner = torch._inductor.aoti_load_package(str(path))
+    return compiled
+
+
+def _unpack(outputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@torch.no_grad()
+def compare_outputs(
+    model: nn.Module, run: Runner, input_size: Sequence[int], batches: Sequence[int], device: torch.device | str = "cpu"
+) -> tuple[float, float]:
+    """Runs the model and what was exported of it on random images.
+
+    Args:
+        model: In eval mode.
+        run: What was exported.
+        input_size: (C, H, W).
+        batches: Sizes of the batches.
+        device: Of the model.
+
+    Returns:
+        Largest absolute difference, and the largest absolute output of the model.
+
+    Raises:
+        UserError: they differ by more than TOLERANCE.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst, largest = 0.0, 0.0
+    for batch in batches:
+        images = torch.randn((batch, *input_size), generator=generator).to(device)
+        expected = model(images)
+        difference, scale = float((run(images) - expected).abs().max()), float(expected.abs().max())
+        # "not below" rather than "above", so that NaN fails too
+        if not difference <= TOLERANCE * scale:
+            raise UserError(f"what was exported differs from PyTorch by {difference:.1e} (batch of {batch})")
+        worst, largest = max(worst, difference), max(largest, scale)
+    return worst, largest
+
+
+def describe(classifier: Classifier, format: str, batch_size: int | None) -> dict[str, Any]:
+    """What a program that runs the exported file must know; None is any batch size.
+
+    Returns:
+        format, model, ``input`` and ``output`` (name, shape with -1 for any size), mean, std, interpolation, crop_pct,
+        crop_mode, class_names, and the version of torch.
+    """
+    batch = -1 if batch_size is None else batch_size
+    config = classifier.data_config
+    return {
+        "format": format,
+        "model": classifier.name,
+        "trained": classifier.trained,
+        "input": {"name": INPUT, "shape": [batch, *config["input_size"]], "dtype": "float32"},
+        "output": {"name": OUTPUT, "shape": [batch, classifier.model.num_classes], "dtype": "float32"},
+        "device": classifier.device.type,
+        **{key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
+        "class_names": classifier.class_names,
+        "torch": torch.__version__,
+    }
+
+
+def _size(classifier: Classifier) -> str:
+    return "x".join(map(str, classifier.data_config["input_size"]))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the notes of tracers and converters on their own internals off the screen."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,270 @@
+"""A model with its weights, its evaluation transform and its class names; and the predict command."""
+
+import argparse
+import copy
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.utils import random_seed
+from torch import Tensor
+
+from wsfvit.checkpoint.io import (
+    apply_state_dict,
+    load_state_dict_file,
+    note_on_other_model,
+    saved_data_config,
+    with_checkpoint_defaults,
+)
+from wsfvit.data.image_files import find_images, read_image
+from wsfvit.factory.data import DataConfig, resolve_data
+from wsfvit.factory.model import build_model, build_pretrained, fuse_model
+from wsfvit.utils.distributed import resolve_device
+from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.figures import new_panels, picture_path, save_figure, show_image
+
+MAX_DRAWN = 48
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model ready to look at pictures: in eval mode, on its device, its parameters frozen.
+
+    Attributes:
+        name: Name of the model.
+        trained: Whether the weights come from anywhere; else they are random.
+        data_config: The evaluation setting, as ``resolve_data`` gives it.
+        class_names: One name per class.
+    """
+
+    name: str
+    trained: bool
+    model: Any
+    data_config: DataConfig
+    class_names: list[str]
+    device: torch.device
+
+    @property
+    def mode(self) -> str:
+        """The PIL mode of the model's images.
+
+        Raises:
+            UserError: the model takes neither grey nor colour images.
+        """
+        channels = self.data_config["input_size"][0]
+        if channels not in (1, 3):
+            raise UserError(f"{self.name} takes {channels} channels, pictures have 1 or 3")
+        return "L" if channels == 1 else "RGB"
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The evaluation transform: image -> (C, H, W) float32, normalised."""
+        to_tensor = create_transform(**self.data_config, is_training=False)
+        return lambda image: to_tensor(image.convert(self.mode))
+
+    def to_pixels(self, images: Tensor) -> np.ndarray:
+        """Normalised images (B, C, H, W) as the pictures they were: (B, H, W, C) float32 from 0 to 1."""
+        mean, std = (torch.tensor(self.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        pixels: np.ndarray = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return pixels
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities (B, K) float32 on the CPU of images (B, C, H, W).
+
+        Raises:
+            UserError: the model does not take images of this size.
+        """
+        try:
+            logits = self.model(images.to(self.device))
+        except (AssertionError, RuntimeError, ValueError) as err:
+            size = "x".join(map(str, images.shape[2:]))
+            raise UserError(f"{self.name} cannot be run on images of {size} pixels: {first_line(err)}") from err
+        return logits.float().softmax(dim=1).cpu()
+
+
+def load_classifier(
+    args: argparse.Namespace, model_name: str | None, checkpoint: str | None, names: Sequence[str] | None = None
+) -> Classifier:
+    """Builds the model named (or the one that the checkpoint names) and loads its weights.
+
+    Args:
+        args: Model input, weights and picture input arguments.
+        model_name: Model, or None for the checkpoint's.
+        checkpoint: Weights file, or None: ``--pretrained`` weights, or random ones.
+        names: Class names from the data, for a checkpoint that has none; see ``resolve_class_names``.
+
+    Raises:
+        UserError: a name, value or file does not fit.
+    """
+    args = copy.copy(args)
+    args.model, args.checkpoint = model_name, checkpoint
+    device, state_dict = resolve_device(args.device), None
+    meta: dict[str, Any] = {}
+    if checkpoint:
+        if args.pretrained:
+            raise UserError("--checkpoint and --pretrained both name weights: leave one out")
+        state_dict, meta = load_state_dict_file(checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
+        args = with_checkpoint_defaults(args, meta)
+    random_seed(0)  # random weights, where there are no others, are the same ones at every call
+    model: Any = build_pretrained(args, "--checkpoint") if args.pretrained else build_model(args)
+    data_config = resolve_data(args, model, saved_data_config(args.model, meta))
+    if state_dict is not None:
+        apply_state_dict(model, state_dict, str(checkpoint))
+    if note := note_on_other_model(args, meta):
+        print(note, file=sys.stderr)  # stdout may be read by a program
+    model.to(device).eval().requires_grad_(False)
+    class_names = resolve_class_names(args.class_map, meta.get("class_names") or names, model)
+    return Classifier(args.model, bool(checkpoint or args.pretrained), model, data_config, class_names, device)
+
+
+def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
+    """One name per class: those of the file ``class_map``, else ``names``, else ImageNet's, else numbers.
+
+    WordNet numbers, as ImageNet's folders have, become words.
+
+    Raises:
+        UserError: the file cannot be read, or has another number of names than the model has classes.
+    """
+    if class_map:
+        try:
+            names = Path(class_map).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as err:
+            raise UserError(f"--class-map {class_map} is no text file that can be read: one name per line") from err
+        names = [name.strip() for name in names if name.strip()]
+        if len(names) != model.num_classes:
+            raise UserError(f"--class-map {class_map} has {len(names)} names, the model {model.num_classes} classes")
+    if names and len(names) == model.num_classes:
+        return _in_words(names)
+    subset = infer_imagenet_subset(model)
+    if subset:
+        return _in_words(ImageNetInfo(subset).label_names()[: model.num_classes])
+    return [f"class {i}" for i in range(model.num_classes)]
+
+
+def _in_words(names: Sequence[str]) -> list[str]:
+    """Names with WordNet numbers, as ImageNet's folders have, replaced by the first of the synonyms they stand for."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in names):
+        return list(names)
+    info = ImageNetInfo()  # its words cover all of WordNet's nouns, whichever the subset
+    try:
+        return [info.label_name_to_description(name).split(",")[0] for name in names]
+    except KeyError:
+        return list(names)
+
+
+def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs the predict command: prints the most probable classes of every image, and draws them on request.
+
+    Returns:
+        For each image ``image`` (path) and ``predictions``: ``class`` (index), ``name`` and ``probability``.
+
+    Raises:
+        UserError: something does not fit, or an image could not be read (the others are predicted first).
+    """
+    if not args.checkpoint and not args.pretrained:
+        raise UserError("a model without weights predicts nothing: pass --checkpoint FILE, or --pretrained")
+    if args.pretrained and not (args.model or args.checkpoint):
+        raise UserError("--pretrained needs --model NAME")
+    out = picture_path(args.out) if args.out else None
+    paths = find_images(args.images)
+    classifier = load_classifier(args, args.model, args.checkpoint)
+    if args.fuse:
+        classifier = replace(classifier, model=fuse_model(classifier.name, classifier.model))
+    transform = classifier.transform()
+    results: list[dict[str, Any]] = []
+    drawn: list[np.ndarray] = []
+    unreadable: list[str] = []
+    for batch in _batches(paths, args, unreadable):
+        images = torch.stack([transform(image) for _, image in batch])
+        probabilities = classifier.probabilities(images)
+        for (path, _), row in zip(batch, probabilities, strict=True):
+            results.append({"image": str(path), "predictions": _top(row, args.topk, classifier.class_names)})
+            print(json.dumps(results[-1]) if args.json else _as_text(results[-1]), flush=True)
+        if out and len(drawn) < MAX_DRAWN:
+            drawn += list(classifier.to_pixels(images))[: MAX_DRAWN - len(drawn)]
+    if out and drawn:
+        save_figure(draw_predictions(results[: len(drawn)], drawn, classifier.name), out)
+        shown = f" (the first {MAX_DRAWN} images)" if len(results) > MAX_DRAWN else ""
+        print(f"picture: {out}{shown}", file=sys.stderr)
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}")
+    return results
+
+
+def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndarray], title: str) -> Any:
+    """A figure with each image, as the model saw it, beside bars of its most probable classes.
+
+    Args:
+        results: As ``run_predict`` returns them.
+        images: (H, W, C) from 0 to 1, one per result.
+        title: Above everything.
+    """
+    columns = 1 if len(images) == 1 else 2
+    rows = -(-len(images) // columns)
+    aspect = max(image.shape[0] / image.shape[1] for image in images)
+    figure, panels = new_panels(rows, 2 * columns, 2.3, max(1.2, 2.1 * min(aspect, 1.5)))
+    pairs = panels.reshape(-1, 2)
+    for pair in pairs[len(images) :]:
+        pair[0].set_axis_off()
+        pair[1].set_axis_off()
+    for (left, right), result, image in zip(pairs, results, images, strict=False):
+        show_image(left, image)
+        left.set_title(Path(result["image"]).name, fontsize=8)
+        _draw_bars(right, result["predictions"])
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_bars(axis: Any, predictions: Sequence[dict[str, Any]]) -> None:
+    heights = range(len(predictions), 0, -1)
+    colors = ["tab:blue"] + ["lightsteelblue"] * (len(predictions) - 1)
+    axis.barh(heights, [entry["probability"] for entry in predictions], height=0.4, align="edge", color=colors)
+    for height, entry in zip(heights, predictions, strict=True):
+        text = f"{entry['name'][:28]}  {100 * entry['probability']:.1f} %"
+        axis.text(0, height - 0.06, text, fontsize=7, va="top")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0.4, len(predictions) + 0.6)
+    axis.set_axis_off()
+
+
+def _batches(
+    paths: Sequence[Path], args: argparse.Namespace, unreadable: list[str]
+) -> Iterator[list[tuple[Path, Image.Image]]]:
+    """Batches of readable images, read by threads; what cannot be read is noted in ``unreadable``."""
+
+    def read(path: Path) -> tuple[Path, Image.Image] | None:
+        try:
+            return path, read_image(path)
+        except UserError as err:
+            unreadable.append(str(err))
+            return None
+
+    remaining = iter(paths)
+    with ThreadPoolExecutor(max(1, args.workers)) as pool:
+        while chunk := list(islice(remaining, args.batch_size)):
+            batch = [pair for pair in pool.map(read, chunk) if pair is not None]
+            if batch:
+                yield batch
+
+
+def _top(probabilities: Tensor, topk: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    values, classes = probabilities.topk(min(topk, len(probabilities)))
+    return [
+        {"class": index, "name": names[index], "probability": value}
+        for value, index in zip(values.tolist(), classes.tolist(), strict=True)
+    ]
+
+
+def _as_text(result: dict[str, Any]) -> str:
+    lines = [f"  {100 * entry['probability']:6.2f} %  {entry['name']}" for entry in result["predictions"]]
+    return "\n".join([result["image"], *lines])

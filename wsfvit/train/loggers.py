@@ -1,0 +1,111 @@
+"""What a run leaves to read: summary.csv, TensorBoard events, Weights & Biases, Trackio, pictures of its batches."""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import write_text_atomic
+
+
+class RunLog:
+    """Writes the figures of a run; only the main process has one.
+
+    Args:
+        folder: The run folder.
+        args: Arguments of train.py.
+        described: The same as primitives, for Weights & Biases and Trackio.
+        num_updates: Where a resumed run continues; later figures of the run before are hidden.
+
+    Raises:
+        UserError: a package that was asked for is not installed.
+    """
+
+    def __init__(self, folder: Path, args: argparse.Namespace, described: dict[str, Any], num_updates: int = 0) -> None:
+        self.folder = folder
+        self.save_images = args.save_images
+        self.writer = None if args.no_tensorboard else _tensorboard(folder, num_updates)
+        # Both are used alike: log(figures, step=) and finish().
+        self.trackers = [_wandb(args, folder, described)] if args.log_wandb else []
+        if args.log_trackio:
+            self.trackers.append(_trackio(args, folder, described, resumed=num_updates > 0))
+
+    def log_update(self, update: int, figures: dict[str, float]) -> None:
+        """Figures of the training loop after ``update`` optimizer updates."""
+        self._log({f"train/{key}": value for key, value in figures.items()}, update)
+
+    def log_epoch(self, update: int, rows: list[dict[str, Any]]) -> None:
+        """Rewrites summary.csv, one line per row, and logs the last row."""
+        write_text_atomic(self.folder / "summary.csv", csv_text(rows))
+        self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
+
+    def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
+        """Writes a batch (B, C, H, W) as one picture, if ``--save-images`` asks for that."""
+        if not self.save_images or images is None:
+            return
+        from torchvision.utils import save_image
+
+        save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
+
+    def log_picture(self, name: str, picture: torch.Tensor, update: int) -> None:
+        """Shows a picture (C, H, W), float in [0, 1] or uint8, in TensorBoard."""
+        if self.writer is not None:
+            self.writer.add_image(name, picture, update)
+
+    def close(self) -> None:
+        """Flushes and closes all of them."""
+        if self.writer is not None:
+            self.writer.close()
+        for tracker in self.trackers:
+            tracker.finish()
+
+    def _log(self, figures: dict[str, float], update: int) -> None:
+        if self.writer is not None:
+            for key, value in figures.items():
+                self.writer.add_scalar(key, value, update)
+        for tracker in self.trackers:
+            tracker.log(figures, step=update)
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """A table with the keys of the longest row as its header; cells that a row has no value for are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=max((list(row) for row in rows), key=len))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def _tensorboard(folder: Path, num_updates: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as err:
+        raise UserError("TensorBoard is not installed: pip install tensorboard, or pass --no-tensorboard") from err
+    return SummaryWriter(str(folder), purge_step=num_updates + 1 if num_updates else None)
+
+
+def _wandb(args: argparse.Namespace, folder: Path, described: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as err:
+        raise UserError("Weights & Biases is not installed: pip install wandb, or leave out --log-wandb") from err
+    resumed = {"id": args.wandb_resume_id, "resume": "must"} if args.wandb_resume_id else {}
+    return wandb.init(
+        project=args.wandb_project, name=folder.name, dir=str(folder), tags=args.wandb_tags, config=described, **resumed
+    )
+
+
+def _trackio(args: argparse.Namespace, folder: Path, described: dict[str, Any], resumed: bool) -> Any:
+    try:
+        import trackio
+    except ImportError as err:
+        raise UserError("Trackio is not installed: pip install trackio, or leave out --log-trackio") from err
+    trackio.init(
+        project=args.trackio_project, name=folder.name, config=described, resume="allow" if resumed else "never"
+    )
+    return trackio

@@ -1,0 +1,168 @@
+"""The replay command: an update that was not finite once more, batch by batch, watched module by module."""
+
+import argparse
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from wsfvit.checkpoint.io import apply_state_dict, read_checkpoint
+from wsfvit.cli.train import parse_train_args
+from wsfvit.factory.data import build_train_loader, resolve_data
+from wsfvit.factory.model import build_train_model
+from wsfvit.train.classify import build_task
+from wsfvit.train.loop import StepConfig, backward, prepare_batch
+from wsfvit.train.nonfinite import DEPTH, module_norms
+from wsfvit.train.session import build_state, build_step_config, set_up_torch
+from wsfvit.train.state import TrainState
+from wsfvit.utils.distributed import World, resolve_device
+from wsfvit.utils.errors import UserError
+
+
+class Watch:
+    """Notes where numbers stop being finite while a model computes forwards and backwards.
+
+    Attributes:
+        batch: The batch that runs, for the notes.
+        first_output: The first output that is not finite, in words, or "".
+        first_gradient: Likewise the first gradient of an output, from the loss on backwards.
+        largest: Largest absolute value in the outputs of each module of the first levels, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batch, self.first_output, self.first_gradient = 0, "", ""
+        self.largest: dict[str, float] = {}
+        for name, module in model.named_modules():
+            module.register_forward_hook(self._forward_hook(name))
+
+    def _forward_hook(self, name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            title = f"{name or 'the model itself'} ({type(module).__name__}), batch {self.batch}"
+            high = largest(output)
+            if name and name.count(".") < DEPTH:
+                self.largest[name] = _higher(self.largest.get(name, 0.0), high)
+            if not self.first_output and not math.isfinite(high):
+                came = largest(inputs)
+                finite = f"its inputs are finite, up to {came:.3g}" if math.isfinite(came) else "its inputs are neither"
+                self.first_output = f"{title}; {finite}"
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: self._note_gradient(title, gradient))
+
+        return look
+
+    def _note_gradient(self, title: str, gradient: Tensor) -> None:
+        if not self.first_gradient and not gradient.isfinite().all():
+            self.first_gradient = title
+
+
+def run_replay(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the replay command: rebuilds model and data from the run's arguments, computes the group of batches again.
+
+    Of several processes one is replayed, the one that wrote the file; its gradient is its own, not the mean over all.
+    float16's loss scale is 1 here: what is not finite at a lower one is not at that either.
+
+    Returns:
+        ``losses`` (one per batch), ``first_output``, ``first_gradient`` (see ``Watch``; "" for none) and ``norms``
+        (see ``module_norms``).
+
+    Raises:
+        UserError: the file is no dump, or the data is not the run's.
+    """
+    content = read_checkpoint(args.dump, trust=args.trust_checkpoint)
+    step = content.get("bad_step")
+    if step is None:
+        raise UserError(f"'{args.dump}' is no dump of a bad step: they are in the folder bad-steps of a run")
+    if content.get("task", "classification") != "classification":
+        raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay knows classifiers alone")
+    train_args = _train_arguments(args, content["args"])
+    world = World(resolve_device(train_args.device), step["rank"], step["world_size"])
+    set_up_torch(train_args, world)
+    model = build_train_model(train_args, start=False)
+    loader = build_train_loader(train_args, resolve_data(train_args, model), model.num_classes, world)
+    # Alone, because the other processes are not here.
+    state, epochs = build_state(train_args, model, World(world.device), len(loader))
+    state.scaler = GradScaler(world.device.type, enabled=False)
+    cfg = build_step_config(train_args, world, build_task(train_args, model.num_classes, world.device), epochs)
+    apply_state_dict(model, content["state_dict"], args.dump)
+    state.epoch = step["epoch"]
+    loader.set_position(state.epoch, step["batches"][0])
+    if [loader.batch_indices(batch) for batch in step["batches"]] != step["indices"]:
+        raise UserError("the batches are not those of the run: replay with the same data (--data-dir DIR)")
+    print(
+        f"{train_args.model}, epoch {state.epoch}, batches {step['batches'][0]} to {step['batches'][-1]}, process "
+        f"{world.rank} of {world.size}, on {world.device.type}"
+    )
+    watch = Watch(model)
+    losses = _compute(state, cfg, loader, step, watch)
+    norms = module_norms(model)
+    _print_findings(watch, model, norms, step)
+    return {
+        "losses": losses,
+        "first_output": watch.first_output,
+        "first_gradient": watch.first_gradient,
+        "norms": norms,
+    }
+
+
+def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
+    """The run's arguments, on top of today's defaults; without what only the rest of a run needs."""
+    given = {"device": args.device, "data_dir": args.data_dir, "workers": args.workers}
+    given = {key: value for key, value in given.items() if value is not None}
+    uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
+    off = {**uncompiled, "model_ema": False, "sync_bn": False}
+    return argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
+
+
+def _compute(state: TrainState, cfg: StepConfig, loader: Any, step: dict[str, Any], watch: Watch) -> list[float]:
+    """Forward and backward passes of the group, as ``train_one_epoch`` does them; returns the losses."""
+    state.forward.train()
+    cfg.task.begin_epoch(state.epoch)
+    for index, loss, batch in zip(step["batches"], step["losses"], loader, strict=False):
+        watch.batch = index
+        batch = prepare_batch(batch, index, state.epoch, cfg)
+        backward(state, cfg, batch, len(step["batches"]), update_follows=True)
+        images = batch[0]
+        note = "" if images.isfinite().all() else ", its images are not finite"
+        print(f"  batch {index}: {len(images)} images, loss {state.group[-1][0].item():.6g} (then {loss:.6g}){note}")
+    return [loss.item() for loss, _ in state.group]
+
+
+def _print_findings(watch: Watch, model: nn.Module, norms: dict[str, list[float | None]], step: dict[str, Any]) -> None:
+    damaged = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if damaged:
+        print(f"weights that are not finite: {', '.join(damaged[:5])}{', ...' if len(damaged) > 5 else ''}")
+    if watch.first_output:
+        print(f"first output that is not finite: {watch.first_output}")
+    elif watch.first_gradient:
+        print(f"all outputs are finite; first gradient that is not: that of the output of {watch.first_gradient}")
+    elif all(math.isfinite(norm) for _, norm in norms.values() if norm is not None):
+        print("everything is finite here: it was another process's gradient, or this device computes differently")
+    head = ("module", "largest output", "weight norm", "gradient norm", "in the run")
+    width = max(map(len, (head[0], *norms)))
+    print(f"{head[0]:{width}}" + "".join(f"  {title:>14}" for title in head[1:]))
+    for name, (weights, gradient) in norms.items():
+        figures = (watch.largest.get(name), weights, gradient, step["norms"].get(name, (None, None))[1])
+        cells = ("-" if value is None else f"{value:.4g}" for value in figures)
+        print(f"{name:{width}}" + "".join(f"  {cell:>14}" for cell in cells))
+
+
+def largest(value: Any) -> float:
+    """Largest absolute value in a tensor or in nested tuples, lists and dictionaries of them; NaN where one is NaN."""
+    result = 0.0
+    for tensor in _tensors(value):
+        if tensor.is_floating_point() and tensor.numel():
+            result = _higher(result, tensor.detach().abs().amax().item())
+    return result
+
+
+def _higher(one: float, two: float) -> float:
+    return math.nan if math.isnan(one) or math.isnan(two) else max(one, two)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -1,0 +1,204 @@
+"""Everything that changes while training, and its way into a checkpoint and back."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules.batchnorm import _NormBase
+
+from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError, first_line
+
+# Counts of updates that were not done.
+SKIPPED = ("bad_steps", "bad_in_a_row", "overflows")
+
+
+@dataclass
+class TrainState:
+    """What a run changes; random numbers are not among it, because each batch has a seed of its own.
+
+    Attributes:
+        model: The bare model, whose weights are saved.
+        wrapped: ``model`` in its distributed or compiled wrapping, or None.
+        epoch: The epoch being trained, counted from 0.
+        batch: The next batch of that epoch on each process; a save finds it at the start of an update's group.
+        num_updates: Optimizer updates so far, skipped ones too; the moving average's step count.
+        group: Loss (a scalar on the device) and number of images of each batch since the last update.
+        loss_sum: Sum of the loss over the images that this process learnt from in the epoch so far, a scalar on the
+            device; batches of skipped updates are left out.
+        images: Number of these images.
+        bad_steps: Updates skipped because a loss or the gradient was not finite.
+        bad_in_a_row: How many of them came last, without a finite one between.
+        overflows: Updates skipped because float16's loss scale was too high, which happens in every run.
+        lr: Learning rate of the last update.
+        rows: Lines of summary.csv, one per finished epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    scaler: GradScaler
+    ema: ModelEmaV3 | None
+    wrapped: nn.Module | None = None
+    epoch: int = 0
+    batch: int = 0
+    num_updates: int = 0
+    group: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    images: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+    overflows: int = 0
+    lr: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        # MPS has no float64; its sum of an epoch is a figure to look at all the same.
+        self.loss_sum = self.loss_sum.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        self._statistics = running_statistics(self.model)
+        self._kept = [value.clone() for value in self._statistics]
+
+    @property
+    def forward(self) -> nn.Module:
+        """What is called for the loss."""
+        return self.model if self.wrapped is None else self.wrapped
+
+    def keep_statistics(self) -> None:
+        """Notes the running statistics of the norm layers, for ``refuse_group`` to return to."""
+        if self._kept:
+            torch._foreach_copy_(self._kept, self._statistics)
+
+    def begin_group(self) -> None:
+        """Drops the gradients and losses since the last update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.group.clear()
+
+    def accept_group(self) -> None:
+        """Counts the batches since the last update as learnt from."""
+        for loss, images in self.group:
+            self.loss_sum.add_(loss, alpha=images)
+            self.images += images
+        self.bad_in_a_row = 0
+        self.keep_statistics()
+
+    def refuse_group(self) -> None:
+        """Counts a skipped update, and undoes what its forward passes did: a NaN in a running mean stays for ever."""
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        if self._kept:
+            torch._foreach_copy_(self._statistics, self._kept)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Moves to the first batch of ``epoch``."""
+        self.epoch, self.batch, self.images = epoch, 0, 0
+        self.loss_sum.zero_()
+
+    def state_dict(self, world: World) -> dict[str, Any]:
+        """Tensors and primitives that ``load_state_dict`` continues from; every process of ``world`` must call it."""
+        content = {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scheduler": _scheduler_state(self.scheduler),
+            "num_updates": self.num_updates,
+            "position": {"epoch": self.epoch, "batch": self.batch, "lr": self.lr},
+            "loss_sums": world.gather([self.loss_sum.item(), self.images]),
+            "skipped": {key: getattr(self, key) for key in SKIPPED},
+            "rows": [dict(row) for row in self.rows],
+        }
+        if self.ema is not None:
+            content["state_dict_ema"] = self.ema.module.state_dict()
+        if world.size > 1:
+            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self._modules()])
+        return content
+
+    def _modules(self) -> list[nn.Module]:
+        """The model, and its moving average where there is one."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
+
+    def load_state_dict(self, content: dict[str, Any], world: World, optimizer: bool = True) -> None:
+        """Takes over what ``state_dict`` gave; ``optimizer`` False leaves out optimizer, scaler and schedule.
+
+        Raises:
+            UserError: ``content`` holds no training state, or not of this model and optimizer.
+        """
+        missing = [key for key in ("state_dict", "optimizer", "position", "loss_sums", "rows") if key not in content]
+        if missing:
+            raise UserError(f"it holds no training state (no {', '.join(missing)}): start with --initial-checkpoint")
+        try:
+            self.model.load_state_dict(content["state_dict"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content.get("state_dict_ema") or content["state_dict"])
+            if optimizer:
+                _check_shapes(content["state_dict"], self.model)
+                self.optimizer.load_state_dict(content["optimizer"])
+                self.scaler.load_state_dict(content["scaler"])
+                _load_scheduler_state(self.scheduler, content["scheduler"])
+        except (KeyError, RuntimeError, ValueError) as err:
+            raise UserError(f"it does not fit this run: {first_line(err)}") from err
+        position = content["position"]
+        self.epoch, self.batch, self.lr = position["epoch"], position["batch"], position["lr"]
+        self.num_updates = content["num_updates"]
+        self.rows = [dict(row) for row in content["rows"]]
+        for key in SKIPPED:
+            setattr(self, key, content.get("skipped", {}).get(key, 0))
+        sums = content["loss_sums"]
+        if len(sums) != world.size:  # the totals are the same, whoever holds them
+            sums = [[math.fsum(loss for loss, _ in sums), sum(images for _, images in sums)]] + [[0.0, 0]] * world.size
+        loss_sum, self.images = sums[world.rank]
+        self.loss_sum.fill_(loss_sum)
+        buffers = content.get("rank_buffers", [])
+        if len(buffers) == world.size and world.size > 1:  # else all go on with those of rank 0
+            for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
+                for key, value in _float_buffers(module).items():
+                    value.copy_(saved[key])
+
+
+def _check_shapes(saved: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Refuses weights that were resized on loading: the moments of the optimizer are not, and fail at its next step."""
+    for name, parameter in model.named_parameters():
+        if saved[name].shape != parameter.shape:
+            was, now = ("x".join(map(str, tensor.shape)) for tensor in (saved[name], parameter))
+            raise UserError(
+                f"{name} is {was} there and {now} here, and the optimizer's state cannot be resized: keep the image "
+                "size, or pass --no-resume-opt"
+            )
+
+
+def _float_buffers(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
+    """The floating-point buffers of the state dictionary: batch norm's, which within an epoch each process has its own
+    of; moved to ``device`` if one is named."""
+    saved = module.state_dict().keys()
+    found = {key: value for key, value in module.named_buffers() if key in saved and value.is_floating_point()}
+    return found if device is None else {key: value.to(device) for key, value in found.items()}
+
+
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Means and variances that the norm layers gather: what a forward pass changes in training."""
+    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+    return [value for module in norms for value in module.buffers(False) if value.is_floating_point()]
+
+
+def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
+    """timm's schedules are functions of the epoch or update count, except plateau, whose state is torch's."""
+    inner = getattr(scheduler, "lr_scheduler", None)
+    if inner is None:
+        return {}
+    kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+    return {key: getattr(inner, key) for key in kept} | {"restore_lr": scheduler.restore_lr}  # type: ignore[union-attr]
+
+
+def _load_scheduler_state(scheduler: Scheduler | None, state: dict[str, Any]) -> None:
+    inner = getattr(scheduler, "lr_scheduler", None)
+    if inner is None or not state:
+        return
+    scheduler.restore_lr = state["restore_lr"]  # type: ignore[union-attr]
+    for key, value in state.items():
+        if key != "restore_lr":
+            setattr(inner, key, value)

@@ -1,0 +1,1 @@
+"""Process group, precision, files, progress, figures and errors."""

@@ -1,0 +1,135 @@
+"""Files that are either the old one or the new one, never half of it."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from wsfvit.utils.errors import UserError
+
+
+def write_atomic(
+    path: str | os.PathLike[str],
+    write: Callable[[IO[bytes]], object],
+    publish: Callable[[Path], object] | None = None,
+) -> None:
+    """Writes a file through a temporary one beside it; if anything fails, the old file stays as it was.
+
+    Args:
+        path: The file to write.
+        write: Receives the open binary file and writes the content.
+        publish: Receives the path of the complete temporary file and moves it to ``path``, linking what else is to be
+            linked; by default it is just moved.
+
+    Raises:
+        UserError: the operating system refused (no space, no permission, no such folder).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if publish is None:
+            os.replace(temporary, path)
+        else:
+            publish(temporary)
+    except OSError as err:
+        raise UserError(f"cannot write '{path}': {err.strerror or err}") from err
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def held(lock: Path, patience: float = 0) -> Iterator[bool]:
+    """Whether this process alone holds a lock, until the block ends or the process does, however that happens.
+
+    Where the operating or the file system knows no locks, every process thinks that it is alone.
+
+    Args:
+        lock: A file for this purpose, made where it is missing.
+        patience: Seconds to wait for another process to let go.
+
+    Raises:
+        UserError: the operating system refused to make the file.
+    """
+    try:
+        file = open(lock, "a")
+    except OSError as err:
+        raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
+    with file:
+        until = time.monotonic() + patience
+        while not (alone := _lock(file)) and time.monotonic() < until:
+            time.sleep(0.2)
+        yield alone
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        import fcntl  # of POSIX systems
+    except ImportError:
+        return True
+    try:
+        # Not flock, whose lock forked loaders share: they may outlive a killed process by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        return err.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are missing.
+
+    Raises:
+        UserError: the operating system refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"the folder '{folder}' cannot be made: {err.strerror or err}") from err
+
+
+def check_can_be_made(folder: Path) -> None:
+    """Checks that a folder is there or can be made, before anything long begins and without making it.
+
+    Raises:
+        UserError: neither.
+    """
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise UserError(f"the folder '{folder}' cannot be made: '{there}' is no folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"the folder '{folder}' cannot be made or written to: no permission to write to '{there}'")
+
+
+def output_file(flag: str, name: str) -> Path:
+    """The file that ``flag`` names, checked before anything long begins: its folder is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {name}: the folder '{path.parent}' does not exist")
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable; only POSIX systems can open a folder for that."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

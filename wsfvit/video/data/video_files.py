@@ -1,0 +1,113 @@
+"""Video files through PyAV, an optional package: reading clips, writing MP4."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsfvit.data.images import describe
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import write_atomic
+
+VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+class VideoClip:
+    """The frames of a video file, decoded when they are asked for, as they are stored: not turned by a rotation tag.
+
+    Args:
+        path: The file.
+        channels: 1 reads it grey, 3 in colour.
+
+    Attributes:
+        name: The file.
+        num_frames: Number of frames.
+        shape: (C, H, W) of each frame.
+
+    Raises:
+        UserError: PyAV is not installed, or the file is no video that can be read.
+    """
+
+    def __init__(self, path: Path, channels: Literal[1, 3]) -> None:
+        self.name, self._path, self._channels = str(path), path, channels
+        av = import_av()
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                self.shape = (int(channels), stream.height, stream.width)
+                # Each frame's time stamp from the packets alone: nothing is decoded. Packets come in decoding order.
+                stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+        except (av.error.FFmpegError, IndexError) as err:
+            raise UserError(f"'{path}': no video that can be read ({describe(err)})") from err
+        if None in stamps or len(set(stamps)) != len(stamps):
+            raise UserError(f"'{path}': its frames have no time stamps: write it anew, e.g. as .mp4")
+        self._stamps: list[int] = sorted(stamps)
+        self.num_frames = len(stamps)
+
+    def read(self, times: range) -> Tensor:
+        """The frames with these numbers, uint8 (len(times), C, H, W).
+
+        Raises:
+            UserError: the file is damaged there.
+        """
+        av = import_av()
+        wanted = {self._stamps[time] for time in times}
+        found: dict[int, np.ndarray] = {}
+        try:
+            with av.open(str(self._path)) as container:
+                stream = container.streams.video[0]
+                container.seek(min(wanted), stream=stream)  # to the key frame before it
+                for frame in container.decode(stream):
+                    if frame.pts in wanted:
+                        found[frame.pts] = frame.to_ndarray(format="gray" if self._channels == 1 else "rgb24")
+                    if len(found) == len(wanted):
+                        break
+        except av.error.FFmpegError as err:
+            raise UserError(f"'{self.name}' is damaged: {describe(err)}") from err
+        if len(found) < len(wanted):
+            raise UserError(f"'{self.name}' is damaged: {len(wanted) - len(found)} frames cannot be decoded")
+        pixels = np.stack([found[stamp] for stamp in sorted(found)])
+        return torch.from_numpy(pixels.reshape(len(pixels), *self.shape[1:], self.shape[0])).permute(0, 3, 1, 2)
+
+
+def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
+    """Writes an H.264 video, atomically.
+
+    Args:
+        path: The file.
+        images: Frames (H, W, 3) uint8 of one size; an odd height or width loses its last row or column, as the format
+            has none.
+        fps: Frames per second.
+
+    Raises:
+        UserError: PyAV is not installed, or the file cannot be written.
+    """
+    av = import_av()
+    height, width = (side - side % 2 for side in images[0].shape[:2])
+
+    def write(file: Any) -> None:
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=round(fps), options={"crf": "16"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for image in images:
+                pixels = np.ascontiguousarray(image[:height, :width])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+
+    write_atomic(path, write)
+
+
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as err:
+        raise UserError("video files need PyAV: pip install av") from err
+    return av

@@ -1,0 +1,1 @@
+"""SimVP with a WSF-ViT translator."""
