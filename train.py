@@ -18,7 +18,7 @@ from wsfvit.utils.errors import run_main
 
 
 def main() -> None:
-    if not run_training(parse_train_args())["finished"]:
+    if not run_training(parse_train_args()).finished:
         sys.exit(STOPPED_EXIT_CODE)
 
 

@@ -25,9 +25,10 @@ from torch import nn
 
 from benchmarks.common import build_parser, format_timing, markdown_table, measure_together, set_up_device, write_run
 from wsfvit import data
+from wsfvit.cli.train import parse_train_args
 from wsfvit.data import Augmentation, LoaderOptions
 from wsfvit.factory.model import check_model_name
-from wsfvit.train.classification import Classification
+from wsfvit.train.classify import Classification
 from wsfvit.train.loop import StepConfig, train_one_epoch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World
@@ -93,7 +94,9 @@ def our_epoch(args: argparse.Namespace, folder: Path, device: torch.device) -> C
     loader = data.build_train_loader(dataset, config, options, Augmentation(interpolation="bilinear"))
     model, optimizer = build_model(args, device)
     state = TrainState(model, optimizer, None, torch.amp.GradScaler(device.type, enabled=False), None)
-    cfg = StepConfig(world=World(device), task=Classification(nn.CrossEntropyLoss()))
+    task = Classification(parse_train_args(["--smoothing", "0"]), World(device))
+    task.build_loss(CLASSES)
+    cfg = StepConfig(world=task.world, task=task)
 
     def run() -> None:
         state.begin_epoch(state.epoch + 1)

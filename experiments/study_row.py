@@ -90,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder: Path = row.folder
     args = parse_train_args(["-c", str(folder / "config.yaml")])
     result = run_training(args)
-    if not result["finished"]:
+    if not result.finished:
         sys.exit(STOPPED_EXIT_CODE)
-    rows, best = result["rows"], result["best"]
+    rows, best = result.rows, result.best
+    assert best is not None  # every epoch is validated
     # Taken before the timing, whose batch may be another, and kept: where that is interrupted, no training follows.
     memory = folder / "memory.json"
     if not memory.is_file():

@@ -195,7 +195,7 @@ def test_first_use_makes_sample_images_and_says_untrained(tmp_path, monkeypatch,
 
 def test_checkpoints_of_a_data_set(trained, tmp_path, capsys):
     """Two columns for two weights files; pictures spread over the classes; captions tell right from wrong."""
-    last = str(trained["run_folder"] / "last.pth.tar")
+    last = str(trained.run_dir / "last.pth.tar")
     args = tiny_args("--dataset", "digits", "--num-images", "10", "--crop-pct", "1", "-b", "3", "--target", "7")
     dataset = build_dataset(args, args.split, None, in_chans=3)
     pictures, names = load_pictures(args, dataset), dataset_class_names(dataset)

@@ -45,7 +45,7 @@ def test_curves_hold_the_tables(runs):
 
 def test_command_names_runs_and_skips_other_tables(runs, trained, capsys):
     out = runs / "new" / "curves.png"
-    args = [str(runs / "runs"), str(runs / "other/linear.csv"), str(trained["run_folder"]), "--out", str(out)]
+    args = [str(runs / "runs"), str(runs / "other/linear.csv"), str(trained.run_dir), "--out", str(out)]
     assert [run.name for run in run_plot(parse_plot_args(args))] == ["ours", "theirs", "tiny"]
     lines = capsys.readouterr().out.splitlines()
     assert "skipped" in lines[0] and "no 'epoch' column" in lines[0]

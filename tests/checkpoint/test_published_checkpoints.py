@@ -55,7 +55,7 @@ def test_training_starts_from_it_at_another_size(
     argv = ["--dataset", "digits", "--model", "wsfvit_p0_224", "--initial-checkpoint", str(published), "-b", "2"]
     argv += ["--img-size", "64", "--epochs", "1", "--warmup-epochs", "0", "--lr", "1e-9", "--device", "cpu", "-j", "0"]
     result = run_training(parse_train_args([*argv, "--output", str(tmp_path), "--experiment", "run"]))
-    trained = torch.load(result["run_folder"] / "last.pth.tar", weights_only=True)["state_dict"]
+    trained = torch.load(result.run_dir / "last.pth.tar", weights_only=True)["state_dict"]
     source = torch.load(published, weights_only=False)["state_dict"]
     key = "stages.2.blocks.1.attn_inter.attn.qkv.weight"
     torch.testing.assert_close(trained[key], source[key], atol=1e-5, rtol=1e-5)
@@ -98,7 +98,7 @@ def test_every_command_loads_a_peers_weights(
 
     argv = [*data, "--initial-checkpoint", path, "-b", "2", "--epochs", "1", "--warmup-epochs", "0", "--lr", "1e-9"]
     argv += ["--num-classes", "12", "--output", str(tmp_path), "--experiment", "run"]
-    trained = run_training(parse_train_args(argv))["run_folder"] / "last.pth.tar"
+    trained = run_training(parse_train_args(argv)).run_dir / "last.pth.tar"
     assert "its classifier of 10 classes is replaced by a new one of 12" in capsys.readouterr().out
     start = timm.create_model(name, **kwargs, num_classes=10, checkpoint_path=path)
     first = f"{start.default_cfg['first_conv']}.weight"

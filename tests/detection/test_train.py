@@ -45,7 +45,7 @@ def test_eight_pictures_are_learnt_by_heart_and_measured_alike_by_all_commands(t
     files = ["--train-annotations", annotations, "--train-images", images]
     files += ["--val-annotations", annotations, "--val-images", images]
     args = parse("unused", *OVERFIT, *files, "--output", tmp_path, "--experiment", "run")
-    best = train.run_training(args)["best"]
+    best = train.run_training(args).best
     assert best["bbox_AP50"] > 0.9 and best["segm_AP50"] > 0.9
 
     checkpoint = str(tmp_path / "run" / "model_best.pth.tar")
@@ -72,12 +72,12 @@ def test_a_stopped_run_goes_on_exactly_and_every_second_epoch_is_validated(data,
         return train.run_training(parse(data, *flags, "--output", tmp_path, "--experiment", name, *more))
 
     whole = run("whole")
-    assert [("bbox_AP" in row) for row in whole["rows"]] == [False, True, True]
-    table = list(csv.DictReader((whole["run_folder"] / "summary.csv").open()))
+    assert [("bbox_AP" in row) for row in whole.rows] == [False, True, True]
+    table = list(csv.DictReader((whole.run_dir / "summary.csv").open()))
     columns = ["epoch", "train_loss", "bbox_AP", "bbox_AP50", "bbox_AP75"]
     assert list(table[0])[:5] == columns and list(table[0])[-1] == "images_per_s"
-    assert table[0]["bbox_AP"] == "" and float(table[2]["segm_AP"]) == pytest.approx(whole["rows"][2]["segm_AP"])
-    assert (whole["run_folder"] / "detections.png").exists()
+    assert table[0]["bbox_AP"] == "" and float(table[2]["segm_AP"]) == pytest.approx(whole.rows[2]["segm_AP"])
+    assert (whole.run_dir / "detections.png").exists()
 
     losses, learn = [], train.DetectionTask.loss
 
@@ -88,13 +88,13 @@ def test_a_stopped_run_goes_on_exactly_and_every_second_epoch_is_validated(data,
         return learn(task, forward, batch)
 
     monkeypatch.setattr(train.DetectionTask, "loss", stop_at_the_fifth)
-    assert not run("cut")["finished"]
+    assert not run("cut").finished
     resumed = run("cut", "--resume", "auto")
-    kept = [load_state_dict_file(r["run_folder"] / "last.pth.tar", task="detection")[0] for r in (whole, resumed)]
+    kept = [load_state_dict_file(r.run_dir / "last.pth.tar", task="detection")[0] for r in (whole, resumed)]
     assert kept[0].keys() == kept[1].keys()
     for key, value in kept[0].items():
         assert torch.equal(value, kept[1][key]), key
-    assert resumed["rows"][-1]["segm_AP"] == whole["rows"][-1]["segm_AP"]
+    assert resumed.rows[-1]["segm_AP"] == whole.rows[-1]["segm_AP"]
 
 
 def test_two_processes_train_a_cascade_and_agree_on_the_figures(data, tmp_path):
@@ -142,6 +142,13 @@ def test_the_configuration_follows_the_flags(data):
         train.build_config(parse(data, "--detector-kwargs", "fpn_wide=3"), 7)
 
 
+def build(data, *argv):
+    """Task, detector and loaders of a small training."""
+    task = train.DetectionTask(parse(data, *argv), ALONE)
+    model = task.build_model(start=True)
+    return task, model, task.build_loaders(model)
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -154,7 +161,7 @@ def test_the_configuration_follows_the_flags(data):
 )
 def test_what_does_not_fit_is_one_clear_error(data, argv, expected):
     with pytest.raises(UserError, match=expected):
-        train.build_plan(parse(data, *argv), ALONE, start=True)
+        build(data, *argv)
 
 
 def test_a_backbone_starts_from_a_classifier_and_a_detector_from_another_with_other_categories(data, tmp_path, capsys):
@@ -163,25 +170,25 @@ def test_a_backbone_starts_from_a_classifier_and_a_detector_from_another_with_ot
     torch.manual_seed(1)
     classifier = timm.create_model("test_resnet")
     save_atomic({"state_dict": classifier.state_dict()}, tmp_path / "classifier.pth")
-    plan = train.build_plan(parse(data, "--pretrained-path", tmp_path / "classifier.pth"), ALONE, start=True)
-    assert torch.equal(plan.model.backbone.body.state_dict()["conv1.0.weight"], classifier.conv1[0].weight)
+    _, model, _ = build(data, "--pretrained-path", tmp_path / "classifier.pth")
+    assert torch.equal(model.backbone.body.state_dict()["conv1.0.weight"], classifier.conv1[0].weight)
 
     other = write_checkpoint(tmp_path / "other.pth", categories=("cat", "dog"))
-    plan = train.build_plan(parse(data, "--initial-checkpoint", tmp_path / "other.pth"), ALONE, start=True)
-    assert torch.equal(plan.model.rpn.head.cls_logits.weight, other.rpn.head.cls_logits.weight)
-    assert plan.model.roi_heads.box_heads[0].cls.out_features == 4  # of three shapes and the background
+    _, model, _ = build(data, "--initial-checkpoint", tmp_path / "other.pth")
+    assert torch.equal(model.rpn.head.cls_logits.weight, other.rpn.head.cls_logits.weight)
+    assert model.roi_heads.box_heads[0].cls.out_features == 4  # of three shapes and the background
     assert "new: roi_heads.box_heads.0.cls.weight" in capsys.readouterr().out
 
 
 def test_training_pictures_show_the_objects(data):
-    plan = train.build_plan(parse(data, "--batch-size", 2, "--crop-prob", 0), ALONE, start=False)
-    batch = next(iter(plan.train_loader))
-    drawn = plan.task.pictures(batch)
+    task, _, (loader, _) = build(data, "--batch-size", 2, "--crop-prob", 0)
+    batch = next(iter(loader))
+    drawn = task.images(batch)
     assert drawn.shape == batch.images.shape and 0 <= drawn.min() and drawn.max() <= 1
     h, w = batch.sizes[0]
     x1, y1 = batch.targets[0]["boxes"][0, :2].long().tolist()
     inside = drawn[0, :, y1, x1]
     assert batch.targets[0]["boxes"].shape[1] == 4 and h <= drawn.shape[2] and w <= drawn.shape[3]
-    plain = batch.images[0] * torch.tensor(plan.task.normalize.std)[:, None, None]
-    plain = plain + torch.tensor(plan.task.normalize.mean)[:, None, None]
+    plain = batch.images[0] * torch.tensor(task.setting.normalize.std)[:, None, None]
+    plain = plain + torch.tensor(task.setting.normalize.mean)[:, None, None]
     assert (inside - plain[:, y1, x1]).abs().max() > 0.05

@@ -60,7 +60,7 @@ def run(*argv):
 
 
 def test_it_repeats_the_last_validation_of_a_training(trained, tmp_path, capsys):
-    last, row = trained["run_folder"] / "last.pth.tar", trained["rows"][-1]
+    last, row = trained.run_dir / "last.pth.tar", trained.rows[-1]
     [result] = run_validation(digits_args(last, "--use-ema", "--results-file", str(tmp_path / "r.json")))
     assert (result["images"], result["weights"]) == (1000, "ema")
     assert result["top1"] == row["top1"]
@@ -71,7 +71,7 @@ def test_it_repeats_the_last_validation_of_a_training(trained, tmp_path, capsys)
 
 
 def test_it_is_exact_for_any_batch_size_and_loader(trained):
-    last = trained["run_folder"] / "last.pth.tar"
+    last = trained.run_dir / "last.pth.tar"
     [whole] = run_validation(digits_args(last, "-b", "1000"))
     [odd] = run_validation(digits_args(last, "-b", "333", "--no-prefetcher"))
     assert odd["images"] == whole["images"] == 1000
@@ -80,7 +80,7 @@ def test_it_is_exact_for_any_batch_size_and_loader(trained):
 
 
 def test_the_command_line_overrules_what_the_checkpoint_says(trained):
-    last = trained["run_folder"] / "last.pth.tar"
+    last = trained.run_dir / "last.pth.tar"
     [result] = run_validation(digits_args(last, "--img-size", "48", "--mean", "0.5"))
     assert (result["input_size"], result["mean"], result["std"]) == ([1, 48, 48], [0.5], [0.31])
     with pytest.raises(UserError, match="it has 10 classes, the model test_resnet has 12: pass num_classes=10"):

@@ -19,8 +19,8 @@ from experiments.study_plan import Row, choose_rows, load_study, row_settings
 from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.model import build_model
 from wsfvit.train.loop import LoopEvents
-from wsfvit.train.run import Run
 from wsfvit.train.signals import STOPPED_EXIT_CODE, StopRequests
+from wsfvit.train.trainer import Trainer
 from wsfvit.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -111,13 +111,13 @@ def test_an_interrupted_row_is_continued(
     out = study_file.parent / "out"
     argv = [str(study_file), "--output", str(out), "--only", "small"]
 
-    def stop_after_first_update(self: Run, state: Any) -> bool:
+    def stop_after_first_update(self: Trainer, state: Any) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return on_update(self, state)
 
-    on_update = Run.on_update
+    on_update = Trainer.on_update
     assert on_update is not LoopEvents.on_update
-    monkeypatch.setattr(Run, "on_update", stop_after_first_update)
+    monkeypatch.setattr(Trainer, "on_update", stop_after_first_update)
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == STOPPED_EXIT_CODE
@@ -126,7 +126,7 @@ def test_an_interrupted_row_is_continued(
     main([*argv, "--list"])
     assert "interrupted, will continue" in capsys.readouterr().out
 
-    monkeypatch.setattr(Run, "on_update", on_update)
+    monkeypatch.setattr(Trainer, "on_update", on_update)
     main(argv)
     assert "continuing at epoch 0, batch 1" in (out / "tiny" / "small-seed0" / "log.txt").read_text()
     record = json.loads((study_file.parent / "results" / "small-seed0" / "row.json").read_text())

@@ -104,7 +104,7 @@ def run_command(*argv: str) -> dict[str, Any]:
 
 def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys) -> None:
     """Model, its arguments and input come from the checkpoint; the moving average is another set of weights."""
-    checkpoint, path = str(trained["run_folder"] / "last.pth.tar"), tmp_path / "digits.onnx"
+    checkpoint, path = str(trained.run_dir / "last.pth.tar"), tmp_path / "digits.onnx"
     run_command("--checkpoint", checkpoint, "--use-ema", "--output", str(path), "--dynamic-batch")
     assert "largest difference from PyTorch: " in capsys.readouterr().out
     described = json.loads((tmp_path / "digits.onnx.json").read_text())

@@ -25,7 +25,7 @@ SHOWN = (5, 250, 999)
 
 @pytest.fixture
 def last(trained) -> str:
-    return str(trained["run_folder"] / "last.pth.tar")
+    return str(trained.run_dir / "last.pth.tar")
 
 
 @pytest.fixture

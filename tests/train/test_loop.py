@@ -7,8 +7,9 @@ import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 
+from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.recipe import build_erasing
-from wsfvit.train.classification import Classification
+from wsfvit.train.classify import Classification
 from wsfvit.train.loop import LoopEvents, StepConfig, backward, prepare_batch, train_one_epoch, update
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World
@@ -28,12 +29,18 @@ class Scripted(torch.nn.Module):
         return self.head(x.flatten(1)) * next(self.factors)
 
 
+def classification(erasing=None, mixup=None):
+    task = Classification(parse_train_args([]), World(torch.device("cpu")))
+    task.criterion, task.erasing, task.mixup = torch.nn.CrossEntropyLoss(), erasing, mixup
+    return task
+
+
 def small_state(factors, lr=1.0, **changed):
     torch.manual_seed(0)
     model = Scripted(factors)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     state = TrainState(model, optimizer, None, torch.amp.GradScaler("cpu", enabled=False), None)
-    fixed = dict(world=World(torch.device("cpu")), task=Classification(torch.nn.CrossEntropyLoss()), log_interval=10)
+    fixed = dict(world=World(torch.device("cpu")), task=classification(), log_interval=10)
     return state, StepConfig(**(fixed | changed))
 
 
@@ -213,7 +220,7 @@ def test_batches_draw_from_their_position_alone():
     def prepared(index, epoch, seed=42, rank=0):
         world = World(torch.device("cpu"), rank=rank, size=2)
         mixup = Mixup(0.5, 1.0, num_classes=3)
-        task = Classification(torch.nn.CrossEntropyLoss(), erasing=erasing, mixup=mixup)
+        task = classification(erasing, mixup)
         _, cfg = small_state([], world=world, task=task, seed=seed)
         batch = prepare_batch((images.clone(), labels), index, epoch, cfg)
         return batch[0], torch.rand(2)

@@ -1,5 +1,7 @@
-"""Updates that are not finite: skipped, dumped, replayed, survived by a resume."""
+"""Non-finite updates: skipped, dumped, replayed, resumed after."""
 
+import argparse
+import json
 import os
 import signal
 import sys
@@ -13,10 +15,10 @@ from tiny_run import assert_equal, state_of, stop_after
 from torch import nn
 
 import train
-import wsfvit.__main__ as command
 from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.cli.train import parse_train_args
 from wsfvit.train.classify import run_training
+from wsfvit.train.replay import run_replay
 from wsfvit.utils.errors import UserError
 
 WHITE = 7
@@ -62,24 +64,24 @@ def run(output, *more):
     return run_training(parse_train_args([*RECIPE, "--output", str(output), *more]))
 
 
-def test_skipped_dumped_and_replayed(spike, tmp_path, monkeypatch, capsys):
+def replay(path, **changed):
+    fixed = dict(data_dir=None, workers=None, device=None, trust_checkpoint=False)
+    return run_replay(argparse.Namespace(dump=str(path), **(fixed | changed)))
+
+
+def test_skipped_dumped_and_replayed(spike, tmp_path, capsys):
     result = run(tmp_path)
     out = capsys.readouterr().out
-    state = state_of(result["run_folder"])
-    assert result["finished"] and (state["skipped"]["bad_steps"], state["skipped"]["overflows"]) == (4, 0)
+    state = state_of(result.run_dir)
+    assert result.finished and (state["skipped"]["bad_steps"], state["skipped"]["overflows"]) == (4, 0)
     assert state["num_updates"] == 12 and all(value.isfinite().all() for value in state["state_dict"].values())
-    assert "(1 in a row, 4 in all)" in out and "left out so far: 4 updates that were not finite" in out
+    assert "(1 in a row, 4 in all)" in out and "skipped so far: 4 non-finite updates" in out
     dumps = sorted((tmp_path / "run" / "bad-steps").iterdir())
     assert len(dumps) == 3  # the first ones alone
     step = read_checkpoint(dumps[1])["bad_step"]
     assert sum(step["indices"], []).count(WHITE) == 1 and len(step["batches"]) == 2
 
-    seen = []
-    *described, plain = command.COMMANDS["replay"]
-    monkeypatch.setitem(command.COMMANDS, "replay", (*described, lambda args: seen.append(plain(args))))
-    monkeypatch.setattr(sys, "argv", ["wsfvit", "replay", str(dumps[1])])
-    command.main()
-    (found,) = seen
+    found = replay(dumps[1])
     assert [repr(loss) for loss in found["losses"]] == [repr(loss) for loss in step["losses"]]
     assert repr(found["norms"]) == repr(step["norms"])
     out = capsys.readouterr().out
@@ -96,14 +98,14 @@ def test_skipped_dumped_and_replayed(spike, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("spike", ["output"], indirect=True)
 def test_resumed_after_a_bad_step_equals_uninterrupted(spike, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "--epochs", "1")
-    done = next(iter((whole["run_folder"] / "bad-steps").iterdir()))
+    done = next(iter((whole.run_dir / "bad-steps").iterdir()))
     bad_update = read_checkpoint(done)["bad_step"]["batches"][0] // 2 + 1
     with monkeypatch.context() as patch:
         stop_after(patch, bad_update, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         stopped = run(tmp_path / "cut", "--epochs", "1")
-    assert not stopped["finished"] and state_of(stopped["run_folder"])["skipped"]["bad_in_a_row"] == 1
+    assert not stopped.finished and state_of(stopped.run_dir)["skipped"]["bad_in_a_row"] == 1
     resumed = run(tmp_path / "cut", "--epochs", "1", "--resume", "auto")
-    assert_equal(state_of(whole["run_folder"]), state_of(resumed["run_folder"]))
+    assert_equal(state_of(whole.run_dir), state_of(resumed.run_dir))
 
 
 @pytest.mark.usefixtures("tiny_images")
@@ -116,24 +118,45 @@ def test_a_diverged_run_ends_in_one_line_and_saves_nothing(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("spike", ["output"], indirect=True)
-def test_replay_mistakes(spike, tmp_path, monkeypatch, capsys):
-    folder = run(tmp_path, "--epochs", "1")["run_folder"]
+def test_replay_mistakes(spike, tmp_path, monkeypatch):
+    folder = run(tmp_path, "--epochs", "1").run_dir
 
-    def replay(path):
-        monkeypatch.setattr(sys, "argv", ["wsfvit", "replay", str(path)])
-        command.main()
-
-    with pytest.raises(UserError, match="is no dump of a bad step"):
+    with pytest.raises(UserError, match="is not a dump of a non-finite update"):
         replay(folder / "last.pth.tar")
     monkeypatch.setattr("wsfvit.factory.data.create_dataset", lambda *args, **kwargs: TinyImages(32))
-    with pytest.raises(UserError, match="the batches are not those of the run: .*--data-dir"):
+    with pytest.raises(UserError, match="the batches differ from the run's: .*--data-dir"):
         replay(next((folder / "bad-steps").iterdir()))
+
+
+@pytest.mark.parametrize("spike", ["output"], indirect=True)
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"dataset": "wds/", "train_split": "pipe:touch {canary}"},
+        {"dataset": "wds/pipe:touch {canary}"},
+        {"dataset": "wds/", "data_dir": "https://localhost:1/shards"},
+        {"dataset": "hfds/somebody/something"},
+        {"dataset": "tfds/mnist", "dataset_download": True},
+        {"model_kwargs": {"checkpoint_path": "{canary}.pth"}},
+        {"model_kwargs": {"pretrained_cfg": {"file": "{canary}.pth"}}},
+    ],
+    ids=str,
+)
+def test_a_dump_makes_replay_run_no_process_and_open_no_connection(spike, tmp_path, hostile):
+    canary = tmp_path / "canary"
+    content = read_checkpoint(next((run(tmp_path, "--epochs", "1").run_dir / "bad-steps").iterdir()))
+    text = json.dumps(hostile).replace("{canary}", str(canary))
+    content["args"] |= json.loads(text)
+    torch.save(content, tmp_path / "dump.pth.tar")
+    with pytest.raises(UserError, match="replay reads only local files|its model_kwargs may not set"):
+        replay(tmp_path / "dump.pth.tar")
+    assert not canary.exists()
 
 
 def test_a_dump_that_cannot_be_written_does_not_end_the_run(spike, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "bad-steps").write_text("in the way")
-    assert run(tmp_path, "--epochs", "1")["finished"]
+    assert run(tmp_path, "--epochs", "1").finished
     assert "no dump: " in capsys.readouterr().out
 
 

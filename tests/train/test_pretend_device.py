@@ -104,7 +104,7 @@ def test_training_resuming_and_validating(tmp_path):
         run_training(parse_train_args([*flags, "--epochs", "1"]))
         more = ["--epochs", "2", "--resume", "auto", "--clip-mode", "agc", "--smoothing", "0.1", "--mixup", "0"]
         resumed = run_training(parse_train_args([*flags, *more, "--no-prefetcher", "--tta", "2"]))
-        assert [row["epoch"] for row in resumed["rows"]] == [0, 1]
+        assert [row["epoch"] for row in resumed.rows] == [0, 1]
         checkpoint = str(tmp_path / "run" / "last.pth.tar")
         [row] = run_validation(parse_validate_args([*data, "--checkpoint", checkpoint, "--use-ema", "-b", "3"]))
     assert row["images"] == 16

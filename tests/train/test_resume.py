@@ -33,8 +33,8 @@ def uninterrupted(tmp_path_factory):
 
         patch.setattr("wsfvit.factory.data.create_dataset", lambda *args, **kwargs: TinyImages(24))
         result = train(tmp_path_factory.mktemp("whole"))
-    assert result["finished"] and len(result["rows"]) == 2
-    return result["run_folder"]
+    assert result.finished and len(result.rows) == 2
+    return result.run_dir
 
 
 # Two updates per epoch: in the middle of either, and at the last batch of the first before it is validated.
@@ -43,11 +43,11 @@ def test_stopped_and_resumed_equals_uninterrupted(uninterrupted, tmp_path, monke
     with monkeypatch.context() as patch:
         stop_after(patch, updates, lambda: os.kill(os.getpid(), signal.SIGUSR1))
         stopped = train(tmp_path)
-    assert not stopped["finished"]
-    half = state_of(stopped["run_folder"])
+    assert not stopped.finished
+    half = state_of(stopped.run_dir)
     assert half["num_updates"] == updates and half["position"]["batch"] == (4 if updates % 2 else 6)
     resumed = train(tmp_path, "--resume", "auto")
-    assert resumed["finished"]
+    assert resumed.finished
     assert f"after {updates} updates" in capsys.readouterr().out
     assert_equal(state_of(uninterrupted), state_of(tmp_path / "run"))
     assert read_table(uninterrupted) == read_table(tmp_path / "run")
@@ -72,8 +72,8 @@ def test_plateau_goes_on_counting(tmp_path):
     plateau += ["--cooldown-epochs", "0", "--lr", "1e-7", "--no-sched-on-updates"]
     plateau += ["--model", "test_vit"]  # without batch norm, whose statistics move at any rate
     train(tmp_path, *plateau, "--epochs", "2")
-    resumed = state_of(train(tmp_path, *plateau, "--epochs", "3", "--resume", "auto")["run_folder"])
-    whole = state_of(train(tmp_path / "whole", *plateau, "--epochs", "3")["run_folder"])
+    resumed = state_of(train(tmp_path, *plateau, "--epochs", "3", "--resume", "auto").run_dir)
+    whole = state_of(train(tmp_path / "whole", *plateau, "--epochs", "3").run_dir)
     assert_equal(whole["scheduler"], resumed["scheduler"])
     assert_equal(whole["optimizer"], resumed["optimizer"])
     assert resumed["optimizer"]["param_groups"][0]["lr"] == 5e-8
@@ -82,15 +82,15 @@ def test_plateau_goes_on_counting(tmp_path):
 def test_best_checkpoint_survives_a_resume(tmp_path):
     first = train(tmp_path, "--epochs", "1", "--eval-metric", "loss")
     again = train(tmp_path, "--epochs", "2", "--eval-metric", "loss", "--resume", "auto", "--lr", "1e-12")
-    assert [row["epoch"] for row in again["rows"]] == [0, 1]
-    best = min(again["rows"], key=lambda row: row["val_loss"])
-    assert again["best"] == best and again["rows"][0] == first["rows"][0]
+    assert [row["epoch"] for row in again.rows] == [0, 1]
+    best = min(again.rows, key=lambda row: row["val_loss"])
+    assert again.best == best and again.rows[0] == first.rows[0]
     kept = torch.load(tmp_path / "run" / "model_best.pth.tar", weights_only=True)
     assert kept["epoch"] == best["epoch"]
 
 
 def test_auto_starts_anew_where_there_is_nothing(tmp_path, capsys):
-    assert train(tmp_path, "--resume", "auto", "--epochs", "1")["finished"]
+    assert train(tmp_path, "--resume", "auto", "--epochs", "1").finished
     assert "starting anew" in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_changed_arguments_are_said(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "not as in the run that is resumed: clip_grad 1.0 -> 2.0" in out
     assert "nothing left to train: all 1 epochs are done" in out
-    assert again["finished"] and len(again["rows"]) == 1
+    assert again.finished and len(again.rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_another_size_or_model_of_equal_weights_is_not_a_resume(tmp_path):
 def test_weights_alone_can_be_resumed_with_another_optimizer(tmp_path):
     train(tmp_path, "--epochs", "1")
     result = train(tmp_path, "--resume", "auto", "--no-resume-opt", "--opt", "sgd", "--start-epoch", "1")
-    assert [row["epoch"] for row in result["rows"]] == [0, 1]
+    assert [row["epoch"] for row in result.rows] == [0, 1]
     # Two updates of four are behind: the cosine of --sched-on-updates is at its half, and the last one follows.
-    assert result["rows"][1]["lr"] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 3 / 4)) / 2)
+    assert result.rows[1]["lr"] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 3 / 4)) / 2)
 
 
 def test_resume_of_bare_weights_says_what_to_do(tmp_path):

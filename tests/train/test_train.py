@@ -17,14 +17,14 @@ import train
 import validate
 from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.recipe import build_loss, build_scheduler, resolve_lr
-from wsfvit.train.classify import run_training
-from wsfvit.train.session import build_state, check_agreement
+from wsfvit.train.classify import Classification, run_training
+from wsfvit.train.setup import build_state, check_agreement
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 
 
 def test_run_folder_is_complete(trained):
-    folder = trained["run_folder"]
+    folder = trained.run_dir
     assert {".run.lock", "args.yaml", "summary.csv", "last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"} == {
         path.name for path in folder.iterdir()
     }
@@ -40,7 +40,7 @@ def test_run_folder_is_complete(trained):
 
 @pytest.mark.usefixtures("tiny_images")
 def test_train_starts_from_a_checkpoint_and_accumulates(tmp_path, monkeypatch, capsys):
-    source = tiny(tmp_path / "a", "--epochs", "1", "--model-ema")["run_folder"] / "last.pth.tar"
+    source = tiny(tmp_path / "a", "--epochs", "1", "--model-ema").run_dir / "last.pth.tar"
     more = ["--initial-checkpoint", str(source), "--output", str(tmp_path / "b"), "--grad-accum-steps", "4"]
     more += ["--mixup", "0.2", "--reprob", "0.2", "--amp", "--amp-dtype", "bfloat16", "--channels-last"]
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY_RUN, *more, "--clip-grad", "1", "--sched-on-updates"])
@@ -53,12 +53,12 @@ def test_train_starts_from_a_checkpoint_and_accumulates(tmp_path, monkeypatch, c
 @pytest.mark.usefixtures("tiny_images")
 def test_same_seed_same_run(tmp_path):
     first, again, other = (tiny(tmp_path / str(i), "--mixup", "0.3", "--seed", str(i // 2)) for i in range(3))
-    losses = [[(row["train_loss"], row["val_loss"]) for row in result["rows"]] for result in (first, again, other)]
+    losses = [[(row["train_loss"], row["val_loss"]) for row in result.rows] for result in (first, again, other)]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
-    output = trained["run_folder"].parent
+    output = trained.run_dir.parent
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--output", str(output), "--experiment", "tiny"])
     assert "already holds a run" in error_of(train.main)
 
@@ -116,8 +116,8 @@ def test_forgotten_settings_are_noted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "train"), *more, "--epochs", "5"])
     train.main()
     out = capsys.readouterr().out
-    assert "the data has 4 classes, the model 1000: --num-classes 4" in out
-    assert "validation runs over the training images" in out
+    assert "the data has 4 classes, the model 1000: pass --num-classes 4" in out
+    assert "validation runs on the training images" in out
     assert "still warming up when the run ends" in out
     meant = ["--num-classes", "4", "--epochs", "6"]
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), *more, *meant])
@@ -138,7 +138,7 @@ def test_the_readme_trains_a_model_of_its_own(monkeypatch, capsys):
 def test_one_class_cannot_be_learnt(tmp_path, monkeypatch, error_of):
     write_folder(tmp_path, count=1)
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), *TINY_RUN, "-b", "1", "--output", str(tmp_path)])
-    assert "one class, so there is nothing to tell apart" in error_of(train.main)
+    assert "one class, so there is nothing to classify" in error_of(train.main)
 
 
 def test_learning_rate_scales_with_the_batch_of_an_update():
@@ -174,18 +174,16 @@ def test_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
     result = run_training(parse_train_args([*TINY_RUN, "--dry-run", "--grad-accum-steps", "3", "--model-ema"]))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("dry run: one update") and last.endswith(", ok")
-    assert len(result["rows"]) == 1 and not list(tmp_path.iterdir()) and not result["run_folder"].exists()
+    assert len(result.rows) == 1 and not list(tmp_path.iterdir()) and not result.run_dir.exists()
 
 
 @pytest.mark.usefixtures("tiny_images")
 def test_fine_tuning_replaces_the_classifier(tmp_path, capsys):
-    source = tiny(tmp_path / "a", "--epochs", "1")["run_folder"] / "last.pth.tar"
+    source = tiny(tmp_path / "a", "--epochs", "1").run_dir / "last.pth.tar"
     start = ["--initial-checkpoint", str(source), "--num-classes", "7", "--lr", "1e-12"]
     result = tiny(tmp_path / "b", *start, "--epochs", "1", "--head-init-bias", "-3", "--head-init-scale", "0")
     assert f"its classifier of {CLASSES} classes is replaced by a new one of 7" in capsys.readouterr().out
-    old, new = (
-        torch.load(path, weights_only=True)["state_dict"] for path in (source, result["run_folder"] / source.name)
-    )
+    old, new = (torch.load(path, weights_only=True)["state_dict"] for path in (source, result.run_dir / source.name))
     torch.testing.assert_close(new["conv1.0.weight"], old["conv1.0.weight"], atol=1e-6, rtol=0)
     torch.testing.assert_close(new["fc.bias"], torch.full((7,), -3.0), atol=1e-6, rtol=0)
     assert new["fc.weight"].abs().max() < 1e-6
@@ -219,7 +217,7 @@ def test_fine_tuning_replaces_the_classifier(tmp_path, capsys):
 )
 def test_flags_work_together(tmp_path, more):
     result = tiny(tmp_path, *more, "--experiment", "run")
-    assert result["finished"] and result["rows"][-1]["epoch"] == 1
+    assert result.finished and result.rows[-1]["epoch"] == 1
     state = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
     weights = state["state_dict"]
     assert weights["conv1.0.weight"].dtype == (torch.bfloat16 if "--model-dtype" in more else torch.float32)
@@ -243,14 +241,14 @@ def test_tensorboard_events(tmp_path):
     argv = [flag for flag in TINY_RUN if flag != "--no-tensorboard"]
     argv += ["--epochs", "1", "--log-interval", "3"]
     result = run_training(parse_train_args([*argv, "--output", str(tmp_path)]))
-    events = EventAccumulator(str(result["run_folder"]))
+    events = EventAccumulator(str(result.run_dir))
     events.Reload()
     names = ("train/loss", "train/lr", "train/grad_norm", "train/images_per_s", "train/data_wait", "train/peak_gib")
     assert {*names, "epoch/val_loss", "epoch/top1"} <= set(events.Tags()["scalars"])
     assert 0 < events.Scalars("train/data_wait")[0].value < 1
     assert 0.1 < events.Scalars("train/peak_gib")[0].value < 100
     assert [event.step for event in events.Scalars("train/loss")] == [3, 6]
-    assert events.Scalars("epoch/val_loss")[0].value == pytest.approx(result["rows"][0]["val_loss"])
+    assert events.Scalars("epoch/val_loss")[0].value == pytest.approx(result.rows[0]["val_loss"])
 
 
 @pytest.mark.usefixtures("tiny_images")
@@ -267,7 +265,7 @@ def test_deterministic_asks_torch_for_it(tmp_path, monkeypatch):
 def test_deterministic_runs_are_bit_equal_for_any_number_of_workers(tmp_path):
     try:
         more = ["--deterministic", "--mixup", "0.4", "--reprob", "0.5", "--aa", "rand-m9-mstd0.5", "--drop-path", "0.2"]
-        folders = [tiny(tmp_path / count, *more, "-j", count)["run_folder"] for count in ("0", "2")]
+        folders = [tiny(tmp_path / count, *more, "-j", count).run_dir for count in ("0", "2")]
     finally:
         torch.use_deterministic_algorithms(False)
     one, two = (torch.load(folder / "last.pth.tar", weights_only=True) for folder in folders)
@@ -328,9 +326,9 @@ def test_processes_that_differ_are_named(differing, expected):
 
 
 def test_synchronised_batch_norm_needs_cuda():
-    args, model = parse_train_args(["--sync-bn", "--lr", "1"]), torch.nn.Linear(1, 1)
-    with pytest.raises(UserError, match="--sync-bn works on CUDA devices alone, not on cpu"):
-        build_state(args, model, World(torch.device("cpu"), size=2), 1)
+    task = Classification(parse_train_args(["--sync-bn", "--lr", "1"]), World(torch.device("cpu"), size=2))
+    with pytest.raises(UserError, match="--sync-bn needs CUDA devices, not cpu"):
+        build_state(task, torch.nn.Linear(1, 1), 1)
 
 
 @pytest.mark.usefixtures("tiny_images")

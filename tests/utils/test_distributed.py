@@ -75,8 +75,8 @@ def assert_alike(one_rows, two_rows):
 def test_two_processes_of_half_the_batch_train_alike(two, data, tmp_path):
     """Without draws that differ from rank to rank and without batch norm."""
     one = train_alone(data, tmp_path, "one", "-b", "4")
-    assert_alike(one["rows"], read_table(two))
-    states = [torch.load(folder / "last.pth.tar", weights_only=True) for folder in (one["run_folder"], two)]
+    assert_alike(one.rows, read_table(two))
+    states = [torch.load(folder / "last.pth.tar", weights_only=True) for folder in (one.run_dir, two)]
     assert states[0]["num_updates"] == states[1]["num_updates"] == 4
     for key, value in states[0]["state_dict_ema"].items():
         torch.testing.assert_close(value, states[1]["state_dict_ema"][key], atol=2e-5, rtol=1e-4)
@@ -103,11 +103,11 @@ def test_another_number_of_processes_goes_on_with_the_same_images(two, broken, d
     with pytest.raises(UserError, match=f"in the middle of an epoch of {BATCHES} batches of 4 images"):
         train_alone(data, output, "broken", "--resume", "auto", "-b", "2")
     one = train_alone(data, output, "broken", "--resume", "auto", "-b", "4")
-    assert_alike(one["rows"], read_table(two))
+    assert_alike(one.rows, read_table(two))
 
 
 def test_another_number_of_processes_starts_the_next_epoch(two, data, tmp_path):
     """At the end of an epoch any batch size and number of processes goes on."""
     more = ["--resume", str(two / "checkpoint-0.pth.tar"), "-b", "8"]
-    rows = train_alone(data, tmp_path, "next", *more)["rows"]
+    rows = train_alone(data, tmp_path, "next", *more).rows
     assert [row["epoch"] for row in rows] == [0, 1]

@@ -16,7 +16,7 @@ from wsfvit.video.predict import run_prediction
 
 @pytest.fixture
 def predict(tiny_run, tmp_path):
-    checkpoint = tiny_run["run_folder"] / "model_best.pth.tar"
+    checkpoint = tiny_run.run_dir / "model_best.pth.tar"
 
     def run(*argv):
         fixed = ["--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path / "out", "--save-npy"]
@@ -59,7 +59,7 @@ def test_mistakes_are_one_line(tiny_run, own, tmp_path, capsys):
     path, _ = own
     np.save(tmp_path / "colour.npy", np.zeros((1, 4, 8, 8, 3), np.uint8))
     (tmp_path / "cut.npy").write_bytes(path.read_bytes()[:-9])
-    checkpoint = str(tiny_run["run_folder"] / "model_best.pth.tar")
+    checkpoint = str(tiny_run.run_dir / "model_best.pth.tar")
     wrong = {
         "has 3 channels, not 1": ["--data", str(tmp_path / "colour.npy")],
         "truncated": ["--data", str(tmp_path / "cut.npy")],

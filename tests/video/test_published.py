@@ -80,7 +80,7 @@ def test_every_command_loads_it(published: Path, tmp_path: Path) -> None:
     argv += ["--test-sequences", "2", "--epochs", "1", "--pictures", "0", "--sched", "constant", "--lr", "1e-9"]
     argv += ["--output", str(tmp_path), "--experiment", "run", "--initial-checkpoint"]
     result = run_training(parse_with_config(train_parser(), [*argv, str(published)]))
-    model, _ = load_model(result["run_folder"] / "last.pth.tar")
+    model, _ = load_model(result.run_dir / "last.pth.tar")
     for key, value in load_model(published)[0].named_parameters():
         torch.testing.assert_close(model.get_parameter(key), value, atol=1e-6, rtol=1e-6)
     with pytest.raises(UserError, match="of another shape .encoder.first.conv.weight: .8, 4, 3, 3. for .6, 4, 3, 3."):

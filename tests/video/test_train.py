@@ -53,14 +53,14 @@ def test_one_cycle_moves_the_momentum_of_sgd_and_keeps_the_shares_of_layers():
 
 
 def test_what_a_run_leaves(tiny_run):
-    folder, rows = tiny_run["run_folder"], tiny_run["rows"]
-    assert tiny_run["finished"] and tiny_run["best"]["mse"] == min(row["mse"] for row in rows)
+    folder, rows = tiny_run.run_dir, tiny_run.rows
+    assert tiny_run.finished and tiny_run.best["mse"] == min(row["mse"] for row in rows)
     with open(folder / "summary.csv") as file:
         table = list(csv.DictReader(file))
     assert list(table[0])[:6] == ["epoch", "train_loss", "mse", "mae", "ssim", "psnr"] and len(table) == 3
     tested = json.loads((folder / "test.json").read_text())
     assert tested["data"] == "generated-test of built-in digits" and tested["sequences"] == 3
-    assert tested["epoch"] == tiny_run["best"]["epoch"] and tested["weights"] == "ema"
+    assert tested["epoch"] == tiny_run.best["epoch"] and tested["weights"] == "ema"
     assert (tested["num_updates"], tested["num_updates_of_the_run"]) == (3 * (tested["epoch"] + 1), 9)
     assert set(tested["figures"]) == {"model", "copy-last-frame", "mean-of-input", "black"}
     assert tested["figures"]["model"]["sequences"] == 3 and "range 1" in tested["definitions"]["ssim"]
@@ -103,11 +103,11 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_pat
     assert ended.value.code == 75 and not (tmp_path / "tiny" / "test.json").exists()
     monkeypatch.undo()
     resumed = run("--output", tmp_path, "--resume", "auto", flags=TINY_RUN)
-    whole, again = (read_checkpoint(found["run_folder"] / "last.pth.tar") for found in (tiny_run, resumed))
+    whole, again = (read_checkpoint(found.run_dir / "last.pth.tar") for found in (tiny_run, resumed))
     for key in ("state_dict", "state_dict_ema"):
         assert all(torch.equal(value, again[key][name]) for name, value in whole[key].items())
     assert whole["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
-    texts = [(found["run_folder"] / "test.json").read_text() for found in (tiny_run, resumed)]
+    texts = [(found.run_dir / "test.json").read_text() for found in (tiny_run, resumed)]
     assert texts[0] == texts[1]
 
 
@@ -121,12 +121,12 @@ def test_own_arrays_in_colour_with_the_other_family_and_a_start(tmp_path, capsys
     own += ["--sched", "constant", "--no-tensorboard"]
     with pytest.raises(UserError, match="no folder validation or val: .*--val-data"):
         run(*own, flags=flags)
-    first = run(*own, "--val-data", files["val"], "--experiment", "first", flags=flags)["run_folder"]
+    first = run(*own, "--val-data", files["val"], "--experiment", "first", flags=flags).run_dir
     assert "no test sequences" in capsys.readouterr().out and not (first / "test.json").exists()
     model, meta = load_model(first / "model_best.pth.tar")
     assert model.config.channels == 3 and model.config.family == "dwt" and meta["data"]["size"] == [16, 20]
     start = ["--initial-checkpoint", first / "model_best.pth.tar", "--lr", "1e-30", "--experiment", "second"]
-    second = run(*own, "--val-data", files["val"], *start, flags=flags)["run_folder"]
+    second = run(*own, "--val-data", files["val"], *start, flags=flags).run_dir
     weights = dict(load_model(second / "model_best.pth.tar")[0].named_parameters())
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-12)
@@ -135,7 +135,7 @@ def test_own_arrays_in_colour_with_the_other_family_and_a_start(tmp_path, capsys
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "video").glob("*.yaml")), ids=lambda path: path.stem)
 def test_dry_run_of_every_recipe(path, tmp_path, capsys):
     """At widths and sizes that make it cheap."""
-    assert run("-c", path, "--global-batch-size", 2, "--dry-run", "--output", tmp_path)["finished"]
+    assert run("-c", path, "--global-batch-size", 2, "--dry-run", "--output", tmp_path).finished
     assert "dry run: one update" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

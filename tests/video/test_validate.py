@@ -21,14 +21,14 @@ from wsfvit.video.validate import run_validation
 
 
 def validate(tiny_run, *argv):
-    fixed = ["--checkpoint", str(tiny_run["run_folder"] / "model_best.pth.tar"), "--device", "cpu", "-j", "0"]
+    fixed = ["--checkpoint", str(tiny_run.run_dir / "model_best.pth.tar"), "--device", "cpu", "-j", "0"]
     return run_validation(validate_parser().parse_args([*fixed, *map(str, argv)]))
 
 
 def test_the_run_is_measured_again(tiny_run, tmp_path, capsys):
     """Data, size and frames come from the checkpoint; batches of another size change nothing but rounding."""
     found = validate(tiny_run, "--use-ema", "--sequences", 3, "-b", 3, "--out", tmp_path / "new", "--count", 1)
-    tested = json.loads((tiny_run["run_folder"] / "test.json").read_text())
+    tested = json.loads((tiny_run.run_dir / "test.json").read_text())
     again = json.loads((tmp_path / "new" / "test.json").read_text())
     for predictor, figures in tested["figures"].items():
         assert again["figures"][predictor] == found.figures[predictor] == pytest.approx(figures, rel=1e-5)
@@ -37,7 +37,7 @@ def test_the_run_is_measured_again(tiny_run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "generated-test of built-in digits, 3 sequences" in out and "| copy-last-frame |" in out
     best = validate(tiny_run, "--use-ema", "--split", "validation", "--sequences", 3).figures[MODEL]
-    assert best["mse"] == pytest.approx(tiny_run["best"]["mse"], rel=1e-5)
+    assert best["mse"] == pytest.approx(tiny_run.best["mse"], rel=1e-5)
 
 
 def test_what_cannot_be_written_is_noticed_before_anything_is_read(tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ class Recorded(World):
 
 
 def test_processes_add_up_to_the_whole(tiny_run):
-    model, _ = load_model(tiny_run["run_folder"] / "model_best.pth.tar")
+    model, _ = load_model(tiny_run.run_dir / "model_best.pth.tar")
     dataset = open_moving_mnist("test", None, Motion(5, (30, 32)), 5)
     args = validate_parser().parse_args(["--checkpoint", "", "-j", "0"])
     predictors = {MODEL: model.predict, **BASELINES}

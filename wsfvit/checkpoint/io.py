@@ -231,10 +231,15 @@ def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
     if "class_names" in meta:
         meta["class_names"] = [str(name) for name in meta["class_names"]]
-    reserved = [key for key in RESERVED_KWARGS if key in meta.get("model_kwargs", {})]
-    if reserved:
-        raise UserError(f"checkpoint '{path}': its model_kwargs may not set {', '.join(reserved)}")
+    check_model_kwargs(meta.get("model_kwargs", {}), f"checkpoint '{path}'")
     return meta
+
+
+def check_model_kwargs(kwargs: Any, source: str) -> None:
+    """Refuse model arguments from a file that would make ``create_model`` fetch or read other files."""
+    reserved = [key for key in RESERVED_KWARGS if key in kwargs]
+    if reserved:
+        raise UserError(f"{source}: its model_kwargs may not set {', '.join(reserved)}")
 
 
 def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:

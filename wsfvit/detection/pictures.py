@@ -48,7 +48,7 @@ def draw_found(
     if pictures:
         row = Image.fromarray(np.concatenate(pictures, axis=1))
         write_atomic(log.folder / FILE, partial(row.save, format="PNG"))
-        log.log_picture("detections", _to_tensor(row), update)
+        log.log_image("detections", _to_tensor(row), update)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

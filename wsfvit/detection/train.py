@@ -1,13 +1,15 @@
-"""The train command: a detector, its data and its recipe, handed over to be trained."""
+"""Detection and instance segmentation: the task of ``wsfvit detection train``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from wsfvit.cli.run import parse_with_config
@@ -25,45 +27,79 @@ from wsfvit.detection.model.config import KINDS, DetectorConfig
 from wsfvit.detection.model.detector import Detector
 from wsfvit.detection.optim import build_optimizer, build_scheduler
 from wsfvit.detection.pictures import draw_found, draw_targets
-from wsfvit.factory.data import loader_options
+from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.session import Plan, run_session
+from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.train.task import Task
+from wsfvit.train.trainer import Result, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype, memory_format
 
 # Validation images that are drawn after an epoch.
-PICTURES = 4
+SHOWN = 4
 
 
 def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and trains."""
-    run_training(parse_with_config(train_parser(prog), argv))
+    """Parse the command line and train; exit code 75 after a request to stop."""
+    if not run_training(parse_with_config(train_parser(prog), argv)).finished:
+        sys.exit(STOPPED_EXIT_CODE)
 
 
-def run_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains, in this process or as one of those that ``torchrun`` started; see ``run_session``."""
-    return run_session(args, build_plan, f"{args.detector}-{args.model}", args.eval_metric)
+def run_training(args: argparse.Namespace) -> Result:
+    """Train a detector; see ``run_task``."""
+    return run_task(args, DetectionTask)
 
 
-@dataclass
 class DetectionTask(Task):
-    """Batches are ``DetectionBatch``; the loss is the sum of the detector's.
+    """Batches are ``DetectionBatch``; the loss is the sum of the detector's losses."""
 
-    Attributes:
-        normalize: What images were normalised by.
-        names: Of the categories.
-        layout: Memory format of the images.
-    """
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        super().__init__(args, world)
+        self.metric, self.layout = args.eval_metric, memory_format(args)
+        if args.model_dtype not in (None, "float32"):
+            raise UserError(
+                f"detectors keep their weights in float32: pass --amp instead of --model-dtype {args.model_dtype}"
+            )
 
-    normalize: Normalize
-    names: Sequence[str]
-    layout: torch.memory_format = torch.contiguous_format
+    def build_model(self, start: bool) -> Detector:
+        args = self.args
+        self.train_data, self.val_data = _read_data(args)
+        self.config = build_config(args, len(self.train_data.categories))
+        detector = build_train_detector(args, self.config, self.world, start)
+        backbone: Any = detector.backbone
+        self.sizes = build_sizes(args)
+        self.setting = Setting(
+            categories=dict(self.train_data.categories),
+            transform=EvalTransform(args.val_short_side or max(self.sizes.short_sides), self.sizes.long_side),
+            normalize=_normalize_of(args.model),
+            multiple=args.pad_multiple or backbone.multiple,
+        )
+        return detector
+
+    def build_loaders(self, model: Any) -> tuple[Loader, Loader]:
+        args, world, setting = self.args, self.world, self.setting
+        transform = TrainTransform(self.sizes, args.hflip, args.crop_prob)
+        train_set = DetectionDataset(self.train_data, transform, with_targets=True, normalize=setting.normalize)
+        val_set = DetectionDataset(self.val_data, setting.transform, with_targets=False, normalize=setting.normalize)
+        self.validation = CocoValidation(
+            world, self.val_data.ground_truth(), amp_dtype(args), self.layout, args.backend, args.log_interval, SHOWN
+        )
+        options = partial(loader_options, args, world, on_bad_image=args.on_bad_image)
+        val_options = options(args.validation_batch_size or args.batch_size)
+        return (
+            build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed),
+            build_eval_loader(val_set, val_options, setting.multiple),
+        )
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(self.args, model)
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler, int]:
+        return build_scheduler(self.args, optimizer, updates_per_epoch)
 
     def prepare(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
-        """Brings the batch to the device."""
         batch = batch.to(device, non_blocking=True)
         return replace(batch, images=batch.images.to(memory_format=self.layout))
 
@@ -74,60 +110,31 @@ class DetectionTask(Task):
         losses = forward(batch.images, batch.sizes, batch.targets)
         return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
 
-    def pictures(self, batch: DetectionBatch) -> torch.Tensor:
+    def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
+        """Average precision as COCO computes it, of boxes and masks."""
+        return self.validation(model, loader, title)
+
+    def name(self) -> str:
+        return f"{self.args.detector}-{self.args.model}"
+
+    def title(self) -> str:
+        images = f"{len(self.train_data.images)} training and {len(self.val_data.images)} validation images"
+        return f"{self.args.detector} on {self.args.model}, {images}"
+
+    def describe(self) -> dict[str, Any]:
+        return describe(self.config, self.setting)
+
+    def counts(self) -> dict[str, int]:
+        return {"categories": len(self.train_data.categories), "validation images": len(self.val_data.images)}
+
+    def images(self, batch: DetectionBatch) -> torch.Tensor:
         """The images with their boxes and masks."""
-        return draw_targets(batch, self.normalize, self.names)
+        return draw_targets(batch, self.setting.normalize, self.setting.names)
 
-
-def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
-    """Builds detector, data, recipe and validation; with ``start`` the detector has the weights to start from.
-
-    Raises:
-        UserError: they cannot be built so, or do not fit each other.
-    """
-    if args.model_dtype not in (None, "float32"):
-        raise UserError(
-            f"detectors keep their weights in float32: pass --amp instead of --model-dtype {args.model_dtype}"
-        )
-    train_data, val_data = _read_data(args)
-    config = build_config(args, len(train_data.categories))
-    detector = build_train_detector(args, config, world, start)
-    backbone: Any = detector.backbone
-    sizes = build_sizes(args)
-    setting = Setting(
-        categories=dict(train_data.categories),
-        transform=EvalTransform(args.val_short_side or max(sizes.short_sides), sizes.long_side),
-        normalize=_normalize_of(args.model),
-        multiple=args.pad_multiple or backbone.multiple,
-    )
-    transform = TrainTransform(sizes, args.hflip, args.crop_prob)
-    options = partial(loader_options, args, world, on_bad_image=args.on_bad_image)
-    train_set = DetectionDataset(train_data, transform, with_targets=True, normalize=setting.normalize)
-    val_set = DetectionDataset(val_data, setting.transform, with_targets=False, normalize=setting.normalize)
-    layout = memory_format(args)
-    validation = CocoValidation(
-        world, val_data.ground_truth(), amp_dtype(args), layout, args.backend, args.log_interval, keep=PICTURES
-    )
-    paths = {image.id: image.path for image in val_data.images}
-
-    def show(log: RunLog, update: int) -> None:
-        draw_found(validation.kept, paths, setting.names, log, update)
-        validation.kept = []
-
-    images = f"{len(train_data.images)} training and {len(val_data.images)} validation images"
-    return Plan(
-        title=f"{args.detector} on {args.model}, {images}",
-        model=detector,
-        task=DetectionTask(setting.normalize, setting.names, layout),
-        train_loader=build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed),
-        val_loader=build_eval_loader(val_set, options(args.validation_batch_size or args.batch_size), setting.multiple),
-        validate=validation,
-        described=describe(config, setting),
-        counts={"categories": len(train_data.categories), "validation images": len(val_data.images)},
-        optimizer_of=build_optimizer,
-        scheduler_of=build_scheduler,
-        after_epoch=show,
-    )
+    def after_epoch(self, log: RunLog, update: int) -> None:
+        paths = {image.id: image.path for image in self.val_data.images}
+        draw_found(self.validation.kept, paths, self.setting.names, log, update)
+        self.validation.kept = []
 
 
 def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
@@ -146,7 +153,7 @@ def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
     """The detector that the arguments describe.
 
     Raises:
-        UserError: a setting that there is not.
+        UserError: an unknown setting.
     """
     changes: dict[str, Any] = dict(args.detector_kwargs)
     if args.proposals is not None:
@@ -158,10 +165,10 @@ def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
 
 
 def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world: World, start: bool) -> Detector:
-    """Builds the detector on the CPU; with ``start`` it has the weights to start from.
+    """Build the detector on the CPU; with ``start`` it has the weights to start from.
 
     Raises:
-        UserError: the backbone cannot be built so, or its weights cannot be had or do not fit.
+        UserError: the backbone cannot be built so, or its weights are missing or do not fit.
     """
     named = [flag for flag in ("pretrained", "pretrained_path", "initial_checkpoint") if getattr(args, flag)]
     if len(named) > 1:
@@ -173,13 +180,13 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
         left_out = backbone.load_classifier(
             args.pretrained_path, use_ema=True, trust=args.trust_checkpoint, resize_bias_tables=args.resize_bias_tables
         )
-        world.say(f"the backbone starts from {args.pretrained_path}, without {', '.join(left_out) or 'any loss'}")
+        world.log(f"the backbone starts from {args.pretrained_path}, without {', '.join(left_out) or 'any loss'}")
     if args.initial_checkpoint and start:
         kept = start_from(detector, args.initial_checkpoint, args.trust_checkpoint)
-        world.say(f"starting from {args.initial_checkpoint}" + (f"; new: {', '.join(kept)}" if kept else ""))
+        world.log(f"starting from {args.initial_checkpoint}" + (f"; new: {', '.join(kept)}" if kept else ""))
     if start and args.frozen_stats and not named:
-        world.say(
-            "note: --frozen-stats without pretrained weights: batch norm will not normalise; try --no-frozen-stats"
+        world.log(
+            "note: --frozen-stats without pretrained weights: BatchNorm will not normalise; try --no-frozen-stats"
         )
     if args.grad_checkpointing:
         try:
@@ -188,7 +195,7 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
             raise UserError(f"model {args.model} has no --grad-checkpointing") from err
     set_batch_norm_constants(args, detector)
     if world.size > 1 and world.device.type == "cuda":
-        # As published: a process's few RoIs are too few for statistics of their own. The backbone is --sync-bn's.
+        # As published: one process has too few RoIs for its own statistics. --sync-bn covers the backbone.
         detector.roi_heads = synchronize_batch_norm(detector.roi_heads)
     return detector
 
@@ -204,7 +211,7 @@ def build_sizes(args: argparse.Namespace) -> TrainSizes:
     """The published sizes scaled to ``--long-side``, changed where the arguments say so.
 
     Raises:
-        UserError: a range that is none.
+        UserError: an empty range.
     """
     given = {name: getattr(args, name) for name in ("short_sides", "crop_short_sides", "crop_range")}
     changes: dict[str, Any] = {name: tuple(value) for name, value in given.items() if value is not None}

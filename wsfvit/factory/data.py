@@ -1,4 +1,4 @@
-"""From arguments to objects: data configuration, datasets and loaders."""
+"""From command-line arguments to data configuration, datasets and loaders."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ DataConfig = dict[str, Any]
 def resolve_data(
     args: argparse.Namespace, model: Any, saved: Mapping[str, Any] | None = None, test_size: bool = False
 ) -> DataConfig:
-    """Evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+    """Resolve the evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
 
     Args:
-        args: What the user set goes first.
-        model: Its default configuration fills what nothing else sets.
-        saved: A checkpoint's data_config, which goes before the model's.
-        test_size: Where neither says another size, take the one that the model's authors test at, if there is one.
+        args: Flags of the user take precedence.
+        model: Its default configuration fills the rest.
+        saved: A checkpoint's data_config, which takes precedence over the model's.
+        test_size: Without another size, use the model's test size, if it has one.
 
     Raises:
         UserError: mean or std have neither one value nor one per channel.
@@ -55,7 +55,7 @@ def resolve_data(
 
 
 def build_dataset(args: argparse.Namespace, split: str, num_samples: int | None, in_chans: int, **mode: Any) -> Any:
-    """Creates the dataset of one split; ``mode`` holds is_training, batch_size and seed for streaming datasets."""
+    """Create the dataset of one split; ``mode`` holds is_training, batch_size and seed for streaming datasets."""
     return create_dataset(
         args.dataset,
         root=args.data_dir or args.data,
@@ -72,7 +72,7 @@ def build_dataset(args: argparse.Namespace, split: str, num_samples: int | None,
 
 
 def check_classes(dataset: Any, num_classes: int) -> None:
-    """Refuses a dataset whose labels would run past the model's classes."""
+    """Refuse a dataset with more classes than the model."""
     classes = dataset_num_classes(dataset)
     if classes is not None and classes > num_classes:
         raise UserError(f"the data has {classes} classes, the model {num_classes}: pass --num-classes {classes}")
@@ -81,19 +81,19 @@ def check_classes(dataset: Any, num_classes: int) -> None:
 def build_eval_loader(
     args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, world: World
 ) -> data.EvalLoader:
-    """Loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
+    """Build the loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
 
     Raises:
-        UserError: the evaluation setting holds a value that no transform takes.
+        UserError: a value of the evaluation configuration is invalid.
     """
     return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world))
 
 
 def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str) -> None:
-    """Refuses data in which a class has another label than the class of the same name has elsewhere.
+    """Refuse data in which a class has a different label than the class of the same name elsewhere.
 
     Args:
-        names: The data's classes in the order of their labels; None where it does not say.
+        names: The data's classes in the order of their labels; None if unknown.
         others: The classes elsewhere, likewise.
         whose: Where that is, e.g. ``the training data``.
 
@@ -112,7 +112,7 @@ def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None,
 def build_train_loader(
     args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
 ) -> data.TrainLoader:
-    """Training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
+    """Build the training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
 
     Raises:
         UserError: the data is missing, has one class or too many, or is smaller than one batch of all processes.
@@ -133,7 +133,7 @@ def build_train_loader(
     )
     check_classes(train_set, num_classes)
     if dataset_num_classes(train_set) == 1:
-        raise UserError("the training data has one class, so there is nothing to tell apart: make a folder per class")
+        raise UserError("the training data has one class, so there is nothing to classify: make one folder per class")
     return data.build_train_loader(
         train_set,
         data_config,
@@ -147,7 +147,7 @@ def build_train_loader(
 def build_val_loader(
     args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
 ) -> data.EvalLoader:
-    """Validation loader of this process during a training, as ``build_eval_loader``.
+    """Build the validation loader of this process for a training; see ``build_eval_loader``.
 
     Raises:
         UserError: the data is missing or has too many classes.
@@ -166,12 +166,12 @@ def build_val_loader(
 
 
 def count_bad_images(loader: Loader, world: World) -> int:
-    """Number of images left out so far because they cannot be read, each once; every process must call it."""
+    """Number of unreadable images skipped so far, each counted once; every process must call it."""
     return len(set().union(*world.gather(list(loader.bad_images))))
 
 
 def loader_options(args: argparse.Namespace, world: World, batch_size: int, **more: Any) -> LoaderOptions:
-    """How this process makes its batches; ``more`` are further fields of ``LoaderOptions``."""
+    """Loader options of this process; ``more`` are further fields of ``LoaderOptions``."""
     return LoaderOptions(
         batch_size=batch_size,
         num_workers=args.workers,

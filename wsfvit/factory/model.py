@@ -1,4 +1,4 @@
-"""The model as the arguments ask for it: its start weights, classifier and norms."""
+"""From command-line arguments to a model: architecture, initial weights, classifier, norms."""
 
 import argparse
 import difflib
@@ -20,7 +20,7 @@ from wsfvit.utils.errors import UserError, first_line
 
 
 def check_model_name(name: str) -> None:
-    """Refuses a model that is not registered, and names those that are called nearly the same."""
+    """Refuse a model that is not registered, and suggest similar names."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them all"
@@ -28,12 +28,12 @@ def check_model_name(name: str) -> None:
 
 
 def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``create_model`` needs, besides the name, to build the model that ``args`` asks for.
+    """Keyword arguments of ``create_model`` for the model that ``args`` describes.
 
-    The image size is among them only for models that are built for one.
+    They include the image size only for models that are built for one.
 
     Raises:
-        UserError: no such model, or the sizes asked for contradict each other.
+        UserError: unknown model, or contradictory sizes.
     """
     check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
@@ -48,31 +48,31 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
-    """Creates the model that ``args`` asks for; ``extra`` goes to it too (drop rates).
+    """Create the model that ``args`` describes; ``extra`` are further keyword arguments (drop rates).
 
     Raises:
-        UserError: no such model, or it does not take the arguments.
+        UserError: unknown model, or arguments it does not take.
     """
     kwargs = resolve_model_kwargs(args)
     try:
         model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
-    # Models report a size or argument they cannot take in the first three ways, and a wavelet's missing package.
+    # The first three report an invalid size or argument, the last a missing package of a wavelet.
     except (AssertionError, TypeError, ValueError, ImportError) as err:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
     return model
 
 
-def build_train_model(args: argparse.Namespace, start: bool = True, say: Callable[[str], None] = print) -> Any:
-    """Builds the model on the CPU in float32.
+def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
+    """Build the model on the CPU in float32.
 
     Args:
         args: Arguments of train.py.
-        start: Load the weights to start from; not so where a run is resumed.
-        say: Told which weights it starts from.
+        start: Whether to load the weights to start from; False where a run is resumed.
+        log: Called with a line about the weights.
 
     Raises:
-        UserError: the model cannot be built so, or its start weights cannot be had or do not fit.
+        UserError: the model cannot be built with these arguments, or its initial weights are missing or do not fit.
     """
     files = [path for path in (args.pretrained_path, args.initial_checkpoint) if path]
     if len(files) + (args.pretrained and not args.pretrained_path) > 1:
@@ -84,9 +84,9 @@ def build_train_model(args: argparse.Namespace, start: bool = True, say: Callabl
     model = _build(args, pretrained=args.pretrained and not files and start)
     if files and start:
         meta = load_weights(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
-        say(f"starting from the {meta['weights']} weights of {files[0]}")
+        log(f"starting from the {meta['weights']} weights of {files[0]}")
         if "replaced_classes" in meta:
-            say(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")
+            log(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")
     if start:
         _init_classifier(model, args.head_init_scale, args.head_init_bias)
     set_batch_norm_constants(args, model)
@@ -99,7 +99,7 @@ def build_train_model(args: argparse.Namespace, start: bool = True, say: Callabl
 
 
 def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None:
-    """Gives all batch norms the momentum and epsilon that ``--bn-momentum`` and ``--bn-eps`` ask for."""
+    """Set momentum and epsilon of all BatchNorms to ``--bn-momentum`` and ``--bn-eps``, where given."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = module.momentum if args.bn_momentum is None else args.bn_momentum
@@ -107,9 +107,9 @@ def set_batch_norm_constants(args: argparse.Namespace, model: nn.Module) -> None
 
 
 def synchronize_batch_norm(model: nn.Module) -> Any:
-    """The model with batch norms whose statistics are those of all processes' batches; its weights stay its own.
+    """Convert BatchNorms to synchronised ones, in place where possible.
 
-    timm's, because torch's would drop the activation that a ``BatchNormAct2d`` holds.
+    timm's conversion: torch's drops the activation of a ``BatchNormAct2d``.
     """
     return convert_sync_batchnorm(model)
 
@@ -121,10 +121,10 @@ def _build(args: argparse.Namespace, pretrained: bool) -> Any:
 
 
 def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:
-    """Builds the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
+    """Build the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
 
     Raises:
-        UserError: the model cannot be built so, or its weights cannot be had.
+        UserError: the model cannot be built, or its weights cannot be fetched.
     """
     with fetching_weights(args.model, instead):
         return build_model(args, pretrained=True, **extra)
@@ -132,7 +132,7 @@ def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> An
 
 @contextmanager
 def fetching_weights(name: str, instead: str) -> Iterator[None]:
-    """Turns what goes wrong in a block that fetches timm's weights of a model into one line; see build_pretrained.
+    """Turn any error while fetching timm's weights into one line; see ``build_pretrained``.
 
     Raises:
         UserError: anything went wrong.
@@ -141,7 +141,7 @@ def fetching_weights(name: str, instead: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    # The hub's clients raise types of their own, and without weights anything that went wrong means the same.
+    # Hub clients raise their own exception types, and all of them mean the same here.
     except Exception as err:
         raise UserError(
             f"no pretrained weights for {name} ({type(err).__name__}: {first_line(err)}); {instead} FILE reads them "
@@ -150,10 +150,10 @@ def fetching_weights(name: str, instead: str) -> Iterator[None]:
 
 
 def fuse_model(name: str, model: Any) -> Any:
-    """The copy of the model of this name that ``--fuse`` asks for.
+    """The fused copy of a model, for ``--fuse``.
 
     Raises:
-        UserError: there is nothing to fuse; a figure that is said to be of the copy would be the model's own.
+        UserError: the model has nothing to fuse, so a result labelled as fused would be wrong.
     """
     if not can_fuse(model):
         raise UserError(f"--fuse: {name} has nothing to fuse, the wsfvit models have; leave it out")

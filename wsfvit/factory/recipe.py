@@ -1,4 +1,4 @@
-"""The recipe from arguments: learning rate, optimizer, schedule, erasing, mixing and loss, all timm's parts."""
+"""From command-line arguments to the recipe: learning rate, optimizer, schedule, erasing, mixing, loss (timm's)."""
 
 import argparse
 import warnings
@@ -18,17 +18,17 @@ from wsfvit.utils.errors import UserError
 
 
 def resolve_grad_accum_steps(args: argparse.Namespace, world_size: int = 1) -> int:
-    """Batches per update: ``--grad-accum-steps``, or what makes ``--global-batch-size`` of the processes' batches.
+    """Batches per update: ``--grad-accum-steps``, or the number that makes ``--global-batch-size``.
 
     Raises:
-        UserError: both are given and contradict each other, or no number of batches makes the global batch.
+        UserError: both are given and contradict each other, or the global batch size is not a multiple.
     """
     if args.global_batch_size is None:
         return int(args.grad_accum_steps)
     steps, rest = divmod(args.global_batch_size, args.batch_size * world_size)
     if rest or not steps:
         raise UserError(
-            f"--global-batch-size {args.global_batch_size} is no multiple of --batch-size {args.batch_size} x "
+            f"--global-batch-size {args.global_batch_size} is not a multiple of --batch-size {args.batch_size} x "
             f"{world_size} processes: change one of them"
         )
     if args.grad_accum_steps not in (1, steps):
@@ -54,13 +54,12 @@ def build_optimizer(
     model: nn.Module,
     group_parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
 ) -> torch.optim.Optimizer:
-    """Optimizer by timm's factory.
+    """Build an optimizer with timm's factory.
 
     Args:
-        args: Those of ``args.recipe.add_optimizer``, and ``lr``.
+        args: Flags of ``cli.recipe.add_optimizer``, and ``lr``.
         model: What it optimizes.
-        group_parameters: Makes the parameter groups of a task of its own; by default there is no weight decay on
-            biases and norms.
+        group_parameters: Makes the parameter groups; by default there is no weight decay on biases and norms.
 
     Raises:
         UserError: unknown optimizer, or a value it does not take.
@@ -77,7 +76,7 @@ def build_optimizer(
 def build_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """Learning rate schedule by timm's factory (None for ``--sched none``), and the number of epochs it lasts.
+    """Build a learning rate schedule with timm's factory (None for ``--sched none``); also return its epochs.
 
     Raises:
         UserError: the schedule's options contradict each other.
@@ -86,7 +85,7 @@ def build_scheduler(
         raise UserError("--sched plateau follows the figure of every epoch: leave --eval-interval at 1")
     try:
         with warnings.catch_warnings():
-            # timm warns that a plateau's state is lost on a resume; TrainState keeps it.
+            # timm warns that a plateau's state is lost on resume; TrainState keeps it.
             warnings.simplefilter("ignore", FutureWarning)
             scheduler, epochs = create_scheduler_v2(
                 optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
@@ -97,7 +96,7 @@ def build_scheduler(
 
 
 def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """Mixup and CutMix on whole batches, or None where neither is on.
+    """Build mixup and CutMix for whole batches; None where neither is on.
 
     Raises:
         UserError: an odd batch size, which cannot be mixed in pairs, or not two values of --cutmix-minmax.
@@ -121,17 +120,17 @@ def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
 
 
 def build_erasing(args: argparse.Namespace, device: torch.device) -> RandomErasing | None:
-    """Random erasing of normalised batches (B, C, H, W) on ``device``, in place, or None where it is off."""
+    """Build random erasing of normalised batches (B, C, H, W) on ``device``, in place, or None where it is off."""
     if not args.reprob:
         return None
     return RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device)
 
 
 def build_loss(args: argparse.Namespace, mixed: bool) -> nn.Module:
-    """Training loss: ``--bce-loss``, else against soft labels where batches are mixed, else with ``--smoothing``.
+    """Build the training loss: ``--bce-loss``, else soft labels where batches are mixed, else ``--smoothing``.
 
     Raises:
-        UserError: an option of the binary cross-entropy without it.
+        UserError: an option of the binary cross-entropy without ``--bce-loss``.
     """
     if args.bce_loss:
         return BinaryCrossEntropy(

@@ -1,85 +1,155 @@
-"""The train command: a classifier, its data and its recipe, handed over to be trained."""
+"""Image classification: the task of train.py."""
 
 import argparse
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from wsfvit.data import dataset_class_names, dataset_num_classes, same_images
-from wsfvit.factory.data import DataConfig, build_train_loader, build_val_loader, check_class_order, resolve_data
+from wsfvit.eval.evaluate import evaluate
+from wsfvit.factory.data import (
+    Loader,
+    build_train_loader,
+    build_val_loader,
+    check_class_order,
+    resolve_data,
+)
 from wsfvit.factory.model import build_train_model, resolve_model_kwargs
 from wsfvit.factory.recipe import build_erasing, build_loss, build_mixup
-from wsfvit.train.classification import Classification, ClassifierValidation
-from wsfvit.train.session import Plan, run_session
+from wsfvit.train.task import Task
+from wsfvit.train.trainer import Result, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 
-
-def run_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs train.py, in this process or as one of those that ``torchrun`` started; see ``run_session``."""
-    height, width = (args.input_size or (0, args.img_size, args.img_size))[1:]
-    size = [] if height is None else [str(height) if height == width else f"{height}x{width}"]
-    metric = "val_loss" if args.eval_metric == "loss" else args.eval_metric
-    return run_session(
-        args, build_plan, "-".join([args.model, *size]), metric, lower_is_better=args.eval_metric == "loss"
-    )
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
-    """Builds model, data, loss and validation; with ``start`` the model has the weights to start from.
+def run_training(args: argparse.Namespace) -> Result:
+    """Train a classifier; see ``run_task``."""
+    return run_task(args, Classification)
 
-    Raises:
-        UserError: they cannot be built so, or do not fit each other.
+
+class Classification(Task):
+    """Batches are images (B, C, H, W) and labels: (B,) from the loader, (B, K) once they are mixed.
+
+    Attributes:
+        criterion: Maps logits (B, K) and labels to the mean loss.
+        erasing: Random erasing of a batch, or None.
+        mixup: Mixup and CutMix, or None.
     """
-    model = build_train_model(args, start, world.say)
-    data_config = resolve_data(args, model)
-    train_loader = build_train_loader(args, data_config, model.num_classes, world)
-    val_loader = build_val_loader(args, data_config, model.num_classes, world)
-    class_names = dataset_class_names(train_loader.dataset)
-    check_class_order(dataset_class_names(val_loader.dataset), class_names, "the training data")
-    described = _describe(args, model.num_classes, data_config)
-    for note in _notes(args, train_loader.dataset, val_loader.dataset, model.num_classes):
-        world.say(f"note: {note}")
-    return Plan(
-        title=f"{args.model} at {'x'.join(map(str, data_config['input_size']))}",
-        model=model,
-        task=build_task(args, model.num_classes, world.device),
-        train_loader=train_loader,
-        val_loader=val_loader,
-        validate=ClassifierValidation(world, amp_dtype(args), memory_format(args), args.tta == 2, args.log_interval),
-        described=described | ({"class_names": class_names} if class_names else {}),
-        counts={"classes": model.num_classes},
-    )
 
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        super().__init__(args, world)
+        self.lower_is_better = args.eval_metric == "loss"
+        self.metric = "val_loss" if self.lower_is_better else args.eval_metric
+        self.layout, self.dtype = memory_format(args), model_dtype(args)
+        self.class_names: list[str] | None = None
 
-def _notes(args: argparse.Namespace, train_set: Any, val_set: Any, outputs: int) -> Iterator[str]:
-    """What was probably not meant, a line each."""
-    classes = dataset_num_classes(train_set)
-    if args.num_classes is None and classes is not None and classes < outputs:
-        yield f"the data has {classes} classes, the model {outputs}: --num-classes {classes} makes it learn no others"
-    if same_images(train_set, val_set):
-        yield "validation runs over the training images: divide them into train/ and val/, or train.tar and val.tar"
-    if args.sched != "none" and not args.warmup_prefix and args.epochs <= args.warmup_epochs:
-        yield (
-            f"the learning rate is still warming up when the run ends: --epochs {args.epochs} is within "
-            f"--warmup-epochs {args.warmup_epochs}"
+    def build_model(self, start: bool) -> nn.Module:
+        model: nn.Module = build_train_model(self.args, start, self.world.log)
+        self.data_config = resolve_data(self.args, model)
+        return model
+
+    def build_loaders(self, model: Any) -> tuple[Loader, Loader]:
+        self.num_classes = model.num_classes
+        loaders = [
+            build(self.args, self.data_config, model.num_classes, self.world)
+            for build in (build_train_loader, build_val_loader)
+        ]
+        train_set, val_set = (loader.dataset for loader in loaders)
+        self.class_names = dataset_class_names(train_set)
+        check_class_order(dataset_class_names(val_set), self.class_names, "the training data")
+        self.build_loss(model.num_classes)
+        for note in self._notes(train_set, val_set):
+            self.world.log(f"note: {note}")
+        return loaders[0], loaders[1]
+
+    def build_loss(self, num_classes: int) -> None:
+        """Build the part of the recipe that works on whole batches: erasing, mixing and loss."""
+        self.mixup = build_mixup(self.args, num_classes)
+        self.erasing = build_erasing(self.args, self.world.device)
+        self.criterion = build_loss(self.args, mixed=self.mixup is not None).to(self.world.device)
+
+    def _notes(self, train_set: Any, val_set: Any) -> Iterator[str]:
+        """Settings that were probably not intended."""
+        args, classes = self.args, dataset_num_classes(train_set)
+        if args.num_classes is None and classes is not None and classes < self.num_classes:
+            yield f"the data has {classes} classes, the model {self.num_classes}: pass --num-classes {classes}"
+        if same_images(train_set, val_set):
+            yield "validation runs on the training images: divide them into train/ and val/, or train.tar and val.tar"
+        if args.sched != "none" and not args.warmup_prefix and args.epochs <= args.warmup_epochs:
+            yield (
+                f"the learning rate is still warming up when the run ends: --epochs {args.epochs} is within "
+                f"--warmup-epochs {args.warmup_epochs}"
+            )
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Turn mixing on or off; off, it still makes the soft labels that the loss expects."""
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = not 0 < self.args.mixup_off_epoch <= epoch
+
+    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        if self.erasing is not None:
+            images = self.erasing(images)
+        if self.mixup is not None:
+            # Images are mixed in pairs; a batch can be odd where an unreadable image was skipped.
+            even = len(images) - len(images) % 2
+            images, labels = self.mixup(images[:even], labels[:even])
+        return images.to(self.dtype, memory_format=self.layout), labels
+
+    def count(self, batch: Batch) -> int:
+        return len(batch[0])
+
+    def loss(self, forward: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        images, labels = batch
+        return self.criterion(forward(images), labels), {}
+
+    def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
+        """Returns val_loss, top1 and top5 (in percent)."""
+        args, world = self.args, self.world
+        model = MirrorMean(model) if args.tta == 2 else model
+        figures = evaluate(
+            model, loader, world.device, amp_dtype(args), self.layout, title, args.log_interval, world=world
         )
+        return {"val_loss": figures["loss"], "top1": figures["top1"], "top5": figures["top5"]}
+
+    def name(self) -> str:
+        height, width = (self.args.input_size or (0, self.args.img_size, self.args.img_size))[1:]
+        size = [] if height is None else [str(height) if height == width else f"{height}x{width}"]
+        return "-".join([self.args.model, *size])
+
+    def title(self) -> str:
+        return f"{self.args.model} at {'x'.join(map(str, self.data_config['input_size']))}"
+
+    def describe(self) -> dict[str, Any]:
+        kwargs = resolve_model_kwargs(self.args)
+        kwargs |= {"num_classes": self.num_classes, "in_chans": self.data_config["input_size"][0]}
+        found = {
+            "task": "classification",
+            "arch": self.args.model,
+            "model_kwargs": kwargs,
+            "data_config": self.data_config,
+        }
+        return found | ({"class_names": self.class_names} if self.class_names else {})
+
+    def counts(self) -> dict[str, int]:
+        return {"classes": self.num_classes}
+
+    def images(self, batch: Batch) -> torch.Tensor:
+        return batch[0]
 
 
-def build_task(args: argparse.Namespace, num_classes: int, device: torch.device) -> Classification:
-    """The training step's part of the recipe."""
-    mixup = build_mixup(args, num_classes)
-    return Classification(
-        criterion=build_loss(args, mixed=mixup is not None).to(device),
-        erasing=build_erasing(args, device),
-        mixup=mixup,
-        mixup_off_epoch=args.mixup_off_epoch,
-        layout=memory_format(args),
-        dtype=model_dtype(args),
-    )
+class MirrorMean(nn.Module):
+    """A classifier whose logits are the mean over each image (B, C, H, W) and its mirror image."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-def _describe(args: argparse.Namespace, num_classes: int, data_config: DataConfig) -> dict[str, Any]:
-    kwargs = resolve_model_kwargs(args) | {"num_classes": num_classes, "in_chans": data_config["input_size"][0]}
-    return {"task": "classification", "arch": args.model, "model_kwargs": kwargs, "data_config": data_config}
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> logits (B, K)."""
+        logits: torch.Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return logits

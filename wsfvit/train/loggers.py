@@ -1,4 +1,4 @@
-"""What a run leaves to read: summary.csv, TensorBoard events, Weights & Biases, Trackio, pictures of its batches."""
+"""Logs of a run: summary.csv, TensorBoard, Weights & Biases, Trackio, images of its batches."""
 
 import argparse
 import csv
@@ -13,13 +13,13 @@ from wsfvit.utils.files import write_text_atomic
 
 
 class RunLog:
-    """Writes the figures of a run; only the main process has one.
+    """Write the figures of a run; only the main process has one.
 
     Args:
-        folder: The run folder.
-        args: Arguments of train.py.
+        folder: The run directory.
+        args: Arguments of the training command.
         described: The same as primitives, for Weights & Biases and Trackio.
-        num_updates: Where a resumed run continues; later figures of the run before are hidden.
+        num_updates: Where a resumed run continues; later figures of the earlier run are hidden.
 
     Raises:
         UserError: a package that was asked for is not installed.
@@ -29,35 +29,35 @@ class RunLog:
         self.folder = folder
         self.save_images = args.save_images
         self.writer = None if args.no_tensorboard else _tensorboard(folder, num_updates)
-        # Both are used alike: log(figures, step=) and finish().
+        # Both have log(figures, step=) and finish().
         self.trackers = [_wandb(args, folder, described)] if args.log_wandb else []
         if args.log_trackio:
             self.trackers.append(_trackio(args, folder, described, resumed=num_updates > 0))
 
     def log_update(self, update: int, figures: dict[str, float]) -> None:
-        """Figures of the training loop after ``update`` optimizer updates."""
+        """Log figures of the training loop after ``update`` optimizer updates."""
         self._log({f"train/{key}": value for key, value in figures.items()}, update)
 
     def log_epoch(self, update: int, rows: list[dict[str, Any]]) -> None:
-        """Rewrites summary.csv, one line per row, and logs the last row."""
+        """Rewrite summary.csv and log its last row."""
         write_text_atomic(self.folder / "summary.csv", csv_text(rows))
         self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
 
     def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
-        """Writes a batch (B, C, H, W) as one picture, if ``--save-images`` asks for that."""
+        """Write a batch (B, C, H, W) as one image file, if ``--save-images`` is on."""
         if not self.save_images or images is None:
             return
         from torchvision.utils import save_image
 
         save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
 
-    def log_picture(self, name: str, picture: torch.Tensor, update: int) -> None:
-        """Shows a picture (C, H, W), float in [0, 1] or uint8, in TensorBoard."""
+    def log_image(self, name: str, image: torch.Tensor, update: int) -> None:
+        """Log an image (C, H, W), float in [0, 1] or uint8, to TensorBoard."""
         if self.writer is not None:
-            self.writer.add_image(name, picture, update)
+            self.writer.add_image(name, image, update)
 
     def close(self) -> None:
-        """Flushes and closes all of them."""
+        """Flush and close all logs."""
         if self.writer is not None:
             self.writer.close()
         for tracker in self.trackers:
@@ -72,7 +72,7 @@ class RunLog:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """A table with the keys of the longest row as its header; cells that a row has no value for are empty."""
+    """CSV with the keys of the longest row as its header; missing values are empty cells."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=max((list(row) for row in rows), key=len))
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""The training loop: one epoch, batch by batch, on one of one or more processes."""
+"""Task-independent training loop: one epoch, batch by batch."""
 
 import itertools
 import sys
@@ -21,23 +21,24 @@ from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 
 ADVICE = (
-    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16; the run's bad-steps folder has the first ones (of a "
-    "classifier, python -m wsfvit replay FILE shows where it began)"
+    "Try a lower --lr, --clip-grad 1, or --amp-dtype bfloat16; the run's bad-steps folder has the first ones (for a "
+    "classifier, wsfvit replay FILE reports the first module with a non-finite output)"
 )
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What an optimizer update needs to know and that does not change.
+    """Settings of the optimizer update.
 
     Attributes:
-        world: The processes that train together; batches and groups are those of one process.
+        world: The processes that train together; batch sizes are per process.
         task: How a batch becomes a loss.
         amp_dtype: Mixed precision, or None.
         epochs: Number of epochs in all.
         grad_accum_steps: Batches whose gradients make one update; the last update of an epoch may have fewer.
+        seed: Base seed; every batch derives its own from it.
         synchronize: Wait for the device after every update.
-        max_bad_steps: End the run after so many updates in a row that are not finite; 0 ends it at the first.
+        max_bad_steps: Stop after this many non-finite updates in a row; 0 stops at the first.
     """
 
     world: World
@@ -54,43 +55,43 @@ class StepConfig:
 
 
 class LoopEvents:
-    """What the loop tells its caller; the methods here do nothing.
+    """Callbacks of the loop; the methods here do nothing.
 
-    ``figures`` are loss (mean of the epoch so far, once there is one), the parts of the last batch's loss where the
-    task names some, lr, grad_norm (of the last update, before clipping), images_per_s (or another unit), data_wait
+    ``figures`` are loss (mean of the epoch so far, once there is one), what the task logs beside the last batch's loss,
+    lr, grad_norm (of the last update, before clipping), images_per_s (or another unit), data_wait
     (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA, of the process on a CPU),
     loss_scale where float16 needs one, and bad_steps and overflows once there are any.
     """
 
     def on_log(self, state: TrainState, batch: Any, figures: dict[str, float]) -> None:
-        """A progress line is due; ``batch`` is the last one as the model saw it."""
+        """Called with every progress line; ``batch`` is the last one as the model saw it."""
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
-        """A loss or the gradient was not finite and the update is skipped; ``state`` still has group and gradients."""
+        """Called for a skipped non-finite update; ``state`` still has its losses and gradients."""
 
     def on_update(self, state: TrainState) -> bool:
-        """An update is done and ``state`` can be saved; True ends the epoch here."""
+        """Called after an update, when ``state`` can be saved; True ends the epoch here."""
         return False
 
 
 def train_one_epoch(
     state: TrainState, loader: Loader, cfg: StepConfig, events: LoopEvents | None = None, epoch_seconds: float = 0.0
 ) -> dict[str, Any]:
-    """Trains from ``state.batch`` on to the end of the epoch.
+    """Train from ``state.batch`` to the end of the epoch.
 
     Args:
         state: Changed in place; ``state.batch`` counts on.
         loader: Yields the remaining batches, as the task takes them; its length counts the whole epoch.
         cfg: The fixed part.
-        events: Told of updates and log points.
-        epoch_seconds: What an epoch took so far, validation included, for the time left of the run; 0 if unknown.
+        events: Callbacks.
+        epoch_seconds: Duration of the last epoch, validation included, to estimate the remaining time; 0 if unknown.
 
     Returns:
-        ``loss`` (mean over the images of all processes that were learnt from), ``lr`` (of the last update),
+        ``loss`` (mean over the trained images of all processes), ``lr`` (of the last update),
         ``images_per_s`` (of all processes; or another unit) and ``finished`` (False where ``events`` ended the epoch).
 
     Raises:
-        UserError: ``cfg.max_bad_steps`` updates in a row were not finite, or all of a finished epoch.
+        UserError: ``cfg.max_bad_steps`` updates in a row were non-finite, or all of a finished epoch.
     """
     events = events or LoopEvents()
     state.forward.train()
@@ -146,7 +147,7 @@ def train_one_epoch(
 
 
 def prepare_batch(batch: Any, index: int, epoch: int, cfg: StepConfig) -> Any:
-    """Seeds everything for batch ``index`` of ``epoch``, then lets the task prepare it."""
+    """Seed all generators for batch ``index`` of ``epoch``, then let the task prepare it."""
     seed_all(cfg.seed, epoch, index, cfg.world.rank)
     return cfg.task.prepare(batch, cfg.world.device)
 
@@ -154,7 +155,7 @@ def prepare_batch(batch: Any, index: int, epoch: int, cfg: StepConfig) -> Any:
 def backward(
     state: TrainState, cfg: StepConfig, batch: Any, group_size: int, update_follows: bool
 ) -> dict[str, torch.Tensor]:
-    """Adds a batch's share of the gradient, and its loss to the sums of the epoch; returns the parts of the loss."""
+    """Accumulate the gradient and the loss of a batch; return what the task logs beside the loss."""
     # Distributed gradients are exchanged once per update, in its last backward pass.
     quiet = None if update_follows else getattr(state.forward, "no_sync", None)
     with quiet() if quiet else nullcontext():
@@ -166,7 +167,7 @@ def backward(
 
 
 def mean_loss(state: TrainState, world: World) -> float | None:
-    """Mean loss over the epoch's images that all processes learnt from so far, None where there are none yet.
+    """Mean loss over the images of the epoch that all processes trained on so far; None where there are none yet.
 
     Every process must call it.
     """
@@ -176,11 +177,11 @@ def mean_loss(state: TrainState, world: World) -> float | None:
 
 
 def update(state: TrainState, cfg: StepConfig) -> torch.Tensor:
-    """One optimizer update from the gathered gradients: clip, step, average the weights, step the schedule.
+    """One optimizer update from the accumulated gradients: clip, step, update the EMA, step the schedule.
 
-    Where the gradient, or a loss that it comes from, is not finite, nothing but the schedule moves: weights, optimizer,
-    moving average and running statistics stay. ``state`` counts that, and apart from it what float16's loss scale
-    causes: with a scale above 1 the next, lower one can still make the gradient finite.
+    Where the gradient or one of its losses is not finite, only the schedule advances: weights, optimizer, EMA and
+    running statistics keep their values. ``state`` counts such updates, and separately the overflows of float16's loss
+    scale, where a lower scale can still make the gradient finite.
 
     Returns:
         The gradient's norm before clipping, a scalar on the device.
@@ -208,7 +209,7 @@ def update(state: TrainState, cfg: StepConfig) -> torch.Tensor:
 
 
 def _are_finite(state: TrainState, world: World, norm: torch.Tensor) -> tuple[bool, bool]:
-    """Whether the losses of the group, and the gradient, are finite in all processes.
+    """Whether the accumulated losses, and the gradient, are finite in all processes.
 
     The one place where an update waits for the device. Gradients are the same in all processes, losses are not.
     """
@@ -222,7 +223,7 @@ def _step(state: TrainState, cfg: StepConfig, norm: torch.Tensor) -> None:
     if cfg.clip_grad is not None and cfg.clip_mode == "norm":
         nn.utils.clip_grads_with_norm_(state.model.parameters(), cfg.clip_grad, norm)
     elif cfg.clip_grad is not None:
-        # Adaptive clipping leaves the classifier alone, as its authors advise.
+        # Adaptive clipping excludes the classifier, as its authors advise.
         clipped = model_parameters(state.model, exclude_head=cfg.clip_mode == "agc")
         dispatch_clip_grad(clipped, cfg.clip_grad, mode=cfg.clip_mode)
     state.scaler.step(state.optimizer)
@@ -231,7 +232,7 @@ def _step(state: TrainState, cfg: StepConfig, norm: torch.Tensor) -> None:
 
 
 def check_limit(state: TrainState, cfg: StepConfig) -> None:
-    """Ends the run where too many updates in a row were not finite."""
+    """Stop the run where too many updates in a row were not finite."""
     if state.bad_in_a_row >= max(cfg.max_bad_steps, 1):
         count = "an update was" if state.bad_in_a_row == 1 else f"{state.bad_in_a_row} updates in a row were"
         raise UserError(
@@ -256,12 +257,12 @@ def _figures(
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Most memory so far in GiB: allocated on a CUDA device; resident of this process for the CPU, where known."""
+    """Peak memory in GiB: allocated on a CUDA device, resident set of this process on a CPU; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if device.type != "cpu" or sys.platform == "win32":
         return None
-    import resource  # POSIX alone
+    import resource  # POSIX only
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

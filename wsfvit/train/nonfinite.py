@@ -1,4 +1,4 @@
-"""Updates that were not finite: the file that each of the first ones leaves, for ``python -m wsfvit replay``."""
+"""Non-finite losses and gradients: a dump of each of the first ones, for ``wsfvit replay``."""
 
 import math
 from pathlib import Path
@@ -14,26 +14,26 @@ from wsfvit.train.state import TrainState
 from wsfvit.utils.errors import UserError
 
 FOLDER = "bad-steps"
-MAX_DUMPS = 3  # of one run on one machine: what goes wrong first tells most, and each file holds all weights
-DEPTH = 2  # levels of the model's tree of modules that norms are given for
+MAX_DUMPS = 3  # per run and machine: the first ones tell most, and each file holds all weights
+DEPTH = 2  # levels of the module tree that norms are reported for
 
 
 def report_bad_step(
-    run_folder: Path,
+    run_dir: Path,
     described: dict[str, Any],
     state: TrainState,
     cfg: StepConfig,
     loader: TrainLoader,
     grad_norm: torch.Tensor,
 ) -> str:
-    """Dumps an update that was just skipped, as far as it is one of the first; every process must call it.
+    """Dump an update that was just skipped, if it is one of the first; every process must call it.
 
-    The process that had the first loss that is not finite writes ``RUN/bad-steps/epoch-E-batch-B.pth.tar``: the
+    The process with the first non-finite loss writes ``RUN/bad-steps/epoch-E-batch-B.pth.tar``: the
     weights, what ``described`` says about the run, and as ``bad_step`` the batches, the dataset indices of their
     images, the seeds, the losses and the norms of weights and gradients per module.
 
     Returns:
-        What happened, in one line.
+        A line for the log.
     """
     world = cfg.world
     losses = [loss.item() for loss, _ in state.group]
@@ -45,7 +45,7 @@ def report_bad_step(
             "state_dict": state.model.state_dict(),
             "bad_step": _describe(state, cfg, loader, losses, grad_norm.item()),
         }
-        note = _write(run_folder / FOLDER, f"epoch-{state.epoch}-batch-{_batches(state)[0]}.pth.tar", content)
+        note = _write(run_dir / FOLDER, f"epoch-{state.epoch}-batch-{_batches(state)[0]}.pth.tar", content)
     loss = sum(every[writer]) / len(losses)
     return (
         f"epoch {state.epoch}, batch {state.batch - 1}: update skipped, loss {loss:.4g}, gradient norm "
@@ -80,10 +80,10 @@ def _write(folder: Path, name: str, content: dict[str, Any]) -> str:
         if len(list(folder.glob("*.pth.tar"))) >= MAX_DUMPS:
             return ""
         save_atomic(content, folder / name)
-    # A run must not end because there is no room for a report on it.
+    # A run must not end because the disk is full for a report on it.
     except (OSError, UserError) as err:
         return f"; no dump: {err}"
-    command = "python -m wsfvit replay" if content.get("task") == "classification" else "dumped to"
+    command = "wsfvit replay" if content.get("task") == "classification" else "dumped to"
     return f"; {command} {folder / name}"
 
 

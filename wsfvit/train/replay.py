@@ -1,32 +1,33 @@
-"""The replay command: an update that was not finite once more, batch by batch, watched module by module."""
+"""The replay command: recompute a non-finite update and find the first module with a non-finite output."""
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.checkpoint.io import apply_state_dict, read_checkpoint
+from wsfvit.checkpoint.io import apply_state_dict, check_model_kwargs, read_checkpoint
 from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.data import build_train_loader, resolve_data
 from wsfvit.factory.model import build_train_model
-from wsfvit.train.classify import build_task
+from wsfvit.train.classify import Classification
 from wsfvit.train.loop import StepConfig, backward, prepare_batch
 from wsfvit.train.nonfinite import DEPTH, module_norms
-from wsfvit.train.session import build_state, build_step_config, set_up_torch
+from wsfvit.train.setup import build_state, build_step_config, set_up_torch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World, resolve_device
 from wsfvit.utils.errors import UserError
 
 
 class Watch:
-    """Notes where numbers stop being finite while a model computes forwards and backwards.
+    """Record where values stop being finite in a forward and backward pass.
 
     Attributes:
-        batch: The batch that runs, for the notes.
-        first_output: The first output that is not finite, in words, or "".
-        first_gradient: Likewise the first gradient of an output, from the loss on backwards.
+        batch: The current batch, for the messages.
+        first_output: Description of the first non-finite output, or "".
+        first_gradient: Likewise of the first non-finite gradient of an output, from the loss backwards.
         largest: Largest absolute value in the outputs of each module of the first levels, by name.
     """
 
@@ -58,38 +59,42 @@ class Watch:
 
 
 def run_replay(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the replay command: rebuilds model and data from the run's arguments, computes the group of batches again.
+    """Run the replay command: rebuild model and data from the run's arguments and recompute the batches of the update.
 
-    Of several processes one is replayed, the one that wrote the file; its gradient is its own, not the mean over all.
-    float16's loss scale is 1 here: what is not finite at a lower one is not at that either.
+    Of several processes only the one that wrote the file is replayed; its gradient is not averaged with the others.
+    float16's loss scale is 1 here: what overflows at that scale overflows at a higher one too.
 
     Returns:
         ``losses`` (one per batch), ``first_output``, ``first_gradient`` (see ``Watch``; "" for none) and ``norms``
         (see ``module_norms``).
 
     Raises:
-        UserError: the file is no dump, or the data is not the run's.
+        UserError: the file is not a dump, the data differs from the run's, or is not a local folder or file.
     """
     content = read_checkpoint(args.dump, trust=args.trust_checkpoint)
     step = content.get("bad_step")
     if step is None:
-        raise UserError(f"'{args.dump}' is no dump of a bad step: they are in the folder bad-steps of a run")
+        raise UserError(
+            f"'{args.dump}' is not a dump of a non-finite update: those are in the folder bad-steps of a run"
+        )
     if content.get("task", "classification") != "classification":
-        raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay knows classifiers alone")
+        raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay supports only classification")
     train_args = _train_arguments(args, content["args"])
     world = World(resolve_device(train_args.device), step["rank"], step["world_size"])
     set_up_torch(train_args, world)
     model = build_train_model(train_args, start=False)
     loader = build_train_loader(train_args, resolve_data(train_args, model), model.num_classes, world)
-    # Alone, because the other processes are not here.
-    state, epochs = build_state(train_args, model, World(world.device), len(loader))
+    # The other processes are not here.
+    state, epochs = build_state(Classification(train_args, World(world.device)), model, len(loader))
     state.scaler = GradScaler(world.device.type, enabled=False)
-    cfg = build_step_config(train_args, world, build_task(train_args, model.num_classes, world.device), epochs)
+    task = Classification(train_args, world)
+    task.build_loss(model.num_classes)
+    cfg = build_step_config(task, epochs)
     apply_state_dict(model, content["state_dict"], args.dump)
     state.epoch = step["epoch"]
     loader.set_position(state.epoch, step["batches"][0])
     if [loader.batch_indices(batch) for batch in step["batches"]] != step["indices"]:
-        raise UserError("the batches are not those of the run: replay with the same data (--data-dir DIR)")
+        raise UserError("the batches differ from the run's: replay with the same data (--data-dir DIR)")
     print(
         f"{train_args.model}, epoch {state.epoch}, batches {step['batches'][0]} to {step['batches'][-1]}, process "
         f"{world.rank} of {world.size}, on {world.device.type}"
@@ -107,12 +112,24 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
-    """The run's arguments, on top of today's defaults; without what only the rest of a run needs."""
+    """The run's arguments over today's defaults, without what only the rest of a run needs.
+
+    The dump may come from anybody: it must not name data whose reader starts a process or opens a connection.
+    """
     given = {"device": args.device, "data_dir": args.data_dir, "workers": args.workers}
     given = {key: value for key, value in given.items() if value is not None}
     uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
-    off = {**uncompiled, "model_ema": False, "sync_bn": False}
-    return argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
+    off = {**uncompiled, "model_ema": False, "sync_bn": False, "dataset_download": False}
+    found = argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
+    for key in ("data", "data_dir", "dataset", "train_split", "class_map"):
+        value = str(getattr(found, key) or "")
+        if key not in given and ("pipe:" in value or "://" in value):
+            raise UserError(f"'{args.dump}' reads its data from '{value}': replay reads only local files")
+    kind, _, place = str(found.dataset).partition("/")
+    if kind == "tfds" or (kind == "hfds" and not Path(place).exists()):
+        raise UserError(f"'{args.dump}' reads the data set '{found.dataset}': replay reads only local files")
+    check_model_kwargs(found.model_kwargs, f"'{args.dump}'")
+    return found
 
 
 def _compute(state: TrainState, cfg: StepConfig, loader: Any, step: dict[str, Any], watch: Watch) -> list[float]:

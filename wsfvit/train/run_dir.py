@@ -1,4 +1,4 @@
-"""The folder of a run: its name, the state to continue from, and how the arguments differ from those before."""
+"""The run directory: its name and lock, the state to resume, and how the arguments differ from the earlier run's."""
 
 import argparse
 from contextlib import ExitStack
@@ -12,32 +12,32 @@ from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import held, make_folder
 
-# Seconds in which a run that was told to stop saves its state, and a network file system notices that one has died.
+# Seconds for a run that is stopping to save its state, and for a network file system to notice a dead process.
 PATIENCE = 100.0
 # Where machines keep their data and write to.
 PLACES = {
     "config", "data", "data_dir", "mnist", "official_test", "output", "test_data", "train_annotations", "train_images",
     "val_annotations", "val_data", "val_images",
 }  # fmt: skip
-# Arguments that may differ from run to run without a word: places, and what is shown.
+# Arguments that may differ between runs without a note: places, and what is printed.
 UNREMARKABLE = PLACES | {
     "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
     "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
 
 
-def run_folder(args: argparse.Namespace, world: World, name: str) -> Path:
-    """OUTPUT/EXPERIMENT; without a name for the experiment, time and ``name``, the same in all processes."""
+def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:
+    """OUTPUT/EXPERIMENT; without ``--experiment``, time and ``name``; the same in all processes."""
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{name.replace('/', '_')}"
     folder: Path = world.gather(Path(args.output or "output/train") / name)[0]
     return folder
 
 
-def create_folder(folder: Path, continued: bool) -> None:
-    """Creates the run folder.
+def create_run_dir(folder: Path, continued: bool) -> None:
+    """Create the run directory.
 
     Raises:
-        UserError: it already holds a run that is not continued, or cannot be created.
+        UserError: it already holds another run, or cannot be created.
     """
     make_folder(folder)
     if not continued and (folder / "last.pth.tar").exists():
@@ -46,27 +46,27 @@ def create_folder(folder: Path, continued: bool) -> None:
         )
 
 
-def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
-    """Keeps other trainings out of the run folder, where there is one, until ``until_then`` or this process ends.
+def lock_run_dir(folder: Path, world: World, until: ExitStack) -> None:
+    """Lock the run directory, if it exists, against other trainings until ``until`` or this process ends.
 
     Raises:
-        UserError: another process still trains there after `PATIENCE` seconds, or the folder cannot be written to.
+        UserError: another process still trains there after ``PATIENCE`` seconds, or it is not writable.
     """
     if world.is_main and folder.is_dir():
         lock = folder / ".run.lock"
-        if not until_then.enter_context(held(lock)):
-            world.say(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
-            if not until_then.enter_context(held(lock, PATIENCE)):
+        if not until.enter_context(held(lock)):
+            world.log(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
+            if not until.enter_context(held(lock, PATIENCE)):
                 raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
     world.barrier()  # the other processes read what is there only now
 
 
 def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:
-    """The training state that ``--resume`` names, read by every process, or None for a new run.
+    """Read the training state that ``--resume`` names, in every process; None for a new run.
 
     Args:
         args: Arguments of train.py.
-        store: That of the run folder; takes over the ranking of epochs.
+        store: Of the run directory; gets the ranking of epochs.
         world: The processes.
 
     Raises:
@@ -83,14 +83,14 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
     found = store.load_newest() if world.is_main else None
     path = world.gather(found and found[1])[0]
     if path is None:
-        world.say(f"nothing to resume in '{store.folder}': starting anew")
+        world.log(f"nothing to resume in '{store.folder}': starting from scratch")
         return None
-    world.say(f"resuming from '{path}'")
+    world.log(f"resuming from '{path}'")
     return found[0] if found else read_checkpoint(path)
 
 
 def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Each argument that differs between two runs as ``lr 0.1 -> 0.2``, leaving out what changes nothing."""
+    """Arguments that differ between two runs, as ``lr 0.1 -> 0.2``, without those that change nothing."""
     return [
         f"{key} {saved[key]} -> {now[key]}"
         for key in sorted(saved.keys() & now.keys() - UNREMARKABLE)
@@ -99,7 +99,7 @@ def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def primitive(value: Any) -> Any:
-    """Tuples become lists, so that YAML and JSON give back what was written."""
+    """Convert tuples to lists, so that YAML and JSON give back what was written."""
     if isinstance(value, dict):
         return {key: primitive(item) for key, item in value.items()}
     return [primitive(item) for item in value] if isinstance(value, (list, tuple)) else value

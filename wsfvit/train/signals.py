@@ -1,4 +1,4 @@
-"""Stopping a long run politely: a signal asks, the loop saves and ends."""
+"""Preemption: a signal requests a stop, the loop saves and ends."""
 
 import os
 import signal
@@ -6,17 +6,17 @@ import threading
 from types import FrameType
 from typing import Any
 
-# sysexits.h calls it EX_TEMPFAIL: the state is saved, start the same command again. A launcher can act on it.
+# EX_TEMPFAIL of sysexits.h: the state is saved, start the same command again. A launcher can act on it.
 STOPPED_EXIT_CODE = 75
 
 
 class StopRequests:
-    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a request that the loop reads between two steps.
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that the loop reads between two steps.
 
     Schedulers send SIGTERM (or what ``sbatch --signal`` names) some time before they kill a job. The loop reads
     ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. A second Ctrl-C raises
     ``KeyboardInterrupt`` at once. Signals can only be caught in the main thread; elsewhere nothing is ever requested.
-    Loading processes need ``wsfvit.data.workers.outlive_stop_signals``, since schedulers signal every process of a run.
+    Dataloader workers need ``wsfvit.data.workers.outlive_stop_signals``: schedulers signal every process of a run.
 
     Attributes:
         reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
@@ -55,7 +55,7 @@ class StopRequests:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A forked process inherits the handlers but makes no steps. Ctrl-C and SIGUSR1 are the run's business.
+            # A forked process inherits the handlers but takes no steps; Ctrl-C and SIGUSR1 are handled by the run.
             if number == signal.SIGTERM:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os.kill(os.getpid(), signal.SIGTERM)

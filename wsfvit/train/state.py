@@ -1,4 +1,4 @@
-"""Everything that changes while training, and its way into a checkpoint and back."""
+"""Training state: everything that changes during training, saved to and restored from checkpoints."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,26 +14,26 @@ from torch.nn.modules.batchnorm import _NormBase
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError, first_line
 
-# Counts of updates that were not done.
+# Counts of skipped updates.
 SKIPPED = ("bad_steps", "bad_in_a_row", "overflows")
 
 
 @dataclass
 class TrainState:
-    """What a run changes; random numbers are not among it, because each batch has a seed of its own.
+    """State of a run. Random generators are not part of it: each batch derives its own seed.
 
     Attributes:
-        model: The bare model, whose weights are saved.
-        wrapped: ``model`` in its distributed or compiled wrapping, or None.
+        model: The unwrapped model, whose weights are saved.
+        wrapped: ``model`` distributed or compiled, or None.
         epoch: The epoch being trained, counted from 0.
-        batch: The next batch of that epoch on each process; a save finds it at the start of an update's group.
-        num_updates: Optimizer updates so far, skipped ones too; the moving average's step count.
+        batch: The next batch of that epoch on each process; at a save, the first one of an update.
+        num_updates: Optimizer updates so far, including skipped ones; the EMA's step count.
         group: Loss (a scalar on the device) and number of images of each batch since the last update.
-        loss_sum: Sum of the loss over the images that this process learnt from in the epoch so far, a scalar on the
-            device; batches of skipped updates are left out.
+        loss_sum: Sum of the loss over the images that this process trained on in the epoch so far, a scalar on the
+            device; without skipped updates.
         images: Number of these images.
         bad_steps: Updates skipped because a loss or the gradient was not finite.
-        bad_in_a_row: How many of them came last, without a finite one between.
+        bad_in_a_row: How many of them came last in a row.
         overflows: Updates skipped because float16's loss scale was too high, which happens in every run.
         lr: Learning rate of the last update.
         rows: Lines of summary.csv, one per finished epoch.
@@ -66,21 +66,21 @@ class TrainState:
 
     @property
     def forward(self) -> nn.Module:
-        """What is called for the loss."""
+        """The model to call for the loss."""
         return self.model if self.wrapped is None else self.wrapped
 
     def keep_statistics(self) -> None:
-        """Notes the running statistics of the norm layers, for ``refuse_group`` to return to."""
+        """Copy the running statistics of the norm layers, for ``refuse_group`` to restore."""
         if self._kept:
             torch._foreach_copy_(self._kept, self._statistics)
 
     def begin_group(self) -> None:
-        """Drops the gradients and losses since the last update."""
+        """Clear the gradients and losses since the last update."""
         self.optimizer.zero_grad(set_to_none=True)
         self.group.clear()
 
     def accept_group(self) -> None:
-        """Counts the batches since the last update as learnt from."""
+        """Count the batches since the last update as trained on."""
         for loss, images in self.group:
             self.loss_sum.add_(loss, alpha=images)
             self.images += images
@@ -88,19 +88,19 @@ class TrainState:
         self.keep_statistics()
 
     def refuse_group(self) -> None:
-        """Counts a skipped update, and undoes what its forward passes did: a NaN in a running mean stays for ever."""
+        """Count a skipped update and restore the running statistics, in which a NaN would stay permanently."""
         self.bad_steps += 1
         self.bad_in_a_row += 1
         if self._kept:
             torch._foreach_copy_(self._statistics, self._kept)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Moves to the first batch of ``epoch``."""
+        """Move to the first batch of ``epoch``."""
         self.epoch, self.batch, self.images = epoch, 0, 0
         self.loss_sum.zero_()
 
     def state_dict(self, world: World) -> dict[str, Any]:
-        """Tensors and primitives that ``load_state_dict`` continues from; every process of ``world`` must call it."""
+        """Tensors and primitives for ``load_state_dict``; every process of ``world`` must call it."""
         content = {
             "state_dict": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -119,11 +119,11 @@ class TrainState:
         return content
 
     def _modules(self) -> list[nn.Module]:
-        """The model, and its moving average where there is one."""
+        """The model, and the EMA model where there is one."""
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def load_state_dict(self, content: dict[str, Any], world: World, optimizer: bool = True) -> None:
-        """Takes over what ``state_dict`` gave; ``optimizer`` False leaves out optimizer, scaler and schedule.
+        """Restore what ``state_dict`` returned; ``optimizer`` False leaves out optimizer, scaler and schedule.
 
         Raises:
             UserError: ``content`` holds no training state, or not of this model and optimizer.
@@ -154,14 +154,14 @@ class TrainState:
         loss_sum, self.images = sums[world.rank]
         self.loss_sum.fill_(loss_sum)
         buffers = content.get("rank_buffers", [])
-        if len(buffers) == world.size and world.size > 1:  # else all go on with those of rank 0
+        if len(buffers) == world.size and world.size > 1:  # else all continue with those of rank 0
             for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
                 for key, value in _float_buffers(module).items():
                     value.copy_(saved[key])
 
 
 def _check_shapes(saved: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """Refuses weights that were resized on loading: the moments of the optimizer are not, and fail at its next step."""
+    """Refuse weights that were resized on loading: the optimizer's moments were not, and its next step would fail."""
     for name, parameter in model.named_parameters():
         if saved[name].shape != parameter.shape:
             was, now = ("x".join(map(str, tensor.shape)) for tensor in (saved[name], parameter))
@@ -172,15 +172,15 @@ def _check_shapes(saved: dict[str, torch.Tensor], model: nn.Module) -> None:
 
 
 def _float_buffers(module: nn.Module, device: str | None = None) -> dict[str, torch.Tensor]:
-    """The floating-point buffers of the state dictionary: batch norm's, which within an epoch each process has its own
-    of; moved to ``device`` if one is named."""
+    """Floating-point buffers of the state dict (BatchNorm statistics, which differ between processes within an epoch),
+    moved to ``device`` if one is named."""
     saved = module.state_dict().keys()
     found = {key: value for key, value in module.named_buffers() if key in saved and value.is_floating_point()}
     return found if device is None else {key: value.to(device) for key, value in found.items()}
 
 
 def running_statistics(model: nn.Module) -> list[torch.Tensor]:
-    """Means and variances that the norm layers gather: what a forward pass changes in training."""
+    """Running means and variances of the norm layers: what a forward pass changes in training."""
     norms = [module for module in model.modules() if isinstance(module, _NormBase)]
     return [value for module in norms for value in module.buffers(False) if value.is_floating_point()]
 

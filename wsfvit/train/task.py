@@ -1,27 +1,78 @@
-"""What a run learns: the one part of a training step that differs from task to task."""
+"""Interface of a training task: what differs between classification, detection, video prediction and your own."""
 
+import argparse
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
+
+from wsfvit.factory import recipe
+from wsfvit.factory.data import Loader
+from wsfvit.utils.distributed import World
+
+if TYPE_CHECKING:  # both know tasks
+    from wsfvit.train.loggers import RunLog
+    from wsfvit.train.trainer import Trainer
 
 
 class Task(ABC):
-    """How a batch becomes a loss: of classification, detection, video prediction, or a task of your own.
+    """A model with its data, loss and metric, trained by ``Trainer``.
+
+    The trainer calls ``build_model``, ``build_loaders``, ``build_optimizer`` and ``build_scheduler`` once, in this
+    order. What a task needs later it keeps as attributes of its own.
+
+    Args:
+        args: Arguments of the training command: at least those that ``wsfvit.cli.run`` lists.
+        world: The processes that train together.
 
     Attributes:
-        unit: What is counted, in the plural, for progress and tables.
+        unit: What a batch holds, in the plural, for progress and tables.
+        metric: Column of summary.csv that selects the best checkpoint; a key of ``evaluate``'s result.
+        lower_is_better: Whether the best checkpoint has the lowest metric.
     """
 
     unit = "images"
+    metric = "val_loss"
+    lower_is_better = False
+
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        self.args, self.world = args, world
+
+    @abstractmethod
+    def build_model(self, start: bool) -> nn.Module:
+        """Build the model on the CPU in float32.
+
+        Args:
+            start: Whether to load the weights to start from; False where a run is resumed.
+
+        Raises:
+            UserError: the arguments do not fit each other or the data.
+        """
+
+    @abstractmethod
+    def build_loaders(self, model: Any) -> tuple[Loader, Loader]:
+        """Build the training and the validation loader of this process.
+
+        Both have ``len`` (batches of an epoch) and ``bad_images`` (names of skipped ones). The training loader also
+        has ``set_position(epoch, batch)`` and ``batch_indices(batch)``, as ``wsfvit.data.TrainLoader``.
+        """
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer; default: timm's, without weight decay on biases and norms."""
+        return recipe.build_optimizer(self.args, model)
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
+        """Build the learning rate schedule (None for a constant rate); also return the number of epochs."""
+        return recipe.build_scheduler(self.args, optimizer, updates_per_epoch)
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027  most tasks are the same in all epochs
-        """Sets what depends on the epoch."""
+        """Set what depends on the epoch."""
 
     @abstractmethod
     def prepare(self, batch: Any, device: torch.device) -> Any:
-        """Brings a batch of the loader to ``device`` and changes it at random; all generators are seeded for it."""
+        """Move a batch of the training loader to ``device`` and augment it; all random generators are seeded."""
 
     @abstractmethod
     def count(self, batch: Any) -> int:
@@ -29,16 +80,51 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, forward: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a prepared batch, under the run's mixed precision.
+        """Compute the loss of a prepared batch, under the run's mixed precision.
 
         Args:
             forward: The model, distributed or compiled; called once.
             batch: From ``prepare``.
 
         Returns:
-            A scalar, the mean over the batch, and scalars to log beside it (parts of the loss), by name.
+            A scalar, the mean over the batch, and scalars to log beside it by name.
         """
 
-    def pictures(self, batch: Any) -> torch.Tensor | None:
-        """The images (N, C, H, W) of a prepared batch as the model sees them, for ``--save-images``."""
+    @abstractmethod
+    def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
+        """Evaluate a model in eval mode on the validation loader; called in every process.
+
+        Args:
+            model: The EMA model where there is one on the device, else the trained one.
+            loader: From ``build_loaders``.
+            title: Of the progress line.
+
+        Returns:
+            Columns of summary.csv, equal in all processes.
+        """
+
+    def name(self) -> str:
+        """Name of the run directory where ``--experiment`` is not given."""
+        return type(self).__name__.lower()
+
+    def title(self) -> str:
+        """Model and data in a few words, for the first line of the log."""
+        return self.name()
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must contain, besides weights, to be used without the run; primitives only."""
+        return {"task": type(self).__name__.lower()}
+
+    def counts(self) -> dict[str, int]:
+        """Numbers that must be equal in all processes, by name."""
+        return {}
+
+    def images(self, batch: Any) -> torch.Tensor | None:
+        """Images (N, C, H, W) of a prepared batch as the model sees them, for ``--save-images``."""
         return None
+
+    def after_epoch(self, log: "RunLog", update: int) -> None:  # noqa: B027
+        """Log figures of the epoch; called in the main process after its row is logged."""
+
+    def at_end(self, trainer: "Trainer") -> None:  # noqa: B027
+        """Final evaluation; called in every process when all epochs are done."""

@@ -1,26 +1,25 @@
-"""``python -m wsfvit.video train``: a video model, its data and its recipe, handed over to be trained."""
+"""Video prediction: the task of ``wsfvit video train``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from wsfvit.checkpoint.io import apply_state_dict
 from wsfvit.checkpoint.store import BEST
 from wsfvit.cli.run import parse_with_config
-from wsfvit.factory.data import loader_options
+from wsfvit.data import LoaderOptions
+from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import set_batch_norm_constants
-from wsfvit.train.dry_run import FirstBatches
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.run import Run
-from wsfvit.train.session import Plan, run_session
 from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.train.task import Task
+from wsfvit.train.trainer import FirstBatches, Result, Trainer, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype
@@ -49,15 +48,14 @@ SHOWN = 4
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and trains; ends with exit code 75 where a stop was asked for."""
-    if not run_training(parse_with_config(train_parser(), argv))["finished"]:
+    """Parse the command line and train; exit code 75 after a request to stop."""
+    if not run_training(parse_with_config(train_parser(), argv)).finished:
         sys.exit(STOPPED_EXIT_CODE)
 
 
-def run_training(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains, in this process or as one of those that ``torchrun`` started; see ``run_session``."""
-    lower = args.eval_metric not in HIGHER_IS_BETTER
-    return run_session(args, build_plan, f"simvp-{args.family}", args.eval_metric, lower_is_better=lower)
+def run_training(args: argparse.Namespace) -> Result:
+    """Train a video model; see ``run_task``."""
+    return run_task(args, VideoPrediction)
 
 
 class VideoPrediction(Task):
@@ -65,8 +63,47 @@ class VideoPrediction(Task):
 
     unit = UNIT
 
+    def __init__(self, args: argparse.Namespace, world: World) -> None:
+        super().__init__(args, world)
+        self.metric, self.lower_is_better = args.eval_metric, args.eval_metric not in HIGHER_IS_BETTER
+        if args.model_dtype not in (None, "float32"):
+            raise UserError(
+                f"video models keep their weights in float32: pass --amp, not --model-dtype {args.model_dtype}"
+            )
+
+    def build_model(self, start: bool) -> nn.Module:
+        args = self.args
+        self.config = build_config(args)
+        self.train_set, self.val_set, self.test_set = _open_splits(args, self.config)
+        model = SimVP(self.config)
+        set_batch_norm_constants(args, model)
+        if args.initial_checkpoint and start:
+            weights, _ = load_video_weights(args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint)
+            apply_state_dict(model, weights, args.initial_checkpoint)
+            self.world.log(f"starting from {args.initial_checkpoint}")
+        if self.test_set is None:
+            self.world.log("no test sequences: name some with --test-data, or test later with wsfvit video validate")
+        return model
+
+    def build_loaders(self, model: nn.Module) -> tuple[Loader, Loader]:
+        args, world, frames_in = self.args, self.world, self.config.frames_in
+        self.validation = VideoValidation(world, amp_dtype(args), args.log_interval, args.pictures)
+        options = loader_options(args, world, args.batch_size)
+        return (
+            build_train_loader(self.train_set, frames_in, options, args.seed),
+            build_eval_loader(self.val_set, frames_in, self._eval_options()),
+        )
+
+    def _eval_options(self) -> LoaderOptions:
+        return loader_options(self.args, self.world, self.args.validation_batch_size or self.args.batch_size)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(self.args, model)
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
+        return build_scheduler(self.args, optimizer, updates_per_epoch)
+
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
-        """Brings the batch to the device."""
         frames, future = (part.to(device, non_blocking=True) for part in batch)
         return frames, future
 
@@ -74,45 +111,55 @@ class VideoPrediction(Task):
         return len(batch[0])
 
     def loss(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over all values; beside it ``mse``, per frame, as validation gives it."""
+        """The mean over all values; logged beside it ``mse``, summed per frame, as in validation."""
         frames, future = batch
         loss = F.mse_loss(forward(frames).float(), future)
         return loss, {"mse": loss.detach() * future[0, 0].numel()}
 
-    def pictures(self, batch: Batch) -> Tensor:
+    def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
+        return self.validation(model, loader, title)
+
+    def name(self) -> str:
+        return f"simvp-{self.args.family}"
+
+    def title(self) -> str:
+        config, train_set = self.config, self.train_set
+        return (
+            f"SimVP ({config.family} family), {config.frames_in} to {config.frames_out} frames of "
+            f"{'x'.join(map(str, train_set.shape[1:]))}, on {train_set.name}, selected on {self.val_set.name}"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return describe(self.config, self.args, self.train_set.shape[2:])
+
+    def counts(self) -> dict[str, int]:
+        return {"training sequences": len(self.train_set), "validation sequences": len(self.val_set)}
+
+    def images(self, batch: Batch) -> Tensor:
         """All frames of the first sequences, one after the other."""
         return torch.cat(batch, 1)[:SHOWN].flatten(0, 1)
 
+    def after_epoch(self, log: RunLog, update: int) -> None:
+        for number, (frames, prediction, future) in enumerate(self.validation.kept):
+            strip = torch.from_numpy(draw_strip(frames, prediction, future)).permute(2, 0, 1)
+            log.log_image(f"validation/{number}", strip, update)
 
-@dataclass(frozen=True)
-class FinalTest:
-    """Tests the best weights of a run once, beside the baselines; called as ``Plan.at_end`` says.
+    def at_end(self, trainer: Trainer) -> None:
+        """Evaluate the best weights once on the test sequences, beside the baselines.
 
-    Attributes:
-        world: The processes.
-        sequences: The test sequences.
-        args: Of the run.
-    """
-
-    world: World
-    sequences: SequenceDataset
-    args: argparse.Namespace
-
-    def __call__(self, run: Run) -> None:
-        """Writes test.json, curves and pictures into the run folder.
+        Writes test.json, curves and figures into the run directory.
 
         Raises:
             UserError: the best checkpoint cannot be read any more, or a file cannot be written.
         """
+        if self.test_set is None:
+            return
         args, world = self.args, self.world
-        if run.store is not None:
-            run.store.wait()
+        trainer.store.wait()
         world.barrier()
-        judged_ema = run.judged is not run.state.model
-        model, meta = load_model(run.folder / BEST, world.device, use_ema=judged_ema)
-        config = model.config
-        options = loader_options(args, world, args.validation_batch_size or args.batch_size)
-        loader: Any = build_eval_loader(self.sequences, config.frames_in, options)
+        use_ema = trainer.eval_model is not trainer.state.model
+        model, meta = load_model(trainer.run_dir / BEST, world.device, use_ema=use_ema)
+        loader: Any = build_eval_loader(self.test_set, model.config.frames_in, self._eval_options())
         if args.dry_run:
             loader = FirstBatches(loader, 1)
         predictors = {MODEL: model.predict, **BASELINES}
@@ -123,59 +170,14 @@ class FinalTest:
             **describe_data(loader, found),
             "epoch": meta["epoch"],
             "num_updates": meta["num_updates"],
-            "num_updates_of_the_run": run.state.num_updates,
+            "num_updates_of_the_run": trainer.state.num_updates,
             "weights": meta["weights"],
         }
-        write_report(run.folder, "test", described, found)
-        world.say(
-            f"test, once, on {described['data']}, {described['sequences']} sequences, by the weights of epoch "
+        write_report(trainer.run_dir, "test", described, found)
+        world.log(
+            f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
             f"{meta['epoch']}\n{markdown_table(found.figures)}"
         )
-
-
-def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
-    """Builds model, data, recipe and validation; with ``start`` the model has the weights to start from.
-
-    Raises:
-        UserError: they cannot be built so, or do not fit each other.
-    """
-    if args.model_dtype not in (None, "float32"):
-        raise UserError(f"video models keep their weights in float32: pass --amp, not --model-dtype {args.model_dtype}")
-    config = build_config(args)
-    train_set, val_set, test_set = _open_splits(args, config)
-    model = SimVP(config)
-    set_batch_norm_constants(args, model)
-    if args.initial_checkpoint and start:
-        weights, _ = load_video_weights(args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint)
-        apply_state_dict(model, weights, args.initial_checkpoint)
-        world.say(f"starting from {args.initial_checkpoint}")
-    val_options = loader_options(args, world, args.validation_batch_size or args.batch_size)
-    validation = VideoValidation(world, amp_dtype(args), args.log_interval, args.pictures)
-
-    def draw(log: RunLog, update: int) -> None:
-        for number, (frames, prediction, future) in enumerate(validation.kept):
-            strip = torch.from_numpy(draw_strip(frames, prediction, future)).permute(2, 0, 1)
-            log.log_picture(f"validation/{number}", strip, update)
-
-    if test_set is None:
-        world.say("no test sequences: name some with --test-data, or test later with python -m wsfvit.video validate")
-    return Plan(
-        title=f"SimVP ({config.family} family), {config.frames_in} to {config.frames_out} frames of "
-        f"{'x'.join(map(str, train_set.shape[1:]))}, on {train_set.name}, chosen on {val_set.name}",
-        model=model,
-        task=VideoPrediction(),
-        train_loader=build_train_loader(
-            train_set, config.frames_in, loader_options(args, world, args.batch_size), args.seed
-        ),
-        val_loader=build_eval_loader(val_set, config.frames_in, val_options),
-        validate=validation,
-        described=describe(config, args, train_set.shape[2:]),
-        counts={"training sequences": len(train_set), "validation sequences": len(val_set)},
-        optimizer_of=build_optimizer,
-        scheduler_of=build_scheduler,
-        after_epoch=draw,
-        at_end=None if test_set is None else FinalTest(world, test_set, args),
-    )
 
 
 def _open_splits(
@@ -184,13 +186,13 @@ def _open_splits(
     """Training, validation and test sequences.
 
     Raises:
-        UserError: they cannot be had, or differ in size.
+        UserError: they are missing, or differ in size.
     """
     length = config.frames_in + config.frames_out
     train_set = open_split(args, "train", length, config.channels, args.samples_per_epoch)
     val_set = open_split(args, "validation", length, config.channels, args.val_sequences, args.val_data)
     test_set = open_split(args, "test", length, config.channels, args.test_sequences, args.test_data)
-    assert train_set is not None  # it falls back on all of the data
+    assert train_set is not None  # it falls back to all of the data
     if val_set is None:
         raise UserError(f"'{args.data}' has no folder validation or val: name other sequences with --val-data")
     for other in (val_set, test_set):

@@ -1,4 +1,4 @@
-"""A task of one's own, from data to resumed run: what a project that extends the engine writes."""
+"""A custom task, from data to resumed run: what a project that extends the trainer writes."""
 
 import csv
 import os
@@ -15,8 +15,8 @@ from wsfvit.cli.precision import add_compile
 from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer, add_schedule
 from wsfvit.cli.run import add_batches, add_logs, add_resume, add_running, add_training_device
 from wsfvit.train import run_dir
-from wsfvit.train.session import Plan, run_session
 from wsfvit.train.task import Task
+from wsfvit.train.trainer import run_task
 from wsfvit.utils.errors import UserError
 
 SLOPES = torch.tensor([[2.0], [-3.0]])
@@ -49,6 +49,14 @@ class Points:
 
 class Regression(Task):
     unit = "points"
+    metric, lower_is_better = "mse", True
+
+    def build_model(self, start):
+        torch.manual_seed(0)
+        return torch.nn.Linear(2, 1)
+
+    def build_loaders(self, model):
+        return Points(), Points()
 
     def prepare(self, batch, device):
         return [part.to(device) for part in batch]
@@ -59,6 +67,24 @@ class Regression(Task):
     def loss(self, forward, batch):
         error = (forward(batch[0]) - batch[1]).square().mean(0)
         return error.mean(), {"rmse": error.mean().detach().sqrt()}
+
+    def evaluate(self, model, loader, title):
+        with torch.no_grad():
+            errors = [(model(points) - heights).square().mean().item() for points, heights in loader]
+        return {"mse": sum(errors) / len(errors)}
+
+    def name(self):
+        return "plane"
+
+    def describe(self):
+        return {"task": "regression", "config": {"inputs": 2}}
+
+
+class Interrupted(Regression):
+    """Asks for a stop in the middle of the second epoch."""
+
+    def build_loaders(self, model):
+        return Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM)), Points()
 
 
 def parse(tmp_path, *argv):
@@ -71,73 +97,55 @@ def parse(tmp_path, *argv):
     return parser.parse_args([*fixed, "--warmup-epochs", "0", "--log-interval", "2", *argv])
 
 
-def fit(args, loader=None, after=None, at_end=None):
-    def validate(model, loader, title):
-        with torch.no_grad():
-            errors = [(model(points) - heights).square().mean().item() for points, heights in loader]
-        return {"mse": sum(errors) / len(errors)}
-
-    def build(args, world, start):
-        torch.manual_seed(0)
-        return Plan(
-            title="a plane",
-            model=torch.nn.Linear(2, 1),
-            task=Regression(),
-            train_loader=loader or Points(),
-            val_loader=Points(),
-            validate=validate,
-            described={"task": "regression", "config": {"inputs": 2}},
-            counts={},
-            after_epoch=after,
-            at_end=at_end,
-        )
-
-    return run_session(args, build, "plane", "mse", lower_is_better=True)
-
-
 def test_a_task_of_ones_own_is_trained_logged_and_resumed(tmp_path, capsys):
     seen = []
-    whole = fit(parse(tmp_path / "whole"), after=lambda log, update: seen.append(update), at_end=seen.append)
-    assert list(whole["rows"][0]) == ["epoch", "train_loss", "mse", "lr", "seconds", "points_per_s"]
-    assert whole["best"]["mse"] == min(row["mse"] for row in whole["rows"]) < 0.01 * whole["rows"][0]["train_loss"]
+
+    class Noting(Regression):
+        def after_epoch(self, log, update):
+            seen.append(update)
+
+        def at_end(self, trainer):
+            seen.append(trainer)
+
+    whole = run_task(parse(tmp_path / "whole"), Noting)
+    assert list(whole.rows[0]) == ["epoch", "train_loss", "mse", "lr", "seconds", "points_per_s"]
+    assert whole.best["mse"] == min(row["mse"] for row in whole.rows) < 0.01 * whole.rows[0]["train_loss"]
     assert seen[:3] == [6, 12, 18] and seen[3].state.num_updates == 18
     out = capsys.readouterr().out
-    assert "a plane: 0.00 M parameters" in out and "points/s" in out and "rmse" in out and "best mse" in out
+    assert "plane: 0.00 M parameters" in out and "points/s" in out and "rmse" in out and "best mse" in out
 
-    cut = Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert not fit(parse(tmp_path / "cut"), cut)["finished"]
-    resumed = fit(parse(tmp_path / "cut", "--resume", "auto"))
-    states = [load_state_dict_file(run["run_folder"] / "last.pth.tar", task="regression") for run in (whole, resumed)]
+    assert not run_task(parse(tmp_path / "cut"), Interrupted).finished
+    resumed = run_task(parse(tmp_path / "cut", "--resume", "auto"), Regression)
+    states = [load_state_dict_file(run.run_dir / "last.pth.tar", task="regression") for run in (whole, resumed)]
     for key, value in states[0][0].items():
         assert torch.equal(value, states[1][0][key])
     assert states[0][1]["config"] == {"inputs": 2}
 
 
 def test_weights_of_another_task_are_refused(tmp_path):
-    folder = fit(parse(tmp_path, "--epochs", "1"))["run_folder"]
+    folder = run_task(parse(tmp_path, "--epochs", "1"), Regression).run_dir
     with pytest.raises(UserError, match="was trained for regression, not for classification"):
         load_state_dict_file(folder / "last.pth.tar")
 
 
 def test_a_dry_run_of_it_leaves_nothing(tmp_path):
-    assert fit(parse(tmp_path, "--dry-run"))["finished"] and not list(tmp_path.iterdir())
+    assert run_task(parse(tmp_path, "--dry-run"), Regression).finished and not list(tmp_path.iterdir())
 
 
 def test_epochs_without_validation_leave_empty_cells_and_no_best(tmp_path):
-    whole = fit(parse(tmp_path, "--epochs", "5", "--eval-interval", "2"))
-    assert [row["epoch"] for row in whole["rows"] if "mse" in row] == [1, 3, 4]  # the last epoch has one in any case
+    whole = run_task(parse(tmp_path, "--epochs", "5", "--eval-interval", "2"), Regression)
+    assert [row["epoch"] for row in whole.rows if "mse" in row] == [1, 3, 4]  # the last epoch has one in any case
     table = list(csv.DictReader((tmp_path / "plane" / "summary.csv").open()))
     assert list(table[0])[:3] == ["epoch", "train_loss", "mse"]
     assert [row["mse"] == "" for row in table] == [True, False, True, False, False]
     kept = sorted(path.name for path in (tmp_path / "plane").glob("checkpoint-*.pth.tar"))
     assert kept == [f"checkpoint-{epoch}.pth.tar" for epoch in (1, 3, 4)]
-    assert whole["best"]["epoch"] in (1, 3, 4)
+    assert whole.best["epoch"] in (1, 3, 4)
 
 
 def test_a_run_that_never_validated_has_no_best_but_its_last_state(tmp_path):
-    cut = Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    stopped = fit(parse(tmp_path, "--eval-interval", "3"), cut)
-    assert stopped["best"] is None and (tmp_path / "plane" / "last.pth.tar").exists()
+    stopped = run_task(parse(tmp_path, "--eval-interval", "3"), Interrupted)
+    assert stopped.best is None and (tmp_path / "plane" / "last.pth.tar").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks as POSIX systems do")
@@ -148,11 +156,11 @@ def test_a_folder_in_which_another_process_trains(tmp_path, monkeypatch, capsys)
     with holding(folder / ".run.lock") as other:
         monkeypatch.setattr(run_dir, "PATIENCE", 0.3)
         with pytest.raises(UserError, match="another process trains in '.*plane': stop it, or choose another"):
-            fit(args)
+            run_task(args, Regression)
         assert [path.name for path in folder.iterdir()] == [".run.lock"]
         monkeypatch.setattr(run_dir, "PATIENCE", 60.0)
         threading.Timer(0.5, other.kill).start()
-        assert fit(args)["finished"]
+        assert run_task(args, Regression).finished
     assert "another process trains in" in capsys.readouterr().out
     # The process that trained has let go.
     with holding(folder / ".run.lock"):
@@ -162,4 +170,4 @@ def test_a_folder_in_which_another_process_trains(tmp_path, monkeypatch, capsys)
 def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path):
     (tmp_path / "plane" / ".run.lock").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot write '.*\.run\.lock': Is a directory"):
-        fit(parse(tmp_path))
+        run_task(parse(tmp_path), Regression)
