@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment and runs lint, types and tests; arguments go to pytest.
+# Makes the environment and runs lint, types and the first tier of tests (minutes); arguments go to pytest.
+# scripts/test.sh --all also runs the tests marked slow.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 show_help "$@"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from tiers import is_slow
 
 if not torch.cuda.is_available():
     # Read by Triton when it is imported: its kernels then run on the CPU.
@@ -22,10 +23,12 @@ settings.load_profile("wsfvit")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the operators under test run")
+    parser.addoption("--all", action="store_true", help="also run the slow tests (marked, or in tests/tiers.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires_cuda: skipped without a GPU; fails there if WSFVIT_REQUIRE_GPU=1")
+    config.addinivalue_line("markers", "slow: only with --all")
     if config.getoption("--device") == "cuda":
         if not torch.cuda.is_available():
             raise pytest.UsageError("--device cuda: no CUDA device is available")
@@ -33,11 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--device cuda``, the tests that run there: the others would only be those of the CPU once more."""
+    """Without ``--all``, the first tier; with ``--device cuda``, the tests that run there: the others are the CPU's."""
+    wanted = items if config.getoption("--all") else [item for item in items if not _is_slow(item)]
     if config.getoption("--device") == "cuda":
-        here = [item for item in items if _runs_on_device(item)]
-        config.hook.pytest_deselected(items=[item for item in items if not _runs_on_device(item)])
-        items[:] = here
+        wanted = [item for item in wanted if _runs_on_device(item)]
+    kept = set(wanted)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = wanted
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or is_slow(item.nodeid)
 
 
 def _runs_on_device(item: pytest.Item) -> bool:
