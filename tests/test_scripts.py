@@ -246,4 +246,4 @@ def test_dry_run_of_a_detector(tmp_path: Path) -> None:
     variables = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     done = run_bash([str(DETECTION_LAUNCHERS[0]), str(tmp_path), "1", *SMALL_DETECTOR], variables)
     assert done.returncode == 0, done.stderr
-    assert "dry run" in done.stdout and "2 images an update" in done.stdout
+    assert "dry run" in done.stdout and "2 images per update" in done.stdout

@@ -43,7 +43,7 @@ def test_unreadable_images_end_or_are_counted(data, monkeypatch, capsys, error_o
 
     run_training(parse_train_args(train_argv(data, "--on-bad-image", "skip", "--epochs", "2")))
     out, err = capsys.readouterr()
-    counts = "left out so far: 1 unreadable training images, 1 unreadable validation images"
+    counts = "skipped so far: 1 unreadable training images, 1 unreadable validation images"
     assert out.count(counts) == 2  # each once, however often it was met
 
     assert "6.png" in refused(monkeypatch, error_of, validate, validate_argv(data))

@@ -91,15 +91,15 @@ def test_best_checkpoint_survives_a_resume(tmp_path):
 
 def test_auto_starts_anew_where_there_is_nothing(tmp_path, capsys):
     assert train(tmp_path, "--resume", "auto", "--epochs", "1").finished
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
 
 
 def test_changed_arguments_are_said(tmp_path, capsys):
     train(tmp_path, "--epochs", "1")
     again = train(tmp_path, "--epochs", "1", "--resume", "auto", "--clip-grad", "2")
     out = capsys.readouterr().out
-    assert "not as in the run that is resumed: clip_grad 1.0 -> 2.0" in out
-    assert "nothing left to train: all 1 epochs are done" in out
+    assert "different from the run that is resumed: clip_grad 1.0 -> 2.0" in out
+    assert "epochs are done: increase --epochs: all 1 epochs are done" in out
     assert again.finished and len(again.rows) == 1
 
 
