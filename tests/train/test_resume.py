@@ -99,7 +99,7 @@ def test_changed_arguments_are_said(tmp_path, capsys):
     again = train(tmp_path, "--epochs", "1", "--resume", "auto", "--clip-grad", "2")
     out = capsys.readouterr().out
     assert "different from the run that is resumed: clip_grad 1.0 -> 2.0" in out
-    assert "epochs are done: increase --epochs: all 1 epochs are done" in out
+    assert "all 1 epochs are done" in out
     assert again.finished and len(again.rows) == 1
 
 
