@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import gelu
 
 from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_backend
-from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
+from wsfvit.wavelets.triton.stem_operator import haar_swt2d_affine_gelu
 
 pytest.importorskip("triton")
 from wsfvit.wavelets.triton import haar as kernels  # noqa: E402  needs Triton
