@@ -79,27 +79,19 @@ def build_variant(
     dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Builds a registered variant through timm; the body of every entry point.
+    """Builds a registered variant through timm, on `device` and in `dtype`; the body of every entry point.
 
-    Args:
-        model_cls: Called with `cfg=` and the keywords of `create_model`.
-        name: Registered name.
-        pretrained: Load the weights of the pretrained configuration.
-        model_cfg: Configuration of the variant.
-        out_indices: Default indices of `features_only`.
-        filter_fn: Adapts a pretrained state dict to the model.
-        device: Where the model is built.
-        dtype: Of its parameters and buffers.
-        **kwargs: Keywords of `create_model`.
+    `out_indices` are the default of `features_only`, `filter_fn` adapts a pretrained state dict to the model, and
+    `kwargs` are the keywords of `create_model`.
     """
-    feature_cfg = dict(feature_cls="getter", out_indices=out_indices)
+    features = dict(feature_cls="getter", out_indices=out_indices)
     with torch.device(device) if device is not None else nullcontext():
         model = build_model_with_cfg(
             model_cls,
             name,
             pretrained,
             model_cfg=model_cfg,
-            feature_cfg=feature_cfg,
+            feature_cfg=features,
             pretrained_filter_fn=filter_fn,
             **kwargs,
         )
