@@ -1,7 +1,7 @@
-"""What timm's own models promise, as checks that the tests of every family share.
+"""timm's model interface as checks, shared by the tests of all families.
 
 A check takes a `model`, or `create`, which builds a tiny model of the family for SIZE x SIZE images of 3 channels and
-NUM_CLASSES classes, and hands its keywords on to `timm.create_model`.
+NUM_CLASSES classes and passes its keywords to `timm.create_model`.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def check_backward_reaches_every_parameter(model: nn.Module, size: int = SIZE) -
 
 
 def check_features(model: nn.Module, size: tuple[int, int] = (SIZE, SIZE)) -> None:
-    """forward = forward_head(forward_features), and intermediates have the widths and sizes that feature_info names."""
+    """forward = forward_head(forward_features), and intermediates have the widths and sizes of feature_info."""
     x = images(1, size=size)
     with torch.inference_mode():
         last, features = model.eval().forward_intermediates(x)
@@ -65,7 +65,7 @@ def check_default_cfg(model: nn.Module) -> None:
 
 
 def check_features_only(create: Create, default: Sequence[int]) -> None:
-    """Extractors give the full model's intermediates; `default` are the indices taken where none are asked for."""
+    """Extractors return the full model's intermediates; `default` are the default indices."""
     x = images()
     full = create().eval()
     with torch.inference_mode():
@@ -115,7 +115,7 @@ def check_classifier_arguments(create: Create) -> None:
 
 
 def check_new_classifier_joins_the_model(create: Create) -> None:
-    """It has the model's dtype, device and mode, also where the head before had no parameters."""
+    """It has the model's dtype, device and mode, also if the previous head had no parameters."""
     model, x = create(drop_rate=0.5).double().eval(), images(1).double()
     for num_classes in (3, 0, 5):
         model.reset_classifier(num_classes)
@@ -132,7 +132,7 @@ def check_in_chans(create: Create, in_chans: int) -> None:
 
 
 def check_any_size(create: Create, size: tuple[int, int]) -> None:
-    """Forward, backward and features at a height and width that nothing divides, in training mode too."""
+    """Forward, backward and features at a size that no stride divides, also in training mode."""
     model = create()
     model(images(size=size)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -184,7 +184,7 @@ def check_device_and_dtype(create: Create, size: tuple[int, int] = (97, 131)) ->
 
 
 def check_safetensors(create: Create, folder: Path) -> None:
-    """Through a file and back by timm's own path; a file of another class count is refused in one sentence."""
+    """Saved and loaded again through timm; a file with another number of classes is one clear error."""
     model, path = create().eval(), folder / "model.safetensors"
     save_file(model.state_dict(), path)
     loaded = create(checkpoint_path=str(path)).eval()
@@ -195,7 +195,7 @@ def check_safetensors(create: Create, folder: Path) -> None:
 
 
 def check_export(create: Create, size: tuple[int, int] = (45, 70)) -> None:
-    """torch.export gives the eager outputs, at a size that nothing divides."""
+    """torch.export gives the eager outputs, at a size that no stride divides."""
     model, x = create().eval(), images(1, size=size)
     exported = torch.export.export(model, (x,)).module()
     with torch.inference_mode():
@@ -203,5 +203,5 @@ def check_export(create: Create, size: tuple[int, int] = (45, 70)) -> None:
 
 
 def create_named(name: str, **fixed: object) -> Create:
-    """A `create` for the checks: model `name` with the fixed keywords, which those of a call overrule."""
+    """A `create` for the checks: model `name` with fixed keywords, which the keywords of a call override."""
     return lambda **kwargs: timm.create_model(name, **{"num_classes": NUM_CLASSES, **fixed, **kwargs})

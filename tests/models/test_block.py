@@ -1,9 +1,11 @@
-"""Both block families against a slow form, and what the explicit-DWT block promises beyond it."""
+"""Both block families against a slow form, and further properties of the explicit-DWT block."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from models.slow_block import slow_block
 from parity import fill_by_key, relative_error
 from torch import nn
@@ -11,6 +13,8 @@ from torch import nn
 from wsfvit.layers import InterSubbandAttention, from_subbands, to_subbands
 from wsfvit.models.wsfvit import WSFBlock, WSFViTCfg
 
+STUDY = Path(__file__).parents[2] / "configs" / "cifar10" / "study_wsf_block.yaml"
+STUDY_OPTIONS = ["joint_subband_norm", "full_subband_scale"]
 CFG = WSFViTCfg(
     embed_dims=(16,), depths=(1,), inter_heads=(2,), head_dim=8, stem_width=8, head_hidden_size=16, stage_strides=(2,)
 )
@@ -89,12 +93,17 @@ def test_channels_last_maps_reach_the_attention_without_a_copy() -> None:
 def test_study_options_are_off_and_change_the_output() -> None:
     x = torch.randn(2, 16, 9, 8, dtype=torch.float64)
     plain = create_block(True, stride=1)
-    assert plain.subband_embed is None and type(plain.attn_local.norm1) is nn.LayerNorm
+    assert type(plain.attn_local.norm1) is nn.LayerNorm
     with torch.no_grad():
         outputs = [plain(x)]
-        for option in ("joint_subband_norm", "full_subband_scale", "subband_embed"):
+        for option in STUDY_OPTIONS:
             outputs.append(create_block(True, stride=1, **{option: True})(x))
     assert all(relative_error(a, b) > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+def test_each_study_option_is_a_row_of_the_study() -> None:
+    systems = yaml.safe_load(STUDY.read_text())["systems"].values()
+    assert [key for system in systems for key in system["model_kwargs"] if key != "window_size"] == STUDY_OPTIONS
 
 
 def test_joint_norm_keeps_the_relative_energy_of_subbands() -> None:

@@ -1,4 +1,4 @@
-"""torch.compile takes a WSF-ViT as one graph, and compiles it anew at most once for other batch sizes."""
+"""torch.compile compiles a WSF-ViT to one graph, and again at most once for other batch sizes."""
 
 from collections.abc import Iterator
 

@@ -1,10 +1,11 @@
-"""What timm's own models promise, checked on every registered WSF-ViT (small images, full widths)."""
+"""timm's model interface, checked on every registered WSF-ViT (small images, full widths)."""
 
 import dataclasses
 import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from models import contract
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-import wsfvit  # noqa: F401
+import wsfvit.models
 from wsfvit.models.wsfvit import model_cfgs
 
 MODELS = timm.list_models("wsfvit*")
@@ -32,6 +33,18 @@ def create_tiny(name: str, **kwargs: object) -> nn.Module:
 def model(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
     torch.manual_seed(0)
     yield timm.create_model(request.param, num_classes=42, img_size=SIZE, drop_path_rate=0.0)
+
+
+@pytest.mark.parametrize(
+    "family", [wsfvit.models.wsfvit, wsfvit.models.wavemix, wsfvit.models.wacnn, wsfvit.models.mwa]
+)
+def test_each_name_is_a_function_in_its_familys_file(family: ModuleType) -> None:
+    text = Path(family.__file__).read_text()
+    names = timm.list_models(module=family.__name__.rsplit(".", 1)[1])
+    assert set(re.findall(r"^@register_model\ndef (\w+)\(pretrained: bool = False, ", text, re.M)) == set(names)
+    assert set(family.model_cfgs) == set(family.default_cfgs) == set(names)
+    for name in names:
+        assert re.search(rf'^def {name}\(.*\n    return _create\("{name}", pretrained, \*\*kwargs\)$', text, re.M), name
 
 
 def test_all_names_are_registered() -> None:

@@ -150,12 +150,12 @@ def test_errors_name_the_field() -> None:
     with pytest.raises(ValueError, match=r"one value per stage is needed, got widths=16, depths=\(3, 3, 3\), strides"):
         timm.create_model("wacnn_resnet18", widths=16)
     for kwargs, message in [
-        (dict(depths=(3, 0, 3)), r"depths must be whole numbers of at least 1, not \(3, 0, 3\)"),
-        (dict(widths=(8, 16, 8.5)), r"widths must be whole numbers of at least 1, not \(8, 16, 8.5\)"),
-        (dict(stem_width=0), "stem_width must be a whole number of at least 1, not 0"),
-        (dict(hidden_sizes=(0,)), r"hidden_sizes must be whole numbers of at least 1, not \(0,\)"),
+        (dict(depths=(3, 0, 3)), r"depths must be integers of at least 1, not \(3, 0, 3\)"),
+        (dict(widths=(8, 16, 8.5)), r"widths must be integers of at least 1, not \(8, 16, 8.5\)"),
+        (dict(stem_width=0), "stem_width must be an integer of at least 1, not 0"),
+        (dict(hidden_sizes=(0,)), r"hidden_sizes must be integers of at least 1, not \(0,\)"),
         (dict(hidden_sizes=12), "hidden_sizes takes a tuple of widths, not 12"),
-        (dict(final_width=-1), "final_width must be a whole number of at least 1, not -1"),
+        (dict(final_width=-1), "final_width must be an integer of at least 1, not -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             timm.create_model("wacnn_resnet18", **kwargs)

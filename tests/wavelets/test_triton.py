@@ -1,10 +1,12 @@
-"""The Triton kernels: on a GPU as they are, elsewhere in Triton's interpreter; compiled ahead of time for two cards."""
+"""The Triton kernels: on a GPU or in Triton's interpreter, and compiled ahead of time for two architectures."""
 
 import contextlib
+import json
 import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch.nn.functional import gelu
 
 from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference, wavelet_backend
-from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
+from wsfvit.wavelets.triton.stem_operator import haar_swt2d_affine_gelu
 
 pytest.importorskip("triton")
 from wsfvit.wavelets.triton import haar as kernels  # noqa: E402  needs Triton
@@ -90,7 +92,7 @@ def test_operator_is_registered_as_torch_wants_it(device):
 
 
 def test_fused_gelu_of_large_numbers(device):
-    """Of 400, -400 and what the exponential of is infinite in float32: x, or zero."""
+    """At 400, -400 and where the exponential overflows float32: x, or zero."""
     x = torch.tensor([100.0, -100.0, 1e10, -1e10], device=device).view(4, 1, 1, 1).expand(4, 3, 2, 2)
     factor, summand = torch.ones(12, device=device), torch.zeros(12, device=device)
     got = haar_swt2d_affine_gelu(x, factor, summand, True, torch.float32)[:, 0, 0, 0]
@@ -127,15 +129,14 @@ def test_public_functions_use_the_kernels_and_differentiate_through_them(device,
         torch.testing.assert_close(got, expected)
 
 
-# In elements. Below 2^31, where Triton takes a stride for a number of 32 bits; twice that is above. Only the pages that
-# are used take memory.
+# In elements. Below 2^31, where Triton passes strides in 32 bits; twice that is above. Only used pages take memory.
 FAR = 2**30 + 1024
 
 
 def far_apart(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
     """The same values, FAR elements from one index of ``axis`` to the next: the third lies beyond 2^31."""
     if tensor.is_cuda and torch.cuda.get_device_properties(tensor.device).total_memory < 40e9:
-        pytest.skip("a GPU's memory is not taken page by page: needs 40 GB")
+        pytest.skip("needs 40 GB of GPU memory")
     stride = [FAR if place == axis else step for place, step in enumerate(tensor.stride())]
     size = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, stride, strict=True))
     far = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -146,7 +147,7 @@ def far_apart(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
 
 @contextlib.contextmanager
 def allocating(allocate: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Outputs come from ``allocate(like, *shape)``; Triton's interpreter, which asks for a device, is left alone."""
+    """Outputs come from ``allocate(like, *shape)``; calls of Triton's interpreter, with a device, stay unchanged."""
     plain = torch.Tensor.new_empty
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -159,7 +160,7 @@ def allocating(allocate: Callable[..., torch.Tensor]) -> Iterator[None]:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_offsets_above_2_to_the_31(device, layout, monkeypatch):
-    """What is far apart is read, and written where it belongs, by programs that count rows in either width."""
+    """Strided inputs and outputs beyond 2^31 elements, with positions counted in 32 and in 64 bits."""
     x = torch.randn(3, 2, 5, 6, device=device).half().contiguous(memory_format=layout)
     y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "zero")
     x_again, adjoint = reference.haar_idwt2d(y, (5, 6)), reference.haar_swt2d_adjoint(s, "zero")
@@ -189,7 +190,7 @@ def test_offsets_above_2_to_the_31_with_factor_summand_and_gelu(device, layout, 
 
 
 def test_subbands_and_lines_that_are_far_apart(device):
-    """Strides fit 32 bits here, what they come to does not."""
+    """Strides fit 32 bits here, offsets do not."""
     x = torch.randn(1, 1, 4, 6, device=device).half()
     y, s = reference.haar_dwt2d(x), reference.haar_swt2d(x, "periodic")
     assert torch.equal(kernels.haar_dwt2d(far_apart(x, 2)), y)
@@ -200,7 +201,7 @@ def test_subbands_and_lines_that_are_far_apart(device):
         torch.testing.assert_close(kernels.haar_swt2d_adjoint(far_apart(s, axis), "periodic"), adjoint)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="13 GB in a GPU's memory")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs 13 GB of GPU memory")
 def test_more_than_2_to_the_31_elements():
     x = torch.empty(1, 1, 46342, 46342, dtype=torch.float16, device="cuda").normal_()
     y = kernels.haar_dwt2d(x)
@@ -213,7 +214,7 @@ def test_more_than_2_to_the_31_elements():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, size, layout):
-    """Around every tensor lie values that must stay and that would show."""
+    """Guard values around every tensor must stay unchanged and must not reach the output."""
     guarded = []
 
     def guard(like, *shape):
@@ -239,52 +240,23 @@ def test_nothing_is_written_beside_the_output_nor_read_beside_the_input(device, 
         assert memory[:2048].isinf().all() and memory[2048 + numel :].isinf().all()
 
 
-AHEAD_OF_TIME = """
-import torch
-from benchmarks import kernel_code
-from wsfvit.wavelets.triton import haar
-
-kernel_code.CASES = (((64, 3, 64, 64), False),)
-kernel_code.main(["--card", "A100"])
-# Aligned, in both layouts and the widest dtype; sizes that no wide access divides, counted in 64 bits.
-for shape, channels_last, dtype, wide in (
-    ((64, 3, 64, 64), False, torch.bfloat16, False),
-    ((64, 24, 16, 16), True, torch.bfloat16, False),
-    ((64, 3, 64, 64), False, torch.float64, False),
-    ((2, 3, 5, 7), True, torch.float32, True),
-):
-    haar.COUNTED_IN_32_BITS = 0 if wide else 2**31
-    for name, code in kernel_code.measure(shape, channels_last, dtype, kernel_code.CARDS["H200"]).items():
-        access = min(max(code["loads"]), max(code["stores"]))
-        print("compiled", name, shape, access, code["shared_memory"], sep="; ")
-# What the measured operators leave out.
-for channels_last in (False, True):
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.empty(2, 4, 8, 8, device="meta").contiguous(memory_format=layout)
-    s = torch.empty(2, 4, 4, 8, 8, device="meta")
-    s = s.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2) if channels_last else s
-    kernel_code.compile_launch(lambda: haar.haar_swt2d(x, "periodic", True, True), 90)
-    kernel_code.compile_launch(lambda: haar.haar_swt2d_adjoint(s, "periodic", True, True), 90)
-"""
-
-
 def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path):
-    """Where the shapes allow it, to accesses of 8 bytes or more and without exchange between threads."""
+    """With accesses of 8 bytes or more where the shapes allow it, and without exchange between threads."""
     inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", AHEAD_OF_TIME],
+        [sys.executable, "-m", "tests.wavelets.ahead_of_time"],
         cwd=ROOT,
         env=inherited | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert sum(line.startswith("| 64x3x64x64 ") for line in lines) == 2 * 5
-    found = [line.split("; ") for line in lines if line.startswith("compiled")]
-    assert len(found) == 2 * 5 + 2 * 4
-    for _, name, shape, access, shared_memory in found[:-5]:
-        assert int(access) >= 8, (name, shape)
-        # The stem has all subbands of a pixel in one thread, and stores them side by side.
-        assert int(shared_memory) == 0 or name == "SWT, BatchNorm, GELU", (name, shape)
-    assert all(int(access) == 4 for *_, access, _ in found[-5:])
+    found = json.loads(done.stdout)
+    cases = Counter(kernel["case"] for kernel in found)
+    assert cases == {"even": 3 * 5 + 2 * 4, "odd": 5, "periodic": 2 * 2}
+    for kernel in found:
+        access = min(kernel["load"], kernel["store"])
+        if kernel["case"] == "even":
+            # The stem's kernel has all subbands of a pixel in one thread and stores them side by side.
+            assert access >= 8 and (kernel["shared"] == 0 or kernel["kernel"] == "haar_stem_kernel"), kernel
+        assert kernel["case"] != "odd" or access == 4, kernel

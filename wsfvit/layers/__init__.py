@@ -1,11 +1,10 @@
-"""Parts that models are made of: kinds of attention, token mixers, MBConv, stem, partitions. No model is named."""
+"""Building blocks of the models: attention, token mixers, MBConv, stem, partitions."""
 
 from .attention import ConvPosEnc, InterSubbandAttention, MultiHeadAttention, PartitionAttention
 from .channel_attention import ChannelAttention
 from .conv import GELU, StridedConv2dSame
 from .layout import to_nchw, to_nhwc
 from .mbconv import Downsample, MBConv
-from .norm import NUM_SUBBANDS, SubbandLayerNorm
 from .partition import (
     grid_partition,
     grid_reverse,
@@ -17,7 +16,7 @@ from .partition import (
 from .rel_pos import RelPosBias, resize_bias_table
 from .spectral import AFNO2d, GlobalFilter, resample_filter
 from .stem import PublishedHaarSWT2d, WaveletStem
-from .subbands import from_subbands, to_subbands
+from .subbands import NUM_SUBBANDS, SubbandLayerNorm, from_subbands, to_subbands
 from .wavelet_attention import WaveletAttention, WaveletAttentionPool
 from .wavelet_mixer import WaveletMixer
 

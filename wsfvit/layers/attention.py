@@ -1,10 +1,10 @@
 """The three attention parts of a WSF block, on maps x (B, C, H, W) in channels-last memory.
 
-Attention among neighbouring tokens (window) and among tokens spread over the map (grid), both after MaxViT (Tu et al.,
-2022), and among channels (`channel_attention.py`).
+Attention between neighbouring tokens (window) and between tokens spread over the map (grid), both after MaxViT (Tu et
+al., 2022), and between channels (`channel_attention.py`).
 
-Maps keep this shape between the parts, and are (B, H, W, C) only inside of a residual: if convolutions took permuted
-maps, torch.compile would write each of them twice.
+Maps keep this shape between the parts and are (B, H, W, C) only inside a residual: torch.compile would write permuted
+inputs of convolutions twice.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from .rel_pos import RelPosBias
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention among the N tokens of a group, with relative position bias; qkv laid out (3, heads, head_dim).
+    """Self-attention between the N tokens of a group, with relative position bias; qkv laid out (3, heads, head_dim).
 
     Args:
         dim: Channels C, a multiple of `head_dim`.
         head_dim: Channels d of one head.
         window_size: (P, Q) of a group; N = P * Q.
-        permute_roles: Attend with query = K, key = V, value = Q, as the published global attention does:
+        permute_roles: Use query = K, key = V, value = Q, as the published global attention:
             softmax(d^-1/2 K V^T + bias) Q.
     """
 
@@ -46,12 +46,12 @@ class MultiHeadAttention(nn.Module):
         """Attends inside each group.
 
         Args:
-            x: (B * n, N, C), the n groups of an image in a row.
-            window_size: (P, Q) with N = P * Q, not larger than the module's own.
-            mask: Boolean (n, N), False for tokens that nobody may attend to; None: all real.
+            x: (B * n, N, C), the n groups of an image consecutively.
+            window_size: (P, Q) with N = P * Q, at most the module's own.
+            mask: Boolean (n, N), False for padding, which is not attended to; None without padding.
 
         Returns:
-            (B * n, N, C), dtype of x (of autocast where that is on).
+            (B * n, N, C), dtype of x (of autocast if enabled).
         """
         B, N, C = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -65,7 +65,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class AttentionPart(nn.Module):
-    """What the attention parts of a block hold: positional encodings, LayerNorm, attention, LayerNorm, MLP, drop path.
+    """Modules of an attention part: positional encodings, LayerNorm, attention, LayerNorm, MLP, drop paths.
 
     Args:
         dim: Channels C.
@@ -73,7 +73,7 @@ class AttentionPart(nn.Module):
         mlp_ratio: Hidden width of the MLP over C.
         drop_path: Stochastic depth rate of each residual.
         act_layer: Activation of the MLP; called with inplace=True.
-        norm_layer: Called with C, normalises tokens.
+        norm_layer: Norm of tokens; called with C.
         num_cpe: Number of convolutional positional encodings.
     """
 
@@ -100,15 +100,15 @@ class AttentionPart(nn.Module):
 class PartitionAttention(AttentionPart):
     """LayerNorm -> attention inside a partition -> residual; LayerNorm -> MLP -> residual.
 
-    Any map size: a window larger than the map shrinks to it, a map that the window does not divide is padded, the
-    padding masked and cropped. Sizes that divide take neither path. Shape: x (B, C, H, W) -> the same.
+    Any map size: a window larger than the map shrinks to it; a map that the window does not divide is padded, and the
+    padding is masked and cropped. Shape: x (B, C, H, W) -> the same.
 
     Args:
         dim: Channels C.
         head_dim: Channels of one head.
         window_size: (P, Q), the window, or the number of grid tokens along each axis.
-        partition: "window": neighbouring tokens, the local attention; "grid": tokens spread over the map with permuted
-            roles, the global attention.
+        partition: "window" for local attention (neighbouring tokens), "grid" for global attention (tokens spread over
+            the map, with permuted roles).
         mlp_ratio, drop_path, act_layer, norm_layer: See `AttentionPart`.
     """
 

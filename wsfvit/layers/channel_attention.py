@@ -1,4 +1,4 @@
-"""Attention between the channels of a head, which became the subbands (after DaViT, Ding et al., 2022)."""
+"""Attention between the channels of a head (after DaViT, Ding et al., 2022)."""
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,18 @@ from .inline import TOKENS_PER_CHANNEL, can_inline
 class ChannelAttention(nn.Module):
     """Attention between the channels of a head: A = softmax(s K^T V) over the last axis, output A Q^T; s = d^-1/2.
 
-    On explicit subbands (`num_subbands` 4, folded into the batch, subband index fastest) the channels of a head are
-    those of all four subbands together, so A has shape (4d, 4d) and every subband can change every other one.
+    With explicit subbands (`num_subbands` 4, folded into the batch, subband index fastest) a head has the channels of
+    all four subbands, so A has shape (4d, 4d) and mixes the subbands.
 
     Q, K and V are linear in the tokens X, so K^T V follows from the second moments X^T X, and the output is one matrix
-    per image times X. Where tokens are many against channels that never makes Q, K and V: the same values up to
-    rounding, with far less to read and write.
+    per image times X. With many tokens per channel this form is used: it never computes Q, K and V, has the same
+    values up to rounding and needs much less memory traffic.
 
     Args:
         dim: Channels C, a multiple of `num_heads`.
         num_heads: Heads; d = C / num_heads.
-        num_subbands: Maps of an image that lie next to each other in the batch: 1 or 4.
-        scale: s; default d^-1/2, also for four subbands.
+        num_subbands: Consecutive maps of one image in the batch: 1 or 4.
+        scale: s; default d^-1/2, also with four subbands.
     """
 
     def __init__(self, dim: int, num_heads: int, num_subbands: int = 1, scale: float | None = None) -> None:
@@ -51,7 +51,7 @@ class ChannelAttention(nn.Module):
         # (3, B, heads, N, K * d): the channels of a head, over all subbands, in the last axis.
         q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).flatten(4)
         attn = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)
-        # A Q^T, not Q A^T: a saturated softmax is full of denormals, and a CPU takes those far better on the left.
+        # A Q^T, not Q A^T: a saturated softmax is full of denormals, which a CPU multiplies faster on the left.
         out = (attn @ q.transpose(-2, -1)).unflatten(2, (K, -1))
         return self.proj(out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
 
@@ -70,14 +70,14 @@ class ChannelAttention(nn.Module):
         return x.view(-1, N, K, C).transpose(1, 2).reshape(-1, H, W, C)
 
     def _collapse(self, moments: Tensor, mean: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """What the attention does to a token, given the tokens' second moments (B, K, C, K, C) and mean (B, K, C).
+        """The attention as an affine map of a token, from the second moments (B, K, C, K, C) and mean (B, K, C).
 
         Returns:
             M (B, K * C, K * C) and m (B, 1, K * C), float32 or wider: a token x of all subbands becomes M x + m.
         """
         dtype = torch.promote_types(moments.dtype, torch.float32)
         _, K, C = mean.shape
-        # Tokens get a last channel that is 1, in every subband, and the weights their biases as a last column.
+        # Tokens get a last channel of ones in every subband, and the weights their biases as a last column.
         column = mean[..., None, None].expand(-1, -1, -1, K, 1)
         row = F.pad(mean, (0, 1), value=1.0)[:, None, None].expand(-1, K, -1, -1, -1)
         moments = torch.cat((torch.cat((moments, column), dim=4), row), dim=2).to(dtype)

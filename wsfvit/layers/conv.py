@@ -1,4 +1,4 @@
-"""Small parts that convolutional blocks share."""
+"""Strided convolution with SAME padding, and GELU."""
 
 import math
 from functools import partial
@@ -13,9 +13,9 @@ from wsfvit.wavelets.reference import compute_dtype
 class StridedConv2dSame(nn.Conv2d):
     """3x3 convolution of stride 2 that pads like TensorFlow's SAME: (B, C, H, W) -> (B, D, ceil(H / 2), ceil(W / 2)).
 
-    SAME pads an even axis by one at its end alone, which `conv2d` cannot. Padding both ends by two gives the same
-    values one place later, behind one that is cut off; that costs a row and a column of output instead of a copy of the
-    input. An odd axis is padded by one at both ends.
+    SAME pads an even axis by one only at its end, which `conv2d` does not support. Padding both ends by two gives the
+    same values after one extra value, which is cut off: a row and a column of output instead of a copy of the input.
+    An odd axis is padded by one at both ends.
     """
 
     def __init__(self, in_chs: int, out_chs: int, groups: int = 1, bias: bool = True) -> None:
@@ -27,16 +27,16 @@ class StridedConv2dSame(nn.Conv2d):
         return x[:, :, skip_h:, skip_w:]
 
     def padding_and_skips(self, input: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Zeros at both ends of each axis, and how many values are then cut off at its start."""
+        """Padding at both ends of each axis, and number of output values to cut off at its start."""
         skip_h, skip_w = (1 - size % 2 for size in input.shape[2:])
         return (1 + skip_h, 1 + skip_w), (skip_h, skip_w)
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """`torch.nn.functional.gelu`, which torch.compile makes slow kernels of on a GPU if ``approximate`` is "tanh".
+    """`torch.nn.functional.gelu`, in a form that torch.compile compiles to faster GPU kernels for "tanh".
 
-    Their tanh takes 33 instructions per element with what is around it, and issuing those takes longer than moving the
-    element. The same function written with a sigmoid takes 19.
+    Inductor's tanh form needs 33 instructions per element, which takes longer than moving the element; the same
+    function written with a sigmoid needs 19.
     """
     if approximate == "tanh" and x.is_cuda and torch.compiler.is_compiling():
         return tanh_gelu_by_sigmoid(x)
@@ -54,8 +54,8 @@ class GELU(nn.Module):
 
     Args:
         approximate: "none" or "tanh".
-        inplace: Overwrite the input where no gradient is wanted, for callers that own it. A large activation then costs
-            one buffer less, which on a CPU is half its time.
+        inplace: Overwrite the input if gradients are disabled; the caller must own it. One buffer less, which halves
+            the time of a large activation on a CPU.
     """
 
     def __init__(self, approximate: str = "none", inplace: bool = False) -> None:
@@ -64,7 +64,7 @@ class GELU(nn.Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch.jit.trace compares a graph made with gradients to one made without: both must have the same operator.
+        # torch.jit.trace compares graphs with and without gradients: both must have the same operator.
         if self.inplace and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return torch.ops.aten.gelu_(x, approximate=self.approximate)
         return gelu(x, self.approximate)

@@ -1,16 +1,16 @@
-"""When a module's weights may be used without calling it."""
+"""Condition for using a module's weights without calling it."""
 
 from torch import nn
 
-# From so many tokens, or pixels, per channel on it pays to work on the weights of each image instead of on its map.
+# Tokens or pixels per channel from which it is faster to transform the weights per image than the map.
 TOKENS_PER_CHANNEL = 4
 
 
 def can_inline(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether ``module`` computes what its class says and nobody watches it.
+    """Whether ``module`` is exactly of class ``cls`` and has no hooks.
 
-    Where one computation takes the place of several modules, they are not called any more. A subclass or a stand-in
-    (adapters, quantisation, parametrisations) must be, and hooks want to see what goes in and out.
+    Only then may one computation replace calls of several modules: subclasses and replacements (adapters, quantisation,
+    parametrisations) and modules with hooks must be called.
     """
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return type(module) is cls and not any(hooks)

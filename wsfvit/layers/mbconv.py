@@ -1,4 +1,4 @@
-"""Inverted-bottleneck convolution with squeeze-excitation, the local part of a block."""
+"""Inverted-bottleneck convolution with squeeze-excitation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +14,9 @@ from .layout import to_nchw, to_nhwc
 
 
 class Downsample(nn.Module):
-    """Shortcut where stride or width change: 2x2 average pool at stride 2, 1x1 convolution to another width.
+    """Shortcut with another stride or width: 2x2 average pool at stride 2, 1x1 convolution to another width.
 
-    An odd last row or column is averaged over the pixels that exist.
+    An odd last row or column is averaged over existing pixels.
     Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
     """
 
@@ -32,8 +32,8 @@ class Downsample(nn.Module):
 class MBConv(nn.Module):
     """BatchNorm -> 1x1 expand -> depthwise 3x3 -> squeeze-excite -> 1x1 project, plus shortcut (MBConv as in MaxViT).
 
-    Every inner convolution is followed by BatchNorm and activation; only the last has a bias. The expansion and the
-    squeeze-excitation width are counted from the output width. Strided convolutions pad as TensorFlow's SAME.
+    Each inner convolution is followed by BatchNorm and activation; only the last has a bias. Expansion and
+    squeeze-excitation widths are relative to the output width. Strided convolutions pad as TensorFlow's SAME.
 
     Args:
         in_chs: Input channels C.
@@ -86,8 +86,8 @@ class MBConv(nn.Module):
     def _gate_and_project(self, x: Tensor) -> Tensor:
         """Squeeze-excite and the last convolution: (B, 4D, H, W) -> (B, D, H, W).
 
-        Where pixels are many against channels, the gates scale the convolution's weights of each image, not its map:
-        one pass over the widest map less, and one map less kept for the gradient.
+        With many pixels per channel, the gates scale the weights of the convolution per image instead of the map: one
+        pass over the widest map less, and one map less saved for the backward.
         """
         se, conv = self.se, self.conv3_1x1
         if not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):

@@ -20,13 +20,13 @@ def relative_position_index(window_size: tuple[int, int], device: torch.device |
 def resize_bias_table(table: Tensor, window_size: tuple[int, int]) -> Tensor:
     """Interpolates a bias table (heads, 2p - 1, 2q - 1) for another window: (heads, 2P - 1, 2Q - 1), same dtype.
 
-    timm's interpolation, on a grid whose spacing grows geometrically away from offset 0, as for its Swin and MaxViT.
-    A table with one entry on an axis says nothing about other offsets, so there the entry is repeated.
+    timm's interpolation on a grid whose spacing grows geometrically away from offset 0, as for its Swin and MaxViT. An
+    axis with a single entry is expanded by repetition.
     """
     shape = (table.shape[0], 2 * window_size[0] - 1, 2 * window_size[1] - 1)
     table = table.expand(-1, *(3 if n == 1 < m else n for n, m in zip(table.shape[1:], shape[1:], strict=True)))
     with warnings.catch_warnings():
-        # timm's interpolator indexes with a list and passes strided points: torch warns about both on every load.
+        # timm's interpolator indexes with a list and passes strided points; torch warns about both on every load.
         warnings.simplefilter("ignore", UserWarning)
         return resize_rel_pos_bias_table(table, new_window_size=window_size, new_bias_shape=shape)
 
@@ -47,7 +47,7 @@ class RelPosBias(nn.Module):
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def init_non_persistent_buffers(self) -> None:
-        """Fills the index anew (timm calls this after a model was built on the meta device)."""
+        """Recomputes the index; timm calls this after building a model on the meta device."""
         self.index = relative_position_index(self.window_size, self.index.device)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
@@ -65,8 +65,8 @@ class RelPosBias(nn.Module):
         """The bias (heads, N, N) for queries (rows) and keys (columns) of a window.
 
         Args:
-            window_size: A window not larger than the module's own, for maps that are smaller than the window: the
-                offsets that do not occur in it are left out. Default: the module's own.
+            window_size: A window at most as large as the module's own, for maps smaller than that; offsets outside it
+                are left out. Default: the module's own.
 
         Returns:
             Bias (heads, P * Q, P * Q) in the table's dtype.

@@ -1,7 +1,7 @@
-"""Token mixers in the Fourier domain, for maps of any size: the adaptive Fourier neural operator and the global filter.
+"""Token mixers in the Fourier domain for maps of any size: adaptive Fourier neural operator and global filter.
 
-Both compute in float32 or wider, also under autocast: half precision has no FFT on most devices. The FFTs run over the
-last two axes: they work there in any case, and of other axes torch 2.11 tells compilers the wrong strides.
+Both compute in float32 or wider, also under autocast: most devices have no FFT in half precision. The FFTs run over the
+last two axes: for others torch 2.11 reports wrong strides to compilers.
 """
 
 import torch
@@ -17,9 +17,9 @@ from .layout import to_nchw, to_nhwc
 class AFNO2d(nn.Module):
     """Adaptive Fourier neural operator (Guibas et al., 2022): one MLP, shared by all frequencies, and the identity.
 
-    Each frequency's C complex channels fall into K blocks. Every block goes through a complex linear layer, a ReLU and
-    a second linear layer; ReLU and soft shrinkage act on real and imaginary parts alone. No frequency is left out: the
-    published fraction of kept frequencies is 1, and its code keeps all of an 8x8 map's at 0.25 too.
+    The C complex channels of each frequency form K blocks. Each block passes a complex linear layer, a ReLU and another
+    complex linear layer; ReLU and soft shrinkage act separately on real and imaginary parts. All frequencies are kept:
+    the published fraction of kept frequencies is 1, and at 0.25 its code also keeps all of an 8x8 map.
 
     Args:
         dim: Channels C.
@@ -37,7 +37,7 @@ class AFNO2d(nn.Module):
         if num_blocks < 1 or dim % num_blocks:
             raise ValueError(f"AFNO: width {dim} is not a multiple of {num_blocks} blocks")
         if not sparsity_threshold >= 0:
-            raise ValueError(f"AFNO: sparsity_threshold is at least 0, not {sparsity_threshold}")
+            raise ValueError(f"AFNO: sparsity_threshold must be at least 0, not {sparsity_threshold}")
         self.num_blocks = num_blocks
         self.sparsity_threshold = sparsity_threshold
         size = dim // num_blocks
@@ -57,8 +57,8 @@ class AFNO2d(nn.Module):
         """The MLP of every frequency: complex (B, C, H, W // 2 + 1) -> the same."""
         B, C, H, bins = spectrum.shape
         by_block = spectrum.unflatten(1, (self.num_blocks, -1)).permute(1, 0, 3, 4, 2)
-        # (K, B * frequencies, 2 * C / K), real and imaginary parts in turn: a complex layer is then one batched product
-        # with the real form of its weight, in place of four and their sums.
+        # (K, B * frequencies, 2 * C / K), real and imaginary parts interleaved: a complex layer is then one batched
+        # product with the real form of its weight, instead of four products and their sums.
         x = torch.view_as_real(by_block.reshape(self.num_blocks, -1, C // self.num_blocks)).flatten(2)
         x = torch.matmul(x, real_form(self.w1.to(x.dtype))).add_(self._real_bias(self.b1, x.dtype)).relu_()
         x = torch.matmul(x, real_form(self.w2.to(x.dtype))).add_(self._real_bias(self.b2, x.dtype))
@@ -68,7 +68,7 @@ class AFNO2d(nn.Module):
 
     @staticmethod
     def _real_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """(2, K, n) -> (K, 1, 2n), real and imaginary parts in turn."""
+        """(2, K, n) -> (K, 1, 2n), real and imaginary parts interleaved."""
         return bias.to(dtype).permute(1, 2, 0).flatten(1).unsqueeze(1)
 
     def extra_repr(self) -> str:
@@ -76,7 +76,7 @@ class AFNO2d(nn.Module):
 
 
 def real_form(weight: Tensor) -> Tensor:
-    """The real matrices that do to interleaved (real, imaginary) vectors what complex ones do to complex vectors.
+    """Real matrices, for interleaved (real, imaginary) vectors, of complex matrices.
 
     Args:
         weight: (2, K, m, n), real part first.
@@ -92,11 +92,11 @@ def real_form(weight: Tensor) -> Tensor:
 class GlobalFilter(nn.Module):
     """A learned circular convolution with one full-size kernel per channel (GFNet, Rao et al., 2021).
 
-    On a map of another size than the filter's the kernel keeps its taps, see `resample_filter`.
+    On a map of another size the kernel keeps its taps, see `resample_filter`.
 
     Args:
         dim: Channels C.
-        grid_size: (h, w) of the maps that the filter is made for.
+        grid_size: (h, w) of the filter's maps.
 
     Shape: (B, H, W, C) -> the same, any H and W; dtype of the input.
     """
@@ -127,12 +127,12 @@ class GlobalFilter(nn.Module):
 
 
 def resample_filter(weight: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """A global filter for another map size, with the same kernel: the spectrum is interpolated trigonometrically.
+    """A global filter for another map size with the same kernel: trigonometric interpolation of the spectrum.
 
-    A pixel still sees its neighbours at the same distances with the same weights. On a larger map the kernel, centred
-    at offset 0, is surrounded by zeros; on a smaller one it wraps around. The filter's authors interpolate the table of
-    frequencies bilinearly (GFNet issue 16), which is close to this for smooth spectra, but moves frequencies by up to
-    one bin and takes the last positive and the first negative one of an axis for neighbours.
+    A pixel's neighbours at the same offsets keep their weights. On a larger map the kernel, centred at offset 0, is
+    padded with zeros; on a smaller one it wraps around. GFNet's authors interpolate the table of frequencies bilinearly
+    (GFNet issue 16), which is similar for smooth spectra, but shifts frequencies by up to one bin and treats the last
+    positive and the first negative frequency of an axis as neighbours.
 
     Args:
         weight: (h, w // 2 + 1, C, 2), real part first.
@@ -140,7 +140,7 @@ def resample_filter(weight: Tensor, old_size: tuple[int, int], new_size: tuple[i
         new_size: (H, W).
 
     Returns:
-        (H, W // 2 + 1, C, 2), dtype of ``weight``; ``weight`` itself where the sizes agree.
+        (H, W // 2 + 1, C, 2), dtype of ``weight``; ``weight`` itself for equal sizes.
     """
     if new_size == old_size:
         return weight
@@ -148,7 +148,7 @@ def resample_filter(weight: Tensor, old_size: tuple[int, int], new_size: tuple[i
     spectrum = torch.view_as_complex(weight.to(compute_dtype(weight.dtype)).contiguous()).permute(2, 0, 1)
     kernel = torch.fft.irfft2(spectrum, s=old_size)
     for axis, (old, new) in enumerate(zip(old_size, new_size, strict=True), start=1):
-        # Offsets 0, 1, ..., -2, -1 in the order of the FFT, each put where it lies on the new axis.
+        # Offsets 0, 1, ..., -2, -1 in the order of the FFT, each moved to its place on the new axis.
         offsets = torch.arange(old, device=weight.device)
         offsets = torch.where(offsets < (old + 1) // 2, offsets, offsets - old) % new
         shape = list(kernel.shape)

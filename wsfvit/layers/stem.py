@@ -16,10 +16,10 @@ from .conv import StridedConv2dSame, TanhGELU
 class PublishedHaarSWT2d(nn.Module):
     """The published stem's transform: one undecimated Haar level with the release's signs and border.
 
-    Subbands on the channels, subband-major: [cA, -cH, -cV, cD], each of them C wide, where the release writes LL, LH,
-    HL, HH. Beyond the last row and column it sees zeros, except that a square image whose side is a power of two wraps
-    around; released weights depend on both. The two filter buffers only keep the release's state-dict keys: the
-    transform itself is sums and differences.
+    Subbands on the channels, subband-major: [cA, -cH, -cV, cD] of C channels each, called LL, LH, HL, HH in the
+    release. The border is zero, but periodic for square images whose side is a power of two; released weights depend on
+    signs and border. The two filter buffers only keep the release's state-dict keys: the transform uses sums and
+    differences.
 
     Shape: (B, C, H, W) -> (B, 4 * C, H, W), contiguous.
     """
@@ -77,7 +77,7 @@ class WaveletStem(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels-last from here to the head: depthwise convolutions and attention both want it.
+        # Channels-last from here to the head: faster for depthwise convolutions and attention.
         x = self.norm1(self.dwt_l2(x)).contiguous(memory_format=torch.channels_last)
         x = self.norm2(self.conv1(x))
         return self.norm3(self.conv2(x))

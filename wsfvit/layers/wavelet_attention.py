@@ -1,11 +1,11 @@
-"""Wavelet attention (WA-CNN): a stride-2 downsampling whose details weigh the channels of its approximation.
+"""Wavelet attention (WA-CNN): a stride-2 downsampling whose details weight the channels of its approximation.
 
-With LL, LH, HL the one-level subbands of a map x and the softmax taken over channels::
+With the one-level subbands LL, LH, HL of a map x and the softmax over channels::
 
     out = LL + LL * softmax(LH + HL)
 
 It has no parameters (Zhao et al., "Wavelet-Attention CNN for Image Classification", arXiv 2201.09271). The subbands are
-correlations of x with the wavelet's reconstruction filters at every second pixel, zeros outside the image.
+correlations of x with the wavelet's reconstruction filters at every second pixel, with zero padding.
 """
 
 import torch
@@ -18,16 +18,16 @@ from wsfvit.wavelets.reference import compute_dtype
 
 
 class WaveletAttention(nn.Module):
-    """Both the attended approximation and the plain one, which a shortcut takes (the authors' `wa`).
+    """The attended approximation and the plain one, for a shortcut (the authors' `wa`).
 
-    Arithmetic in float32 or wider whatever autocast says; plain ops throughout.
+    Arithmetic in float32 or wider, also under autocast.
 
     Args:
-        wavelet: Name of a discrete PyWavelets wavelet. Haar ("haar", "db1") runs on sums and differences and does not
+        wavelet: Name of a discrete PyWavelets wavelet. Haar ("haar", "db1") uses sums and differences and does not
             import PyWavelets.
 
     Shape: (B, C, H, W) -> out and LL, each (B, C, ceil(H / 2), ceil(W / 2)), dtype of the input. A missing last row or
-    column counts as zeros.
+    column is zero.
 
     Raises:
         ValueError: Unknown wavelet.
@@ -48,7 +48,7 @@ class WaveletAttention(nn.Module):
 
 
 class WaveletAttentionPool(WaveletAttention):
-    """The attended approximation alone, in place of a pooling or a strided convolution (the authors' `wad`).
+    """Only the attended approximation, instead of a pooling or a strided convolution (the authors' `wad`).
 
     Shape: (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)).
     """
@@ -60,8 +60,8 @@ class WaveletAttentionPool(WaveletAttention):
 class HaarSums(nn.Module):
     """LL and LH + HL of the Haar wavelet in closed form.
 
-    Of every block [[a, b], [c, d]] these are (a + b + c + d) / 2 and a - d: the details across rows and across columns
-    add up to a difference along the diagonal.
+    For each block [[a, b], [c, d]] these are (a + b + c + d) / 2 and a - d, the sum of the horizontal and the vertical
+    detail.
 
     Shape: (B, C, H, W) -> two of (B, C, ceil(H / 2), ceil(W / 2)).
     """
@@ -70,7 +70,7 @@ class HaarSums(nn.Module):
         _, _, H, W = x.shape
         if H % 2 or W % 2:
             x = F.pad(x, (0, W % 2, 0, H % 2))
-        # Unbinding differentiates to one stack; each strided slice would to a map of zeros of its own.
+        # The gradient of unbind is one stack; that of each strided slice would be a full map of zeros.
         left, right = x.unflatten(3, (-1, 2)).unbind(4)
         a, c = left.unflatten(2, (-1, 2)).unbind(3)
         b, d = right.unflatten(2, (-1, 2)).unbind(3)
@@ -78,11 +78,11 @@ class HaarSums(nn.Module):
 
 
 class MirroredDWT2d(nn.Module):
-    """LL and LH + HL of any discrete wavelet, by the transform whose filters are the mirrored reconstruction filters.
+    """LL and LH + HL of any discrete wavelet, by the transform with mirrored reconstruction filters.
 
-    Correlating with a filter of F taps is convolving with its mirror image. `DWT2d` in mode "zero" does that, but its
-    coefficient k starts F/2 - 1 samples before the one wanted here: the surplus is cut off, and where F/2 - 1 is odd
-    the image moves by one pixel first, since coefficients stand at every second one.
+    Correlation with a filter of F taps is convolution with its mirror image. Coefficient k of `DWT2d` in mode "zero"
+    starts F/2 - 1 samples before the one needed here: the surplus is cut off, and for odd F/2 - 1 the image is first
+    shifted by one pixel, because coefficients are at every second pixel.
 
     Shape: (B, C, H, W) -> two of (B, C, ceil(H / 2), ceil(W / 2)).
     """
@@ -90,7 +90,7 @@ class MirroredDWT2d(nn.Module):
     def __init__(self, wavelet: str) -> None:
         super().__init__()
         bank = filter_bank(wavelet)
-        # Imported here: Haar models must not need it.
+        # Imported here: Haar models do not need it.
         import pywt
 
         synthesis = (bank.rec_lo, bank.rec_hi, bank.dec_lo, bank.dec_hi)

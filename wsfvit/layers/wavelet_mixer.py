@@ -1,4 +1,4 @@
-"""The token mixer of MWA: convolutions of wavelet coefficients beside convolutions of the map."""
+"""The token mixer of MWA: convolutions of wavelet coefficients and of the map."""
 
 from functools import partial
 
@@ -20,19 +20,17 @@ class WaveletMixer(nn.Module):
 
         y = GELU(IDWT(GELU(filter(DWT(x)))) + GELU(conv1x1(x)) + GELU(conv3x3(x)))
 
-    `filter` is a grouped 3x3 convolution of the approximation and a grouped 1x1 one of each detail band, of the last
-    level only; finer details go into the inverse as they are, so that the transform stays invertible. The text leaves
-    open what follows; it is decided so that the published parameters and multiply-accumulates come out:
+    `filter` is a grouped 3x3 convolution of the approximation and a grouped 1x1 convolution of each detail band, of the
+    last level only; finer details enter the inverse unchanged, so the transform stays invertible. The paper leaves the
+    following open; these choices give the published parameters and multiply-accumulates:
 
-    - Which kernel acts where, and groups. The published multiply-accumulates are 13/g N C^2 per layer: 1x1 and 3x3 on
-      all N tokens (1 + 9), 3x3 on the N/4 approximation coefficients (9/4), 1x1 on 3N/4 details (3/4), all grouped.
-    - Shared kernels. The published parameters are 10/g C^2, and the formula in the text's first table says the same.
-      That is less than the multiply-accumulates per token, so weights must be used more than once: one 3x3 kernel for
-      map and approximation, one 1x1 kernel for map and details. With ``share_kernels=False`` there are 20/g C^2.
+    - Kernels and groups. The published multiply-accumulates are 13/g N C^2 per layer: 1x1 and 3x3 on all N tokens
+      (1 + 9), 3x3 on the N/4 approximation coefficients (9/4), 1x1 on 3N/4 details (3/4), all grouped.
+    - Shared kernels. The published parameters, also by the formula in the paper's first table, are 10/g C^2: one 3x3
+      kernel for map and approximation, one 1x1 kernel for map and details. ``share_kernels=False`` has 20/g C^2.
     - The three details of a location have the same kernel and are not mixed (a 1x1x1 convolution over the bands).
-    - Convolutions have a bias and torch's initialisation, and pad with zeros.
-    - Borders: Haar takes a missing last row or column as 0; other wavelets have mode "periodization". Both halve every
-      size to ceil(n / 2).
+    - Convolutions have a bias, torch's initialisation and zero padding.
+    - Borders: zero padding for Haar, mode "periodization" for other wavelets. Both halve every size to ceil(n / 2).
 
     Args:
         dim: Channels C.
@@ -57,7 +55,7 @@ class WaveletMixer(nn.Module):
     ) -> None:
         super().__init__()
         if level < 1:
-            raise ValueError(f"MWA: level is at least 1, not {level}")
+            raise ValueError(f"MWA: level must be at least 1, not {level}")
         groups3, *groups1 = to_2tuple(groups)
         if len(groups1) != 1 or any(g < 1 or dim % g for g in (groups3, *groups1)):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A state dict on its way into a model: names converted, tables resized, a misfit said in one sentence."""
+"""Loading of state dicts: conversion of names, resizing of bias tables, mismatch reports."""
 
 import logging
 from collections.abc import Mapping
@@ -15,16 +15,15 @@ _TABLE = "relative_position_bias_table"
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A copy of a state dict with the model's own names, where its family knows others; timm's checkpoint filter."""
-    convert = getattr(model, "convert_state_dict", dict)
-    return dict(convert(state_dict))
+    """Copy of a state dict with other names of its family converted to the model's; timm's checkpoint filter."""
+    return dict(getattr(model, "convert_state_dict", dict)(state_dict))
 
 
 def resize_bias_tables(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook: interpolates the bias tables of a checkpoint made for another window, and says so in one line.
+    """Load hook: interpolates the bias tables of a checkpoint for another window, and logs it in one line.
 
-    Registered with `register_load_state_dict_pre_hook`, so every load path has it; `state_dict` is the copy that torch
-    makes for a load, never the caller's. Tables with another number of heads are left for the strict check.
+    Registered with `register_load_state_dict_pre_hook`, so it runs on every load; `state_dict` is torch's copy, never
+    the caller's. Tables with another number of heads are reported by the strict check.
     """
     changes: dict[tuple[Any, Any], int] = {}
     for name, module in model.named_modules():
@@ -55,8 +54,8 @@ def adapt_stem_channels(state_dict: dict[str, Tensor], in_chans: int) -> dict[st
         in_chans: Image channels C of the model.
 
     Returns:
-        A state dict for 4 * C stem channels: the convolution summed over the colours for C = 1, else repeated and
-        scaled by c / C; the norm averaged over the colours for C = 1, else repeated. The same dict where c = C.
+        State dict for 4 * C stem channels: the convolution summed over the colours for C = 1, else repeated and scaled
+        by c / C; the norm averaged over the colours for C = 1, else repeated. The unchanged dict for c = C.
     """
     conv = state_dict.get("stem.conv1.weight")
     if conv is None or conv.shape[1] == 4 * in_chans:
@@ -76,10 +75,10 @@ def adapt_stem_channels(state_dict: dict[str, Tensor], in_chans: int) -> dict[st
 
 
 def describe_misfit(model: nn.Module, state_dict: Mapping[str, Any]) -> str | None:
-    """Says in one sentence why a state dict does not fit a model strictly; None where it fits.
+    """One-line report of why a state dict does not load strictly into a model; None if it does.
 
-    What is converted or resized on load counts as fitting: the names that a model's own `convert_state_dict` knows,
-    bias tables that differ in the window alone, and whatever its `resize_state_dict` brings into shape.
+    Entries that are adapted on load are not reported: names that the model's `convert_state_dict` converts, bias tables
+    that differ only in the window, and entries that its `resize_state_dict` resamples.
     """
     own, state_dict = model.state_dict(), convert_state_dict(state_dict, model)
     resize = getattr(model, "resize_state_dict", None)
@@ -126,20 +125,17 @@ def _some(what: str, keys: list[str]) -> str:
 
 
 class StrictLoadMixin:
-    """Makes `load_state_dict` take published names, and refuse a misfit in one sentence before it changes anything."""
+    """`load_state_dict` that accepts published names and raises a one-line mismatch report before any change."""
 
     def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The entries of a state dict of the authors' code, named and laid out as here; any other one as it is.
-
-        Here for families that kept the published names: nothing is converted.
-        """
+        """Converts a state dict of the authors' code to this model's names and layouts; by default unchanged."""
         return state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch.
 
         Raises:
-            RuntimeError: If strict and the state dict does not fit; the model is unchanged then.
+            RuntimeError: The state dict does not fit and `strict` is set; the model is then unchanged.
         """
         assert isinstance(self, nn.Module)
         state_dict = self.convert_state_dict(state_dict)
@@ -147,6 +143,3 @@ class StrictLoadMixin:
         if complaint:
             raise RuntimeError(f"cannot load the state dict: {complaint}")
         return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
-
-
-__all__ = ["StrictLoadMixin", "adapt_stem_channels", "convert_state_dict", "describe_misfit", "resize_bias_tables"]

@@ -1,4 +1,4 @@
-"""A model's copy for inference: BatchNorm folded into convolutions, GELU computed where its argument is made."""
+"""Fusion for inference: BatchNorm folded into convolutions, GELU fused with the layer before it."""
 
 import copy
 from typing import Any, TypeGuard, cast
@@ -12,7 +12,7 @@ from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw,
 from wsfvit.layers.conv import gelu
 from wsfvit.layers.stem import PublishedHaarSWT2d
 from wsfvit.wavelets import resolve_backend, wavelet_backend
-from wsfvit.wavelets.stem_operator import haar_swt2d_affine_gelu
+from wsfvit.wavelets.triton.stem_operator import haar_swt2d_affine_gelu
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -20,25 +20,25 @@ _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
 
 
 def can_fuse(model: nn.Module) -> bool:
-    """Whether a model holds anything that `fuse_for_inference` changes."""
+    """Whether a model has modules that `fuse_for_inference` changes."""
     return any(isinstance(module, MBConv | WaveletStem) or _is_gelu_mlp(module) for module in model.modules())
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:
-    """Copies a model and makes the copy faster for inference; the values stay the same up to rounding.
+    """Copies a model and fuses layers of the copy for inference; outputs are equal up to rounding.
 
-    In evaluation a BatchNorm is one factor and one summand per channel, which go into the convolution before it (or, in
-    an MBConv's pre-norm, into the 1x1 convolution behind it); the stem's transform with its own is a convolution. The
-    GELU behind a convolution or an MLP's first layer becomes one operator with it on a CPU in float32, where on its own
-    it takes a fifth of the model's time. The tanh form does so on a GPU, behind 1x1 convolutions and linear layers (not
+    In evaluation a BatchNorm is a factor and a summand per channel. They are folded into the convolution before it (in
+    an MBConv's pre-norm, into the 1x1 convolution after it); the stem's transform and its BatchNorm become one
+    convolution. On a CPU in float32, where a separate GELU takes a fifth of the model's time, GELU is fused with the
+    convolution or linear layer before it; on a GPU only the tanh form after 1x1 convolutions and linear layers (not
     measured).
 
     Args:
-        model: A model of `WaveletStem`, `MBConv` and timm's `Mlp`; what else it holds is copied as it is.
+        model: A model with `WaveletStem`, `MBConv` or timm's `Mlp`; other modules are copied unchanged.
 
     Returns:
-        The copy, in evaluation mode and without gradients. It has other state-dict keys: load weights before, not
-        after. It must stay in evaluation mode.
+        The copy, in evaluation mode, where it must stay, and without gradients. Its state-dict keys differ: load
+        weights before fusing.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
@@ -84,19 +84,19 @@ class ConvGELU(nn.Module):
 class SubbandsGELU(nn.Module):
     """GELU(BatchNorm(subbands)) of the stem's transform: (B, C, H, W) -> (B, 4 * C, H, W), channels-last.
 
-    A 2x2 convolution; on a GPU the transform with a factor and a summand per channel, or a Triton kernel for all of it
+    On a CPU one 2x2 convolution. On a GPU the transform with a factor and a summand per channel, or one Triton kernel
     if the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
     """
 
     factor: Tensor  # (4 * C, 1, 1)
     summand: Tensor  # (4 * C, 1, 1)
-    first_weight: Tensor  # (4 * C,), of a block's first pixel in its own channel
+    first_weight: Tensor  # (4 * C,), weight of a block's first pixel in its own channel
 
     def __init__(self, transform: PublishedHaarSWT2d, norm: BatchNormAct2d, approximate: str) -> None:
         super().__init__()
         factor, summand = _factor_and_summand(norm)
         C = len(factor) // 4
-        # What the transform makes of each pixel of a block alone, not by kernels: the model may not be on a GPU yet.
+        # The transform of unit pixels gives the weights; without kernels, for the model may not be on a GPU yet.
         pixels = torch.eye(4 * C, dtype=factor.dtype, device=factor.device).view(4 * C, C, 2, 2)
         with wavelet_backend("reference"):
             subbands = transform(pixels)[:, :, 0, 0]
@@ -109,7 +109,7 @@ class SubbandsGELU(nn.Module):
         self.transform = transform
         self.register_buffer("factor", factor.to(like.dtype).view(-1, 1, 1))
         self.register_buffer("summand", summand.to(like.dtype).view(-1, 1, 1))
-        self.register_buffer("first_weight", weight[:, :, 0, 0].sum(1).to(like.dtype))  # other channels' are zero
+        self.register_buffer("first_weight", weight[:, :, 0, 0].sum(1).to(like.dtype))  # zero in other channels
 
     def forward(self, x: Tensor) -> Tensor:
         approximate, wraps = self.conv.approximate, self.transform.wraps(x)
@@ -141,33 +141,33 @@ class LinearGELU(nn.Module):
 
 
 def _has_fused_operators(x: Tensor) -> bool:
-    """Whether oneDNN's operators with an activation, which torch.compile uses on a CPU, can take ``x``."""
+    """Whether oneDNN's operators with an activation, which torch.compile uses on a CPU, support ``x``."""
     return (
         _HAS_FUSED_OPERATORS
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        # A compiler fuses for itself.
+        # Compilers do their own fusion.
         and not torch.compiler.is_compiling()
     )
 
 
 def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
-    """Whether cuBLASLt can write GELU(x W^T + b) at once: on a GPU, in the tanh form, where no gradient is wanted."""
-    return x.device.type == "cuda" and approximate == "tanh" and _may_hold_own_operators()
+    """Whether cuBLASLt can fuse GELU(x W^T + b): on a GPU, in the tanh form, without gradients."""
+    return x.device.type == "cuda" and approximate == "tanh" and _allows_custom_operators()
 
 
 def _has_stem_kernel(x: Tensor, approximate: str) -> bool:
     """Whether a Triton kernel can compute `SubbandsGELU`."""
     fits = x.shape[1] == 3 and x.dtype != torch.float64 and approximate == "tanh"
-    return fits and _may_hold_own_operators() and resolve_backend(x.device) == "triton"
+    return fits and _allows_custom_operators() and resolve_backend(x.device) == "triton"
 
 
-def _may_hold_own_operators() -> bool:
-    """Whether operators may run that have no gradient and are not standard, so that exported graphs must not hold them.
+def _allows_custom_operators() -> bool:
+    """Whether operators without a gradient may run; exported graphs must contain only standard ones.
 
-    torch.compile keeps them (to Dynamo `is_exporting` is true).
+    torch.compile supports them (Dynamo sees `is_exporting` as true).
     """
     return not torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting())
 
@@ -181,7 +181,7 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
-    """What autocast makes of a matrix product's input; without it, the input's own dtype."""
+    """Dtype of a matrix product's input under autocast; without autocast, that of the input."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -191,7 +191,7 @@ def _is_gelu_mlp(module: nn.Module) -> TypeGuard[Mlp]:
 
 
 def _fuse_conv(module: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Folds the BatchNorm behind a convolution into it, and fuses the activation behind both if it is a GELU."""
+    """Folds a BatchNorm into the convolution before it, and fuses the activation after both if it is a GELU."""
     conv, norm = cast(nn.Conv2d, getattr(module, conv_name)), cast(BatchNormAct2d, getattr(module, norm_name))
     scale, shift = _factor_and_summand(norm)
     bias = shift if conv.bias is None else conv.bias.double() * scale + shift
@@ -204,7 +204,7 @@ def _fuse_conv(module: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def _fuse_transform(stem: WaveletStem) -> None:
-    """Makes one module of a stem's transform, the BatchNorm and the activation behind it, if that is a GELU."""
+    """Replaces a stem's transform, BatchNorm and activation by one module, if the activation is a GELU."""
     norm = cast(BatchNormAct2d, stem.norm1)
     if isinstance(norm.act, GELU):
         stem.dwt_l2 = SubbandsGELU(cast(PublishedHaarSWT2d, stem.dwt_l2), norm, norm.act.approximate)
@@ -212,14 +212,14 @@ def _fuse_transform(stem: WaveletStem) -> None:
 
 
 def _fold_into_next(norm: BatchNormAct2d, conv: nn.Conv2d) -> None:
-    """Folds a BatchNorm without activation into the 1x1 convolution behind it, which has no bias."""
+    """Folds a BatchNorm without activation into the 1x1 convolution after it, which has no bias."""
     scale, shift = _factor_and_summand(norm)
     weight = conv.weight.double()
     _set_weights(conv, weight * scale[None, :, None, None], weight.flatten(1) @ shift)
 
 
 def _factor_and_summand(norm: BatchNormAct2d) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm multiplies by and adds in evaluation, per channel, in float64."""
+    """Factor and summand per channel of a BatchNorm in evaluation, in float64."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 

@@ -10,10 +10,10 @@ arXiv 2303.12398): one ViT for 32 x 32 images with 4 x 4 patches, in which only 
 Weights of AFNO's and GFNet's own code load under their names: `create_model("gfn_vit_s_patch4_32", patch_size=16,
 img_size=224, num_classes=1000, checkpoint_path=FILE)` is GFNet-XS.
 
-The authors of the comparison published no code. What their text leaves open is decided here and in the mixers: two
-residuals per block around MWA and self-attention, as in every pre-norm ViT, and one around AFNO and GFN, as in the
-scripts of their authors; LayerNorm with epsilon 1e-6; eight heads with biases in self-attention; class scores from the
-mean over the normalised tokens, no class token. The published parameters and multiply-accumulates fit all of it.
+The authors of the comparison published no code. Choices where their text is silent: two residuals per block with MWA
+and self-attention, as in every pre-norm ViT, and one with AFNO and GFN, as in their authors' code; LayerNorm with
+epsilon 1e-6; eight heads with biases in self-attention; class scores from the mean over the normalised tokens, no class
+token. The published parameters and multiply-accumulates agree with all of them.
 
 Read in this order: MixerViTCfg, MIXERS, MixerBlock, MixerViT, model_cfgs.
 """
@@ -38,15 +38,15 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import checkpoint, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter, to_nchw, to_nhwc
 
-from ._family import check_sizes, override_cfg, register_variants
-from ._staged import Classifier
+from ._classifier import Classifier
+from ._family import build_variant, check_sizes, override_cfg
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ GridSize = tuple[int, int]
 
 @dataclass(frozen=True)
 class MixerViTCfg:
-    """What defines a variant. Every field can be overridden by keyword: `create_model(name, level=2, wavelet="db2")`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `level=2, wavelet="db2"`.
 
     Attributes:
         embed_dim: Width.
@@ -64,7 +64,7 @@ class MixerViTCfg:
         mixer: "mwa", "afno", "gfn" or "sa".
         patch_size: Side of a square patch.
         mlp_ratio: Hidden width of the MLPs over the width.
-        double_skip: A residual around the mixer and one around the MLP, in place of one around both.
+        double_skip: One residual around the mixer and one around the MLP, instead of one around both.
         groups: MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both.
         level: MWA: levels of the wavelet transform.
         wavelet: MWA: any discrete wavelet of PyWavelets.
@@ -151,7 +151,7 @@ class MixerViT(Classifier):
     Args:
         cfg: The variant.
         img_size: Nominal image size, an int or (H, W): the size of the position embedding and of the global filters,
-            which are resampled for images of any other.
+            which are resampled for images of other sizes.
         in_chans: Image channels.
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: "avg", "max", ... as in timm, or "" for none.
@@ -163,8 +163,8 @@ class MixerViT(Classifier):
     zeros at the bottom and on the right.
 
     Raises:
-        TypeError: On a keyword that is no field of MixerViTCfg.
-        ValueError: On an unknown mixer or wavelet, and on fields that do not fit each other.
+        TypeError: Unknown keyword.
+        ValueError: Unknown mixer or wavelet, or fields that do not fit each other.
     """
 
     def __init__(
@@ -181,10 +181,10 @@ class MixerViT(Classifier):
         super().__init__()
         self.cfg = cfg = override_cfg(cfg, overrides)
         if cfg.mixer not in MIXERS:
-            raise ValueError(f"mixer is one of {', '.join(MIXERS)}, not {cfg.mixer!r}")
+            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, not {cfg.mixer!r}")
         check_sizes(cfg, "embed_dim", "depth", "patch_size", "groups", "level", "num_blocks", "num_heads")
         if int(cfg.embed_dim * cfg.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio must leave the MLPs a hidden width, not {cfg.mlp_ratio}")
+            raise ValueError(f"mlp_ratio {cfg.mlp_ratio} gives the MLPs a hidden width of 0: increase it")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -192,7 +192,7 @@ class MixerViT(Classifier):
         self.img_size = to_2tuple(img_size)
         self.grad_checkpointing = False
 
-        # Without a size of its own, timm's patch embedding takes all sizes.
+        # Without img_size, timm's patch embedding takes all sizes.
         self.patch_embed = PatchEmbed(
             None, cfg.patch_size, in_chans, cfg.embed_dim, output_fmt="NHWC", dynamic_img_pad=True
         )
@@ -224,9 +224,10 @@ class MixerViT(Classifier):
         update_model_input_size(self, self.img_size)
 
     def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Entries of AFNO's and GFNet's code, named and laid out as here; others, of this model too, stay as they are.
+        """Converts names and layouts of AFNO's and GFNet's code; other entries, also this model's, stay unchanged.
 
-        There the mixer is called filter, the classifier head, and the position embedding is (1, N, C), of a square map.
+        In that code the mixer is `filter`, the classifier is `head`, and the position embedding is (1, N, C), of a
+        square map.
         """
         converted = {}
         for key, value in state_dict.items():
@@ -234,16 +235,16 @@ class MixerViT(Classifier):
             key = re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", key)
             if key == "pos_embed" and isinstance(value, Tensor) and value.ndim == 3:
                 side = math.isqrt(value.shape[1])
-                # What is no square map is left for the strict check.
+                # The strict check reports a map that is not square.
                 value = value.unflatten(1, (side, side)) if side**2 == value.shape[1] else value
             converted[key] = value
         return converted
 
     def resize_state_dict(self, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-        """Entries of a checkpoint made for another image size, resampled to this one; none where the sizes agree.
+        """Resamples the entries of a checkpoint of another image size; returns none where the sizes agree.
 
         Args:
-            state_dict: With the position embedding (1, h, w, C), which tells the checkpoint's size.
+            state_dict: Contains the position embedding (1, h, w, C), which gives the checkpoint's size.
             prefix: Of its keys.
         """
         theirs, ours = state_dict.get(f"{prefix}pos_embed"), tuple(self.pos_embed.shape[1:3])
@@ -254,7 +255,7 @@ class MixerViT(Classifier):
         for name, module in self.named_modules():
             key = f"{prefix}{name}.complex_weight"
             weight = state_dict.get(key)
-            # What is no filter of that size is left for the strict check.
+            # The strict check reports filters of any other size.
             filter_shape = (old[0], old[1] // 2 + 1, self.embed_dim, 2)
             if isinstance(module, GlobalFilter) and isinstance(weight, Tensor) and weight.shape == filter_shape:
                 resized[key] = resample_filter(weight, old, module.grid_size)
@@ -262,12 +263,12 @@ class MixerViT(Classifier):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed besides norms and biases."""
+        """Names of the parameters without weight decay, besides norms and biases."""
         return {"pos_embed"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise rates: stem, every block, head."""
+        """Patterns that group parameters by depth for layer-wise decay: stem, each block, head."""
         return dict(stem=r"^pos_embed|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     @torch.jit.ignore
@@ -284,11 +285,7 @@ class MixerViT(Classifier):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the blocks behind the last index and, if asked, the final norm and the head.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
+        """Removes the blocks after the last index and, if asked, norm and head; returns the non-negative indices."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         self.blocks = nn.Sequential(*list(self.blocks)[: max_index + 1])
         if prune_norm:
@@ -298,7 +295,7 @@ class MixerViT(Classifier):
         return take_indices
 
     def _embed(self, x: Tensor) -> Tensor:
-        """Images -> tokens with their positions (B, ceil(H / patch), ceil(W / patch), C)."""
+        """Images -> tokens plus position embedding (B, ceil(H / patch), ceil(W / patch), C)."""
         x = self.patch_embed(x)
         _, H, W, _ = x.shape
         return x + resample_abs_pos_embed_nhwc(self.pos_embed, [H, W])
@@ -314,15 +311,18 @@ class MixerViT(Classifier):
         return self._to_map(x, norm=True)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, C, h, w) -> logits (B, num_classes), or (B, num_classes, h, w) where nothing pools."""
+        """Features (B, C, h, w) -> logits (B, num_classes), or (B, num_classes, h, w) without pooling."""
         if self.global_pool:
-            return super().forward_head(x, pre_logits)
-        # timm's head is then its linear layer, which wants the channels last.
-        return to_nchw(super().forward_head(to_nhwc(x), pre_logits))
+            return self.head(x, pre_logits=pre_logits)
+        # Without pooling timm's head is its linear layer, which needs the channels last.
+        return to_nchw(self.head(to_nhwc(x), pre_logits=pre_logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
 
 
 def _init_linear(module: nn.Module) -> None:
-    """As the scripts of AFNO and GFNet; convolutions, among them MWA's, keep torch's own initialisation."""
+    """Initialisation of AFNO's and GFNet's code; convolutions, also MWA's, keep torch's defaults."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -338,8 +338,8 @@ def _resize_on_load(model: MixerViT, state_dict: dict[str, Any], prefix: str, *_
         state_dict.update(resized)
 
 
-# Sizes of the comparison. The text gives AFNO's thresholds, "6 to 8" groups for MWA and "4 to 3" blocks for AFNO; which
-# size has which follows from the published multiply-accumulates.
+# Sizes of the comparison. The text gives AFNO's thresholds, "6 to 8" groups for MWA and "4 to 3" blocks for AFNO; their
+# assignment to sizes follows from the published multiply-accumulates.
 _SIZES = {
     "xs": MixerViTCfg(384, 5, groups=(6, 8), num_blocks=3, sparsity_threshold=0.01),
     "s": MixerViTCfg(384, 12),
@@ -359,7 +359,7 @@ default_cfgs = generate_default_cfgs(
             url="",
             num_classes=10,
             input_size=(3, 32, 32),
-            fixed_input_size=True,  # timm then hands --img-size to the constructor; the model itself runs on any size
+            fixed_input_size=True,  # timm then passes --img-size to the constructor; the model itself takes any size
             pool_size=(8, 8),
             crop_pct=1.0,
             crop_mode="center",
@@ -373,4 +373,66 @@ default_cfgs = generate_default_cfgs(
     )
 )
 
-register_variants(__name__, MixerViT, model_cfgs, dict(feature_cls="getter", out_indices=3))
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> MixerViT:
+    return build_variant(MixerViT, name, pretrained, model_cfgs[name], 3, **kwargs)
+
+
+@register_model
+def mwa_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("mwa_vit_xs_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def mwa_vit_s_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("mwa_vit_s_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def mwa_vit_b_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("mwa_vit_b_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def afno_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("afno_vit_xs_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def afno_vit_s_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("afno_vit_s_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def afno_vit_b_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("afno_vit_b_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def gfn_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("gfn_vit_xs_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def gfn_vit_s_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("gfn_vit_s_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def gfn_vit_b_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("gfn_vit_b_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def sa_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("sa_vit_xs_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def sa_vit_s_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("sa_vit_s_patch4_32", pretrained, **kwargs)
+
+
+@register_model
+def sa_vit_b_patch4_32(pretrained: bool = False, **kwargs: Any) -> MixerViT:
+    return _create("sa_vit_b_patch4_32", pretrained, **kwargs)

@@ -1,18 +1,17 @@
 """WA-CNN: the small CIFAR networks ResNet, VGG16-BN and MobileNetV2 with wavelet attention where they downsample.
 
 Zhao et al., "Wavelet-Attention CNN for Image Classification", arXiv 2201.09271. `wacnn_*` has the attention and
-`wacnn_*_baseline` the same network without it, with the same parameters; `create_model(name, wavelet="db2")` takes
-another wavelet. Where the attention stands:
-- ResNet: in the first block that strides (the second one keeps its strided convolutions, as the authors have it).
+`wacnn_*_baseline` is the same network without it, with the same parameters; `create_model(name, wavelet="db2")` selects
+another wavelet. Position of the attention:
+- ResNet: in the first block that strides (the second one keeps its strided convolutions, as in the authors' code).
 - VGG16-BN: in place of each max pooling.
 - MobileNetV2: in each block that strides, between the expansion and the depthwise convolution, which then has stride 1.
 
-Values are the authors' wherever their code runs. What it cannot do and this can: any image size (odd maps round up, for
-the baseline's poolings too, and the classifiers pool globally); other wavelets in VGG and MobileNetV2, which there take
-Haar whatever is asked for. Their MobileNetV2 keeps the strided convolutions that the attention replaces, as parameters
-without a gradient; here they are gone. Weights of their code load under its names.
+Outputs equal the authors' code, and its weights load under its names. Differences: any image size (odd maps round up,
+also in the baseline's poolings, and the classifiers pool globally); VGG and MobileNetV2 take any wavelet, not only
+Haar; the strided convolutions of MobileNetV2 that the attention replaces, parameters without a gradient, do not exist.
 
-Read in this order: WACNNCfg, the three blocks, WACNN (its forward is StagedClassifier's), model_cfgs.
+Read in this order: WACNNCfg, the three blocks, WACNN, model_cfgs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,30 +20,30 @@ from functools import partial
 from typing import Any, Literal
 
 from timm.layers import ConvNormAct, DropPath, calculate_drop_path_rates, get_device_dtype
-from timm.models import generate_default_cfgs
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from wsfvit.layers import WaveletAttention, WaveletAttentionPool, to_nchw, to_nhwc
 
-from ._family import build_global_pool, check_one_per_stage, check_sizes, override_cfg, register_variants
-from ._staged import Stage, StagedClassifier
+from ._classifier import Stage, StagedClassifier
+from ._family import build_global_pool, build_variant, check_one_per_stage, check_sizes, override_cfg
 
 
 @dataclass(frozen=True)
 class WACNNCfg:
-    """What defines a variant. Every field can be overridden by keyword: `create_model(name, wavelet="db2")`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `wavelet="db2"`.
 
     Attributes:
-        backbone: Which block: "resnet", "vgg" or "mobilenetv2".
+        backbone: Type of the blocks.
         stem_width: Width of the first convolution.
         widths: Width of each stage.
         depths: Blocks of each stage.
         strides: Stride of each stage's first block, 1 or 2.
-        final_width: Width of a last stage of one 1x1 convolution, which MobileNetV2 has; 0 for none.
+        final_width: Width of a last stage of one 1x1 convolution, as in MobileNetV2; 0 for none.
         hidden_sizes: Widths of the classifier's hidden layers.
-        drop_rate: Dropout after each hidden layer, or before the classifier, where the model is not given another.
-        wavelet: A discrete PyWavelets wavelet; None in the networks without attention. `create_model` takes a None
-            for "not given": ask it for `..._baseline` instead.
+        drop_rate: Default dropout after each hidden layer, or before the classifier without hidden layers.
+        wavelet: A discrete PyWavelets wavelet; None without attention. `create_model` ignores None: use the
+            `..._baseline` models instead.
     """
 
     backbone: Literal["resnet", "vgg", "mobilenetv2"]
@@ -59,7 +58,7 @@ class WACNNCfg:
 
 
 class BasicBlock(nn.Module):
-    """ResNet's block of two 3x3 convolutions. With a wavelet, they see the attended map and the shortcut its LL.
+    """ResNet's block of two 3x3 convolutions. With a wavelet, their input is the attended map, the shortcut's its LL.
 
     Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
     """
@@ -69,7 +68,7 @@ class BasicBlock(nn.Module):
         projects = stride != 1 or in_chs != out_chs
         self.attn = WaveletAttention(wavelet) if wavelet else None
         if wavelet:
-            stride = 1  # the transform has halved the map
+            stride = 1  # the transform halves the map
         self.conv1 = ConvNormAct(in_chs, out_chs, 3, stride)
         self.conv2 = ConvNormAct(out_chs, out_chs, 3, apply_act=False)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -82,7 +81,7 @@ class BasicBlock(nn.Module):
 
 
 class VGGBlock(nn.Module):
-    """A 3x3 convolution with bias, BatchNorm and ReLU; where it strides, a downsampling goes before it.
+    """A 3x3 convolution with bias, BatchNorm and ReLU, after a downsampling if it strides.
 
     Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
     """
@@ -90,7 +89,7 @@ class VGGBlock(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, stride: int, wavelet: str | None, drop_path: float = 0.0) -> None:
         super().__init__()
         if drop_path:
-            raise ValueError("VGG has no shortcuts that stochastic depth could drop: drop_path_rate must be 0")
+            raise ValueError("VGG has no shortcuts for stochastic depth: set drop_path_rate to 0")
         self.down = _vgg_pool(wavelet) if stride == 2 else nn.Identity()
         self.conv = ConvNormAct(in_chs, out_chs, 3, bias=True)
 
@@ -130,14 +129,14 @@ class InvertedResidual(nn.Module):
 
 
 class Head(nn.Module):
-    """Global pooling, hidden layers with ReLU and dropout, dropout, classifier; at every position where nothing pools.
+    """Global pooling, hidden layers with ReLU and dropout, dropout, classifier; per position without pooling.
 
     Args:
         in_features: Input channels C.
         num_classes: Classes; 0 leaves the classifier out.
         hidden_sizes: Widths of the hidden layers.
-        pool_type: As timm's, "" for no pooling.
-        drop_rate: Dropout behind each hidden layer, or before the classifier where there is none.
+        pool_type: As in timm, "" for no pooling.
+        drop_rate: Dropout after each hidden layer, or before the classifier without hidden layers.
 
     Shape: (B, C, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling.
     """
@@ -152,29 +151,21 @@ class Head(nn.Module):
         for width_in, width in zip((in_features, *hidden_sizes), hidden_sizes, strict=False):
             layers += [*([nn.Dropout(drop_rate)] if layers else []), nn.Linear(width_in, width), nn.ReLU()]
         self.pre_logits = nn.Sequential(*layers)
-        self._build(num_classes, pool_type, hidden_sizes[-1] if hidden_sizes else in_features)
-
-    def _build(self, num_classes: int, pool_type: str, num_features: int, **factory: Any) -> None:
+        self.num_features = hidden_sizes[-1] if hidden_sizes else in_features
         self.global_pool = build_global_pool(pool_type)
-        self.num_features = num_features
-        self.fc = nn.Linear(num_features, num_classes, **factory) if num_classes else nn.Identity()
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def reset(
-        self,
-        num_classes: int,
-        pool_type: str | None = None,
-        reset_other: bool = False,
-        in_features: int | None = None,
+        self, num_classes: int, pool_type: str | None = None, reset_other: bool = False, in_features: int | None = None
     ) -> None:
-        """Puts in a new classifier; with reset_other without hidden layers, for `in_features` channels."""
+        """Replaces the classifier; with reset_other it drops the hidden layers and takes `in_features` channels."""
         factory = get_device_dtype(self)
-        num_features = self.num_features
         if reset_other or (in_features is not None and in_features != self.in_features):
             self.pre_logits = nn.Sequential()
-            num_features = self.in_features = in_features or self.in_features
-        self._build(
-            num_classes, self.global_pool.pool_type if pool_type is None else pool_type, num_features, **factory
-        )
+            self.num_features = self.in_features = in_features or self.in_features
+        if pool_type is not None:
+            self.global_pool = build_global_pool(pool_type)
+        self.fc = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.global_pool(x)
@@ -195,15 +186,15 @@ class WACNN(StagedClassifier):
         in_chans: Image channels.
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: "avg", "max", ... as in timm, or "" for none.
-        drop_rate: Dropout of the classifier; None for the variant's own.
+        drop_rate: Dropout of the classifier; None for that of the configuration.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
         **overrides: Fields of WACNNCfg.
 
     Shape: images (B, in_chans, H, W) of any size -> logits (B, num_classes).
 
     Raises:
-        TypeError: On a keyword that is no field of WACNNCfg.
-        ValueError: On an unknown backbone or wavelet, fields that do not fit each other, or stochastic depth for VGG.
+        TypeError: Unknown keyword.
+        ValueError: Unknown backbone or wavelet, fields that do not fit each other, or stochastic depth for VGG.
     """
 
     def __init__(
@@ -238,11 +229,10 @@ class WACNN(StagedClassifier):
             self.apply(_init_vgg)
 
     def convert_state_dict(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Renames the entries of a state dict of the authors' code; any other one is returned as it is.
+        """Renames the entries of a state dict of the authors' code; any other one is returned unchanged.
 
-        Of the convolutions that wavelet attention replaces in MobileNetV2, which that code keeps without using them, it
-        leaves out the weights. Its ResNets and VGGs have the same entries with and without attention: which of the two
-        a file was trained as, only its owner knows.
+        Drops the weights of the unused convolutions that wavelet attention replaces in MobileNetV2. The ResNets and
+        VGGs of that code have the same entries with and without attention, so the file does not tell which it is.
         """
         if "stem.conv.weight" in state_dict:
             return state_dict
@@ -254,6 +244,17 @@ class WACNN(StagedClassifier):
             if key not in unused:
                 renamed[f"{names.get(module, module)}.{entry}"] = value
         return renamed
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> features of the last stage (B, C, h, w)."""
+        return self.norm(self.stages(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits (B, num_classes), or the input of the classifier if pre_logits."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
 
 
 def _check(cfg: WACNNCfg) -> None:
@@ -272,7 +273,7 @@ def _build_stages(cfg: WACNNCfg, drop_path_rate: float) -> Iterator[tuple[Stage,
     rates = calculate_drop_path_rates(drop_path_rate, cfg.depths, stagewise=True)
     in_chs = cfg.stem_width
     for i, (width, stride) in enumerate(zip(cfg.widths, cfg.strides, strict=True)):
-        # The attention of ResNet stands in the first stage that strides alone.
+        # ResNet has attention only in the first stage that strides.
         attends = stride > 1 and not (cfg.backbone == "resnet" and max(cfg.strides[:i], default=1) > 1)
         block: Any = BLOCKS[cfg.backbone]
         if cfg.backbone == "mobilenetv2":
@@ -287,7 +288,7 @@ def _build_stages(cfg: WACNNCfg, drop_path_rate: float) -> Iterator[tuple[Stage,
 
 
 def _init_vgg(module: nn.Module) -> None:
-    """The authors' initialisation of VGG; of the other backbones' none is known, and they keep torch's defaults."""
+    """The authors' initialisation of VGG; the other backbones keep torch's defaults."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -300,7 +301,7 @@ BLOCKS = {"resnet": BasicBlock, "vgg": VGGBlock, "mobilenetv2": InvertedResidual
 
 _RESNET = WACNNCfg("resnet", stem_width=16, widths=(16, 32, 64), depths=(3, 3, 3), strides=(1, 2, 2))
 _ATTENTION = {
-    # The authors call by these numbers the CIFAR ResNets of 20, 32 and 56 layers.
+    # The authors' numbers for the CIFAR ResNets of 20, 32 and 56 layers.
     "wacnn_resnet18": _RESNET,
     "wacnn_resnet34": replace(_RESNET, depths=(5, 5, 5)),
     "wacnn_resnet50": replace(_RESNET, depths=(9, 9, 9)),
@@ -329,7 +330,7 @@ model_cfgs: dict[str, WACNNCfg] = {
 
 
 def _published_names(model: WACNN) -> dict[str, str]:
-    """The modules that hold entries: from their names in the authors' code to those here."""
+    """Names of modules with entries: from the authors' code to this one."""
     if model.cfg.backbone == "vgg":
         convs, names = _vgg_names(model)
     else:
@@ -339,7 +340,7 @@ def _published_names(model: WACNN) -> dict[str, str]:
     return names
 
 
-# Names of a convolution, of its BatchNorm, and of the ConvNormAct that holds both here.
+# Names of a convolution and its BatchNorm in the authors' code, and of the ConvNormAct that holds both here.
 _ConvNames = list[tuple[str, str, str]]
 
 
@@ -389,12 +390,60 @@ def _cfg(cfg: WACNNCfg) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs({name: _cfg(cfg) for name, cfg in model_cfgs.items()})
 
-# What `features_only` takes unless told otherwise: the last features of each resolution.
+# Default of `features_only`: the last features of each resolution.
 _OUT_INDICES = {"resnet": (1, 2, 3), "vgg": (1, 2, 3, 4, 5, 6), "mobilenetv2": (2, 3, 5, 7)}
-for _backbone, _indices in _OUT_INDICES.items():
-    register_variants(
-        __name__,
-        WACNN,
-        {name: cfg for name, cfg in model_cfgs.items() if cfg.backbone == _backbone},
-        dict(feature_cls="getter", out_indices=_indices),
-    )
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> WACNN:
+    cfg = model_cfgs[name]
+    return build_variant(WACNN, name, pretrained, cfg, _OUT_INDICES[cfg.backbone], **kwargs)
+
+
+@register_model
+def wacnn_resnet18(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet18", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_resnet18_baseline(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet18_baseline", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_resnet34(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet34", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_resnet34_baseline(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet34_baseline", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_resnet50(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet50", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_resnet50_baseline(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_resnet50_baseline", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_vgg16_bn", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_vgg16_bn_baseline(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_vgg16_bn_baseline", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_mobilenetv2", pretrained, **kwargs)
+
+
+@register_model
+def wacnn_mobilenetv2_baseline(pretrained: bool = False, **kwargs: Any) -> WACNN:
+    return _create("wacnn_mobilenetv2_baseline", pretrained, **kwargs)

@@ -1,17 +1,16 @@
 """WaveMix: convolutional token mixing on a Haar pyramid (Jeevan et al., arXiv 2203.03689 and 2205.14375).
 
-A block reduces its map to a quarter of the channels, takes the wavelet pyramid of that, and comes back up from the
-coarsest level: at each level a small MLP mixes subbands (and what the coarser level hands up), and a transposed
-convolution doubles the size. Resolution and width stay the same from block to block. Three forms of the block:
+A block reduces its map to a quarter of the channels, computes the wavelet pyramid of the result, and goes back from the
+coarsest level to the finest: at each level an MLP mixes the subbands and the output of the coarser level, and a
+transposed convolution doubles the size. All blocks have the same resolution and width. Three forms of the block:
 
 - "pyramid": levels 1 to 4, from coarse to fine. Level 1 is called WaveMix-Lite; version 2 is level 3 with a wider head.
 - "parallel": version 1, four levels side by side through one shared MLP.
 - "pixel_shuffle": version 3, one level, brought back up by a pixel shuffle and a 3x3 convolution.
 
-The published implementation computes the pyramid anew for each level; here a block computes it once. Parameter names
-and the order of input channels are the published ones, so released weights load as they are. Where the published form
-stops with an error (sides that 2^level or the patch does not divide) this one goes on: a missing row or column is zero
-and what comes up from it is cut off.
+The published implementation computes the pyramid again for each level; here a block computes it once. Parameter names
+and the order of input channels are the published ones, so released weights load unchanged. Sides that 2^level or the
+patch size does not divide, an error in the published code, are padded with zeros, and the result is cropped.
 
 Read in this order: WaveMixCfg and WaveBlock (`wavemix_blocks.py`), WaveMixTrunk, WaveMix, model_cfgs; the models for
 segmentation and super-resolution are in `wavemix_heads.py`.
@@ -25,18 +24,18 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates, get_device_dtype
-from timm.models import checkpoint, generate_default_cfgs
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ._family import build_global_pool, override_cfg, register_variants
-from ._intermediates import IntermediatesMixin
+from ._classifier import IntermediatesMixin
+from ._family import build_global_pool, build_variant, override_cfg
 from ._state_dict import StrictLoadMixin
 from .wavemix_blocks import BLOCKS, WaveMixCfg, build_stem
 
 
 class WaveMixTrunk(StrictLoadMixin, nn.Module):
-    """Stem (`conv`) and blocks (`layers`), named as published: what the classifier and the dense models share.
+    """Stem (`conv`) and blocks (`layers`), named as published; shared by the classifier and the dense models.
 
     Args:
         cfg: The variant.
@@ -44,7 +43,7 @@ class WaveMixTrunk(StrictLoadMixin, nn.Module):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0; none in the published models.
 
     Raises:
-        ValueError: On an unknown wavelet.
+        ValueError: Unknown wavelet.
     """
 
     def __init__(self, cfg: WaveMixCfg, in_chans: int = 3, drop_path_rate: float = 0.0) -> None:
@@ -62,12 +61,12 @@ class WaveMixTrunk(StrictLoadMixin, nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Nothing besides norms and biases."""
+        """Empty: all parameters but norms and biases have weight decay."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that group parameters by depth, for layer-wise rates; every block is a group either way."""
+        """Patterns that group parameters by depth for layer-wise decay; every block is a group, coarse or not."""
         return dict(stem=r"^conv", blocks=[(r"^layers\.(\d+)", None), (r"^final", (99999,))])
 
     @torch.jit.ignore
@@ -103,8 +102,8 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
 
     Raises:
-        TypeError: On a keyword that is no field of WaveMixCfg.
-        ValueError: On a value that a field cannot have.
+        TypeError: Unknown keyword.
+        ValueError: Invalid value of a field.
     """
 
     def __init__(
@@ -133,10 +132,10 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
         return self.pool[2]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts in a new classifier, on the model's device and in its dtype and mode.
+        """Replaces the classifier, keeping the model's device, dtype and mode.
 
         Args:
-            num_classes: Its classes; 0 for none.
+            num_classes: Classes; 0 for none.
             global_pool: New pooling, "" for none; None keeps the present one.
 
         Raises:
@@ -163,11 +162,7 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the blocks behind the last index, and the head.
-
-        Returns:
-            The indices as non-negative numbers.
-        """
+        """Removes the head and the blocks after the last index; returns the indices as non-negative numbers."""
         take_indices, max_index = feature_take_indices(len(self.layers), indices)
         self.layers = nn.Sequential(*list(self.layers)[: max_index + 1])
         if prune_head:
@@ -177,7 +172,7 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
         return take_indices
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features -> logits (B, num_classes), or what goes into the classifier if pre_logits."""
+        """Features -> logits (B, num_classes), or the input of the classifier if pre_logits."""
         pool, drop, classifier = self.pool
         x = drop(pool(self.final(x)))
         return x if pre_logits else classifier(x)
@@ -212,8 +207,8 @@ model_cfgs: dict[str, WaveMixCfg] = {
     "wavemix_v3_144_16": replace(_BASE, embed_dim=144, level=1, mlp_ratio=4, block="pixel_shuffle"),
 }
 
-# Image size and classes of the data set that a configuration was published for: EMNIST Letters (112_16), CIFAR-10,
-# CIFAR-100, Tiny-ImageNet, Places-365. The others have ImageNet's at 224.
+# Image size and classes of the dataset that a configuration was published for: EMNIST Letters (112_16), CIFAR-10,
+# CIFAR-100, Tiny-ImageNet, Places-365. The others: ImageNet at 224.
 _DATA = {
     "wavemix_lite_64_6": (32, 10),
     "wavemix_lite_112_16": (28, 26),
@@ -231,7 +226,7 @@ _DATA = {
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    """Preprocessing. How the authors evaluated is not recorded: small images whole, others as timm does by default."""
+    """Preprocessing: the whole image up to 64 pixels, else timm's default crop; the authors do not state theirs."""
     size, num_classes = _DATA.get(name, (224, 1000))
     side = -(-size // model_cfgs[name].reduction)
     return dict(
@@ -251,4 +246,92 @@ def _cfg(name: str) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
-register_variants(__name__, WaveMix, model_cfgs, dict(feature_cls="getter", out_indices=3))
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> WaveMix:
+    return build_variant(WaveMix, name, pretrained, model_cfgs[name], 3, **kwargs)
+
+
+@register_model
+def wavemix_lite_64_6(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_64_6", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_112_16(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_112_16", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_144_7(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_144_7", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_256_7(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_256_7", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_256_8(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_256_8", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_256_10(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_256_10", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_256_12(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_256_12", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_lite_320_8(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_lite_320_8", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_192_16_l1(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_192_16_l1", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_192_16_l3(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_192_16_l3", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_256_16_l3(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_256_16_l3", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_256_16_l4(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_256_16_l4", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_256_12_l2(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_256_12_l2", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_v1_128_7(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_v1_128_7", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_v1_256_7(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_v1_256_7", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_v2_240_12(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_v2_240_12", pretrained, **kwargs)
+
+
+@register_model
+def wavemix_v3_144_16(pretrained: bool = False, **kwargs: Any) -> WaveMix:
+    return _create("wavemix_v3_144_16", pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""Configuration, blocks and stems of WaveMix; `wavemix.py` says what it is and makes models of them."""
+"""Configuration, blocks and stems of WaveMix; `wavemix.py` describes the family and contains the models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ MAX_LEVEL = 4
 
 @dataclass(frozen=True)
 class WaveMixCfg:
-    """What defines a variant. Every field can be overridden by keyword: `create_model(name, depth=4)`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depth=4`.
 
-    `create_model` takes None for "not given": what is None here is None by the variant's name alone.
+    `create_model` ignores keywords that are None, so None can only come from the variant.
 
     Attributes:
         embed_dim: Width d of the feature map, a multiple of 4 (published as `final_dim`).
         depth: Number of blocks.
         level: Levels of a block's wavelet pyramid, 1 to 4.
         mlp_ratio: Hidden width of a block's MLPs over embed_dim (published as `mult`).
-        ff_dim: Width that the MLPs hand to the transposed convolutions; embed_dim if None (published as `ff_channel`).
-            Without effect in the "pixel_shuffle" block, which has none.
+        ff_dim: Output width of the MLPs, before the transposed convolutions; embed_dim if None (published as
+            `ff_channel`). Not used by the "pixel_shuffle" block.
         block: Form of the block. "parallel" always has level 4, "pixel_shuffle" level 1 and mlp_ratio 4.
         stem: "strided" for two 3x3 convolutions, "patch" for two 3x3 convolutions and one of patch_size.
         stem_stride: Stride of both convolutions of the strided stem: 1 for small images, 2 otherwise.
         patch_size: Size and stride of the patch stem's last convolution.
         block_drop_rate: Dropout inside the blocks' MLPs; part of the published architecture.
         head_dim: Width of a 1x1 convolution before the pooling (1024 in version 2); None for no such convolution.
-        wavelet: Name of a discrete wavelet of PyWavelets. All published models have "haar"; others are taken in mode
-            "periodization", the one that halves a side whatever the length of the filter.
+        wavelet: Name of a discrete wavelet of PyWavelets. All published models use "haar"; others use mode
+            "periodization", which halves a side for every filter length.
     """
 
     embed_dim: int
@@ -87,7 +87,7 @@ class WaveletPyramid(nn.Module):
     Shape: (B, C, H, W) -> for each level i from 1, (B, 4, C, ceil(H / 2^i), ceil(W / 2^i)) in the order cA, cH, cV, cD.
 
     Raises:
-        ValueError: At construction, on an unknown wavelet.
+        ValueError: Unknown wavelet, at construction.
     """
 
     def __init__(self, level: int, wavelet: str = "haar") -> None:
@@ -112,12 +112,12 @@ class SubbandConv2d(nn.Conv2d):
     """1x1 convolution of subband-major channels with a weight in the published channel order.
 
     The published order of 4 * C subband channels is cA of all channels, then cH, cV and cD of channel 0, those of
-    channel 1, and so on. Reordering the small weight spares a copy of the map.
+    channel 1, and so on. Reordering the small weight avoids a copy of the map.
 
     Args:
         in_chs: Input channels: 4 * C subband channels, then any others.
         out_chs: Output channels.
-        subband_chs: The C.
+        subband_chs: C.
 
     Shape: (B, in_chs, H, W) -> (B, out_chs, H, W).
     """
@@ -134,7 +134,7 @@ class SubbandConv2d(nn.Conv2d):
 
 
 class CroppedSequential(nn.Sequential):
-    """Layers that double a map, the last one a norm, before which what exceeds the wanted size (H, W) is cut off."""
+    """Layers that double a map and a final norm, before which the map is cropped to size (H, W)."""
 
     def forward(self, input: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         *layers, norm = self
@@ -161,7 +161,7 @@ class WaveBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def _build_up(self, cfg: WaveMixCfg) -> None:
-        """Adds the layers that come back up from the pyramid."""
+        """Adds the layers from the pyramid back to the full size."""
         d, hidden, ff_dim = cfg.embed_dim, cfg.mlp_ratio * cfg.embed_dim, cfg.ff_width
         for i in range(1, cfg.level + 1):
             in_chs = d if i == cfg.level else d + d // 2
@@ -197,7 +197,7 @@ class WaveBlock(nn.Module):
 
 
 class ParallelWaveBlock(WaveBlock):
-    """Version 1: each of four levels through one shared MLP and a transposed convolution of its own to full size."""
+    """Version 1: four levels, each through one shared MLP and its own transposed convolution to full size."""
 
     def _build_up(self, cfg: WaveMixCfg) -> None:
         d, hidden, ff_dim = cfg.embed_dim, cfg.mlp_ratio * cfg.embed_dim, cfg.ff_width
@@ -245,7 +245,7 @@ BLOCKS: dict[str, Callable[..., WaveBlock]] = {
 class PatchConv2d(nn.Conv2d):
     """Convolution of P x P patches without overlap: (B, C, H, W) -> (B, D, ceil(H / P), ceil(W / P)).
 
-    An incomplete patch at the end is filled up with zeros.
+    An incomplete patch at the end is padded with zeros.
     """
 
     def __init__(self, in_chs: int, out_chs: int, patch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""WaveMix for dense outputs: semantic segmentation and single-image super-resolution, as published, for any size."""
+"""WaveMix for dense outputs at any size: semantic segmentation and single-image super-resolution, as published."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from ._family import override_cfg
 from .wavemix import WaveMixTrunk
 from .wavemix_blocks import WaveMixCfg
 
-# The published defaults. Super-resolution has none for the dropout on record: 0 as for segmentation.
+# Published defaults; super-resolution states no dropout and has 0 here, as segmentation.
 SEGMENTATION_CFG = WaveMixCfg(embed_dim=256, depth=16, level=4, stem="strided", stem_stride=2, block_drop_rate=0.0)
 SUPER_RESOLUTION_CFG = WaveMixCfg(embed_dim=144, depth=4, level=1, stem="strided", stem_stride=1, block_drop_rate=0.0)
 
 
 class WaveMixSegmentation(WaveMixTrunk):
-    """WaveMix with logits for every pixel: two transposed convolutions undo the stem's two strides of 2.
+    """WaveMix with logits per pixel: two transposed convolutions invert the stem's two strides of 2.
 
     Args:
         num_classes: Classes.
@@ -26,8 +26,8 @@ class WaveMixSegmentation(WaveMixTrunk):
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes, H, W).
 
     Raises:
-        TypeError: On a keyword that is no field of WaveMixCfg.
-        ValueError: On a value that a field cannot have, or a stem that does not reduce by 4.
+        TypeError: Unknown keyword.
+        ValueError: Invalid value of a field, or a stem that does not reduce by 4.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WaveMixSegmentation(WaveMixTrunk):
 
 
 class WaveMixSuperResolution(WaveMixTrunk):
-    """WaveMix that doubles an image.
+    """WaveMix for super-resolution by a factor of 2.
 
     Args:
         in_chans: Image channels.
@@ -60,8 +60,8 @@ class WaveMixSuperResolution(WaveMixTrunk):
     Shape: images (B, in_chans, H, W) -> (B, in_chans, 2 * H, 2 * W).
 
     Raises:
-        TypeError: On a keyword that is no field of WaveMixCfg.
-        ValueError: On a value that a field cannot have, or a stem that reduces.
+        TypeError: Unknown keyword.
+        ValueError: Invalid value of a field, or a stem that reduces.
     """
 
     def __init__(

@@ -6,9 +6,10 @@ Two families from the same classes, with the same parameters and state-dict keys
 - `wsfvit_dwt_*`: the attention parts work on explicit Haar subbands. A block transforms its map once, folds the four
   half-resolution subbands into the batch, attends inside each subband and between them, and transforms back once.
 
-Read in this order: WSFBlockCfg, WSFBlock, WSFViTCfg, WSFViT (its forward is StagedClassifier's), model_cfgs.
+Read in this order: WSFBlockCfg, WSFBlock, WSFViTCfg, WSFViT, model_cfgs.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_2tuple
-from timm.models import generate_default_cfgs
+from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
@@ -29,31 +30,29 @@ from wsfvit.layers import (
     SubbandLayerNorm,
     WaveletStem,
     from_subbands,
-    to_nchw,
     to_subbands,
 )
 
-from ._family import check_one_per_stage, override_cfg, register_variants
-from ._staged import Stage, StagedClassifier
+from ._classifier import Stage, StagedClassifier
+from ._family import build_variant, check_one_per_stage, override_cfg
 from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class WSFBlockCfg:
-    """What the blocks of a model share, whatever their width.
+    """Configuration shared by all blocks of a model.
 
     Attributes:
-        head_dim: Head width of local and global attention.
+        head_dim: Channels of a head of local and global attention.
         mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
-        inter_mlp_ratio: The same for the inter-subband part.
-        gelu: "tanh" approximation or "none" for the exact GELU, in convolutions and in the MLPs of local and global
-            attention; the inter-subband MLP always has the exact one.
+        inter_mlp_ratio: The same for inter-subband attention.
+        gelu: "tanh" approximation or "none" (exact), in convolutions and in the MLPs of local and global attention; the
+            inter-subband MLP always has the exact GELU.
         conv_norm_eps: Epsilon of every BatchNorm.
         norm_eps: Epsilon of every LayerNorm.
-        inter_norm_eps: Epsilon of the LayerNorms of the inter-subband part; None: as everywhere.
-        joint_subband_norm: Only with explicit_dwt: LayerNorm statistics over the four subbands of a location together.
-        full_subband_scale: Only with explicit_dwt: inter-subband softmax scale (4d)^-1/2 instead of d^-1/2.
-        subband_embed: Only with explicit_dwt: a learned vector per subband, added to its tokens (adds parameters).
+        inter_norm_eps: Epsilon of the LayerNorms of inter-subband attention; None for norm_eps.
+        joint_subband_norm: Study option, with explicit_dwt: LayerNorm statistics over the four subbands of a location.
+        full_subband_scale: Study option, with explicit_dwt: inter-subband softmax scale (4d)^-1/2, not d^-1/2.
     """
 
     head_dim: int
@@ -65,12 +64,11 @@ class WSFBlockCfg:
     inter_norm_eps: float | None = None
     joint_subband_norm: bool = False
     full_subband_scale: bool = False
-    subband_embed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WSFViTCfg(WSFBlockCfg):
-    """What defines a variant. Every field can be overridden by keyword: `create_model(name, depths=(1, 1, 1, 1))`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depths=(1, 1, 1, 1)`.
 
     Attributes:
         embed_dims: Width of each stage.
@@ -122,9 +120,7 @@ class WSFBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.explicit_dwt = explicit_dwt
-        joint_norm = explicit_dwt and cfg.joint_subband_norm
-        norm = SubbandLayerNorm if joint_norm else nn.LayerNorm
-        inter_norm_eps = cfg.norm_eps if cfg.inter_norm_eps is None else cfg.inter_norm_eps
+        norm = SubbandLayerNorm if explicit_dwt and cfg.joint_subband_norm else nn.LayerNorm
         act_layer = partial(GELU, approximate=cfg.gelu)
         part = partial(
             PartitionAttention,
@@ -147,30 +143,18 @@ class WSFBlock(nn.Module):
             scale=(NUM_SUBBANDS * out_chs // inter_heads) ** -0.5 if explicit_dwt and cfg.full_subband_scale else None,
             mlp_ratio=cfg.inter_mlp_ratio,
             drop_path=drop_path,
-            norm_layer=partial(norm, eps=inter_norm_eps),
+            norm_layer=partial(norm, eps=cfg.norm_eps if cfg.inter_norm_eps is None else cfg.inter_norm_eps),
         )
         self.attn_global = part(partition="grid")
-        embeds = explicit_dwt and cfg.subband_embed
-        self.subband_embed = nn.Parameter(torch.zeros(NUM_SUBBANDS, 1, 1, out_chs)) if embeds else None
-
-    def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Changes window and grid and interpolates the bias tables."""
-        self.attn_local.set_window_size(window_size)
-        self.attn_global.set_window_size(window_size)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        return self.attn_global(self.attn_inter(self.attn_local(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if not self.explicit_dwt:
-            return self._attend(x)
         _, _, H, W = x.shape
-        # The transform is linear, so the residual stream can stay in the wavelet domain across the three parts.
-        x = to_subbands(x)
-        if self.subband_embed is not None:
-            x = x + to_nchw(self.subband_embed).repeat(x.shape[0] // NUM_SUBBANDS, 1, 1, 1)
-        return from_subbands(self._attend(x), (H, W))
+        if self.explicit_dwt:
+            # The transform is linear, so the residual stream can stay in the wavelet domain across the three parts.
+            x = to_subbands(x)
+        x = self.attn_global(self.attn_inter(self.attn_local(x)))
+        return from_subbands(x, (H, W)) if self.explicit_dwt else x
 
 
 class WSFViT(StagedClassifier):
@@ -190,8 +174,8 @@ class WSFViT(StagedClassifier):
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
 
     Raises:
-        TypeError: On a keyword that is no field of WSFViTCfg.
-        ValueError: On fields that do not fit each other.
+        TypeError: Unknown keyword.
+        ValueError: Fields that do not fit each other.
     """
 
     def __init__(
@@ -207,7 +191,8 @@ class WSFViT(StagedClassifier):
         **overrides: Any,
     ) -> None:
         super().__init__()
-        self.cfg = cfg = _override_cfg(cfg, overrides)
+        self.cfg = cfg = override_cfg(cfg, overrides)
+        check_one_per_stage(cfg, "embed_dims", "depths", "inter_heads", "stage_strides")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -220,13 +205,8 @@ class WSFViT(StagedClassifier):
         self.stem = WaveletStem(
             in_chans, cfg.stem_width, cfg.stem_stride, partial(GELU, approximate=cfg.gelu), cfg.conv_norm_eps
         )
-        stride = cfg.stem_stride
-        self.feature_info = [dict(num_chs=cfg.stem_width, reduction=stride, module="stem")]
-        for i, dim in enumerate(cfg.embed_dims):
-            stride *= cfg.stage_strides[i]
-            self.feature_info += [dict(num_chs=dim, reduction=stride, module=f"stages.{i}")]
-        self.total_stride = stride
-
+        self.feature_info = [dict(num_chs=cfg.stem_width, reduction=cfg.stem_stride, module="stem")]
+        self.total_stride = cfg.stem_stride * math.prod(cfg.stage_strides)
         window = self._resolve_window(window_size)
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, cfg.depths, stagewise=True)
         in_widths = (cfg.stem_width, *cfg.embed_dims[:-1])
@@ -238,12 +218,14 @@ class WSFViT(StagedClassifier):
                 cfg=cfg,
                 inter_heads=cfg.inter_heads[i],
                 window_size=window,
-                # One window covers the last stage's map at the nominal size: nothing is left to divide there.
+                # At the nominal size one window covers the map of the last stage.
                 explicit_dwt=cfg.explicit_dwt and i < len(cfg.embed_dims) - 1,
             )
             rates = drop_path_rates[i]
             first = block(in_chs, stride=cfg.stage_strides[i], drop_path=rates[0])
             stages.append(Stage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
+            reduction = self.feature_info[-1]["reduction"] * cfg.stage_strides[i]
+            self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()
         self.head = NormMlpClassifierHead(
@@ -276,21 +258,25 @@ class WSFViT(StagedClassifier):
             self.img_size = to_2tuple(img_size)
         window = self._resolve_window(window_size)
         for module in self.modules():
-            if isinstance(module, WSFBlock):
+            if isinstance(module, PartitionAttention):
                 module.set_window_size(window)
         update_model_input_size(self, self.img_size, window_size=window if window_size is not None else None)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed besides norms and biases."""
-        names = ("relative_position_bias_table", "subband_embed")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+        """Names of the parameters without weight decay, besides norms and biases."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> features of the last stage (B, C, h, w)."""
+        return self.norm(self.stages(self.stem(x)))
 
-def _override_cfg(cfg: WSFViTCfg, overrides: dict[str, Any]) -> WSFViTCfg:
-    cfg = override_cfg(cfg, overrides)
-    check_one_per_stage(cfg, "embed_dims", "depths", "inter_heads", "stage_strides")
-    return cfg
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features -> logits (B, num_classes), or the input of the classifier if pre_logits."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
 
 
 # Published table of the family. The 384 models of T have twice the inter-subband heads of the 224 model.
@@ -327,19 +313,19 @@ model_cfgs: dict[str, WSFViTCfg] = {
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: WSFViT) -> dict[str, Tensor]:
-    """Adapts pretrained weights to the model's image channels; `resize_bias_tables` does the window on every load."""
+    """Adapts pretrained weights to the model's image channels; `resize_bias_tables` adapts them to its window."""
     return adapt_stem_channels(state_dict, model.in_chans)
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    """Preprocessing of the release: crop 0.875 for P and N, 0.95 else; Inception statistics and squashing at 384."""
+    """Preprocessing of the release: crop 0.875 for P and N, 0.95 otherwise; at 384 Inception statistics and squash."""
     size = int(name.rsplit("_", 1)[1])
     small = name.split("_")[-2] in ("p0", "p1", "p2", "n")
     return dict(
         url="",
         num_classes=1000,
         input_size=(3, size, size),
-        fixed_input_size=True,  # timm then hands --img-size to the constructor; the model itself runs on any size
+        fixed_input_size=True,  # timm then passes --img-size to the constructor; the model itself takes any size
         pool_size=(size // 32, size // 32),
         crop_pct=0.875 if small else 0.95,
         crop_mode="squash" if size == 384 else "center",
@@ -355,6 +341,110 @@ def _cfg(name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in model_cfgs})
 
 
-register_variants(
-    __name__, WSFViT, model_cfgs, dict(feature_cls="getter", out_indices=(0, 1, 2, 3, 4)), checkpoint_filter_fn
-)
+def _create(name: str, pretrained: bool, **kwargs: Any) -> WSFViT:
+    return build_variant(WSFViT, name, pretrained, model_cfgs[name], (0, 1, 2, 3, 4), checkpoint_filter_fn, **kwargs)
+
+
+@register_model
+def wsfvit_p0_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_p0_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_p1_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_p1_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_p2_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_p2_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_n_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_n_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_t_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_t_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_s_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_s_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_m_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_m_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_b_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_b_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_b_256(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_b_256", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_t_384(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_t_384", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_s_384(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_s_384", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_m_384(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_m_384", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_b_384(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_b_384", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_p0_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_p0_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_p1_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_p1_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_p2_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_p2_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_n_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_n_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_t_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_t_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_s_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_s_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_m_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_m_224", pretrained, **kwargs)
+
+
+@register_model
+def wsfvit_dwt_b_224(pretrained: bool = False, **kwargs: Any) -> WSFViT:
+    return _create("wsfvit_dwt_b_224", pretrained, **kwargs)

@@ -1,17 +1,12 @@
-"""Wavelet transforms for images, and nothing else.
+"""Wavelet transforms of images. Importing this package imports neither CUDA nor Triton nor PyWavelets.
 
-- `types`: named detail coefficients, the words for modes and backends.
-- `reference`: the Haar operators in slicing and adds, the truth; what compilers and export see.
-- `eager`: the same written into one preallocated output, what runs otherwise.
-- `functional`: the public Haar functions: argument checks, autograd rules, the choice of backend.
-- `backend`: that choice, by environment variable or context manager.
-- `filterbank`: `dwt2d` and `idwt2d` for every discrete wavelet of PyWavelets.
-- `modules`: `HaarDWT2d` and the others, which only call the functions.
-- `compiled`: what torch.compile gets instead of the reference on a GPU.
-- `triton_haar`, `triton_kernels`, `triton_stem`: fused CUDA kernels and what launches them; used where asked for.
-- `stem_operator`: the operator of the last of them, the stem's transform with BatchNorm and GELU in evaluation.
+Read `functional` (the public Haar functions) and `reference` (their formulas) first. Then:
 
-Importing this package touches neither CUDA nor Triton nor PyWavelets.
+- `cpu`: the Haar operators for eager execution; `compiled`: for torch.compile on a GPU;
+  `triton/haar`, `triton/kernels`: as Triton kernels; `backend`: the choice between them.
+- `triton/stem_operator`, `triton/stem`: the stem's transform, BatchNorm and GELU in evaluation as one operator.
+- `filterbank`: `dwt2d` and `idwt2d` for any discrete wavelet of PyWavelets.
+- `modules`: `HaarDWT2d` and the other modules, which only call the functions; `types`: coefficients, modes, backends.
 """
 
 from wsfvit.wavelets.backend import resolve_backend, wavelet_backend

@@ -1,8 +1,8 @@
-"""The choice of who computes the Haar operators.
+"""Choice of the backend of the Haar operators.
 
-The environment variable ``WSFVIT_WAVELET_BACKEND`` (``auto``, ``reference`` or ``triton``) is read when the package is
-imported; `wavelet_backend` overrides it for a while. A backend that was asked for by name runs or raises: nothing falls
-back in silence. ``auto`` is the plain form on every device: the kernels have not been measured on a GPU yet.
+The environment variable ``WSFVIT_WAVELET_BACKEND`` (``auto``, ``reference`` or ``triton``) is read at import;
+`wavelet_backend` overrides it temporarily. A backend selected by name runs or raises; there is no silent fallback.
+``auto`` is ``reference`` on every device: the kernels have not been measured on a GPU yet.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ ENVIRONMENT_VARIABLE = "WSFVIT_WAVELET_BACKEND"
 
 # Looked up here because torch.compile cannot trace it.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-# One choice for the process, not one per thread: autograd runs a CUDA backward in a thread of its own.
+# Per process, not per thread: autograd runs a CUDA backward in another thread.
 _choice: str = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 
 
@@ -35,11 +35,11 @@ def _check_name(name: str) -> None:
 
 
 def resolve_backend(device: torch.device) -> str:
-    """Names the backend that computes on ``device``: what was asked for, with ``auto`` replaced by its choice.
+    """The backend that computes on ``device``: "reference" or "triton".
 
     Raises:
-        ValueError: the name is none of the three.
-        RuntimeError: ``triton`` was asked for, but ``device`` is no CUDA device, or Triton is not installed.
+        ValueError: the selected name is unknown.
+        RuntimeError: ``triton`` is selected, but ``device`` is not a CUDA device or Triton is not installed.
     """
     _check_name(_choice)
     if _choice != "triton":
@@ -59,7 +59,7 @@ def resolve_backend(device: torch.device) -> str:
 
 
 def eager_module(device: torch.device) -> ModuleType:
-    """The module whose functions compute eagerly on ``device``."""
+    """The module with the functions for eager execution on ``device``."""
     if resolve_backend(device) == "triton":
         from wsfvit.wavelets.triton import haar
 
@@ -69,10 +69,10 @@ def eager_module(device: torch.device) -> ModuleType:
 
 @contextlib.contextmanager
 def wavelet_backend(name: str) -> Iterator[None]:
-    """Overrides the environment's choice inside a ``with`` block, for the whole process.
+    """Overrides the backend inside a ``with`` block, for the whole process.
 
     Raises:
-        ValueError: ``name`` is none of ``auto``, ``reference``, ``triton``.
+        ValueError: ``name`` is not ``auto``, ``reference`` or ``triton``.
     """
     global _choice
     _check_name(name)

@@ -1,9 +1,9 @@
-"""The Haar operators of `wsfvit.wavelets.reference`, written for torch.compile on a GPU: same arguments and layouts.
+"""The Haar operators of `wsfvit.wavelets.reference` for torch.compile on a GPU: same arguments and layouts.
 
-Inductor fuses a concatenation into a kernel that computes, for every element of it, the elements of all its parts, and
-takes one of them: four subbands cost their arithmetic four times, and a GPU then waits for instructions, not for
-memory. Without a concatenation the DWT, its inverse and both gradients are one kernel each for even sizes, which reads
-and writes everything once (`tests/wavelets/test_compiled.py`).
+Inductor fuses a concatenation into a kernel that computes the elements of all parts for each output element and selects
+one: four subbands cost four times the arithmetic, and the GPU is then limited by instructions, not by memory. Here the
+DWT, its inverse and both gradients have no concatenation: one multiplication and one sum each for even sizes
+(`tests/wavelets/test_compiled.py`).
 """
 
 import torch
@@ -15,7 +15,7 @@ from wsfvit.wavelets.types import SwtMode
 
 __all__ = ["haar_dwt2d", "haar_idwt2d", "haar_swt2d", "haar_swt2d_adjoint"]
 
-# Concatenations of more than eight parts are not fused; of many more there would be too much to compute in one kernel.
+# Inductor does not fuse concatenations of more than eight parts; the maximum bounds the number of parts.
 FEWEST_PLANES, MOST_PLANES = 9, 64
 
 
@@ -35,7 +35,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
 
 
 def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
-    """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`; an image of few channels becomes planes of one."""
+    """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`; few channels are concatenated one by one."""
     C = x.shape[1]
     if is_channels_last(x) or not FEWEST_PLANES <= 4 * C <= MOST_PLANES:
         return reference.haar_swt2d(x, mode, average, flip_details)
@@ -45,7 +45,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
 
 
 def _dwt(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """Rows and columns of an image lie on ``axis`` and the next; the subbands' new axis is 1."""
+    """Rows and columns of the image are on ``axis`` and the next; the subbands' new axis is 1."""
     H, W = x.shape[axis], x.shape[axis + 1]
     if H % 2 or W % 2:
         x = F.pad(x, (0, 0) * (x.ndim - 2 - axis) + (0, W % 2, 0, H % 2))
@@ -55,7 +55,7 @@ def _dwt(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _idwt(y: torch.Tensor, output_size: tuple[int, int], axis: int) -> torch.Tensor:
-    """Rows and columns of the result lie on ``axis`` and the next, those of the subbands one later."""
+    """Rows and columns of the result are on ``axis`` and the next, those of the subbands one later."""
     coefficients = y.to(compute_dtype(y.dtype)).unsqueeze(axis + 3).unsqueeze(axis + 2)
     blocks = (coefficients * _matrix(coefficients, axis)).sum(1)
     x = blocks.flatten(axis + 2, axis + 3).flatten(axis, axis + 1)
@@ -65,7 +65,7 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axis: int) -> torch.Ten
 def _matrix(like: torch.Tensor, axis: int) -> torch.Tensor:
     """The orthonormal matrix from a block's pixels to cA, cH, cV, cD, to be multiplied with (B, 4, .., h, 2, w, 2, ..).
 
-    Computed from positions: a kernel then knows the signs while it is compiled, and loads none.
+    Computed from positions, so that the signs are constants of the compiled kernel and need no loads.
     """
     subband = torch.arange(4, device=like.device).view(4, 1, 1)
     row, column = torch.arange(2, device=like.device).view(2, 1), torch.arange(2, device=like.device)

@@ -1,10 +1,10 @@
-"""The Haar operators of `wsfvit.wavelets.reference`, written for eager execution: same arguments, layouts and values.
+"""The Haar operators of `wsfvit.wavelets.reference` for eager execution: same arguments, layouts and values.
 
-Sums and differences go straight into one preallocated output, on a CPU a few images at a time, so that what is computed
-on the way stays in the cache. Stacking moves every coefficient three times and is several times slower. The
-arithmetic is the reference's: float32 or wider, cast once, on the way into the output.
+Sums and differences are written directly into one preallocated output, on a CPU a few images at a time, so that
+intermediate results stay in the cache. Stacking moves every coefficient three times and is several times slower. The
+arithmetic is the reference's: float32 or wider, with one cast when writing the output.
 
-`torch.compile` and export cannot plan memory around ``out=``: they get the reference, or `compiled` on a GPU.
+`torch.compile` and export cannot plan memory around ``out=``: they use the reference, or `compiled` on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def _dwt(x: torch.Tensor, out: tuple[torch.Tensor, ...], axes: tuple[int, int]) 
             channels = (0, 0) * (images.ndim - 1 - width)
             images = F.pad(images, (*channels, 0, images.shape[width] % 2, 0, images.shape[height] % 2))
         even_rows, odd_rows = cut(images, height, 0, step=2), cut(images, height, 1, step=2)
-        # Rows first: what lies side by side in memory stays so, and only half as much is then taken apart by columns.
+        # Rows first: they are contiguous, and only half as much data is then strided by columns.
         for combine, along_width, across in ((torch.add, cA, cV), (torch.sub, cH, cD)):
             rows = combine(even_rows, odd_rows).mul_(0.5)
             even, odd = cut(rows, width, 0, step=2), cut(rows, width, 1, step=2)
@@ -107,7 +107,7 @@ def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
 
 
 def _groups(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Views of some images at a time of tensors (B, ...), on a CPU so few that what is computed from them is cached."""
+    """Views of a few images at a time of tensors (B, ...), so that results fit the cache; all images on a GPU."""
     B = tensors[0].shape[0]
     group = min(max(B * GROUP_ELEMENTS // tensors[0].numel(), 1), B) if tensors[0].device.type == "cpu" else B
     for start in range(0, B, group):
@@ -158,7 +158,7 @@ def _swt_adjoint(
 
 
 def _combine_with_next(combine: Callable[..., torch.Tensor], x: torch.Tensor, axis: int, out: torch.Tensor) -> None:
-    """Sum or difference of each element and the next one on an axis, which therefore gets one shorter."""
+    """Sum or difference of each element and the next one on an axis, which becomes one shorter."""
     combine(cut(x, axis, None, -1), cut(x, axis, 1), out=out)
 
 
@@ -171,7 +171,7 @@ def _enlarged(shape: torch.Size, axes: tuple[int, ...]) -> list[int]:
 
 
 def _fill_margin(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
-    """In place: the last row and column become what follows the image, zeros, or its first ones if periodic."""
+    """In place: sets the last row and column to the border, zeros, or the first row and column if periodic."""
     for axis in axes:
         last = cut(x, axis, -1)
         if mode == "zero":
@@ -183,7 +183,7 @@ def _fill_margin(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
 def _gather(
     total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode, flip_details: bool
 ) -> torch.Tensor:
-    """Adjoint of sum and difference with the next element: what the own block says plus what the previous one says."""
+    """Adjoint of sum and difference with the next element: own block plus previous block."""
     x, previous = total + difference, total - difference
     if flip_details:
         x, previous = previous, x
@@ -194,7 +194,7 @@ def _gather(
 
 
 def _divide_by_block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
-    """In place: by the number of 2x2 blocks that hold a pixel, one axis at a time."""
+    """In place: divides by the number of 2x2 blocks that contain a pixel, one axis at a time."""
     for axis in axes:
         if mode == "periodic":
             x.mul_(0.5)

@@ -4,15 +4,15 @@ Along one axis the transform of a signal x of length n with a filter f of F taps
 
     coefficient[k] = sum_j f[j] * x[2k + s - j]
 
-where x continues beyond its ends as ``mode`` says. In mode "periodization" k runs over ceil(n/2) values and s = F/2; in
-all others it runs over floor((n + F - 1) / 2) values and s = 1. The inverse is the transposed convolution with the
-reconstruction filters. In two dimensions the axes are treated one after the other (Mallat 1989).
+with x extended beyond its ends according to ``mode``. In mode "periodization" k runs over ceil(n/2) values and s = F/2;
+in all others over floor((n + F - 1) / 2) values and s = 1. The inverse is the transposed convolution with the
+reconstruction filters. In two dimensions the axes are transformed one after the other (Mallat 1989).
 
-A CPU is slow at convolutions of one channel and fast at matrix products. There, images with short sides are multiplied
-by the matrices of the transform, which are what the convolution makes of the identity, borders included.
+On a CPU, where convolutions of one channel are slow and matrix products are fast, images with short sides are
+multiplied by the matrices of the transform: the convolution of the identity, borders included.
 
-Everything is plain differentiable torch: arithmetic in float32 or wider whatever autocast says (float64 on CUDA, see
-`arithmetic_dtype`), one final cast to the dtype that came in, any strides.
+All operations are differentiable torch operations: arithmetic in float32 or wider, also under autocast (float64 on
+CUDA, see `arithmetic_dtype`), one final cast to the input's dtype, any strides.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from wsfvit.wavelets.types import BoundaryMode, DetailCoeffs2d
 if TYPE_CHECKING:
     import pywt
 
-# Longest side that is multiplied by a matrix: the cost per pixel grows with the side, that of a convolution does not.
+# Longest side for matrices: their cost per pixel grows with the side, that of a convolution does not.
 MAX_MATRIX_SIDE = 256
-# Fewest maps (images times channels) for which it pays to make the matrices.
+# Fewest maps (images times channels) for which building the matrices is worth its cost.
 MIN_MATRIX_MAPS = 8
 
 WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
@@ -40,7 +40,7 @@ WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
 
 
 class FilterBank(NamedTuple):
-    """The taps of a wavelet: low and high pass, for the transform (dec) and its inverse (rec), all of one length."""
+    """Taps of a wavelet: low and high pass of the transform (dec) and its inverse (rec), all of one length."""
 
     dec_lo: tuple[float, ...]
     dec_hi: tuple[float, ...]
@@ -53,8 +53,8 @@ def dwt2d(
 ) -> WaveletCoeffs2d:
     """Multi-level wavelet transform, ``pywt.wavedec2(x, wavelet, mode, level)``.
 
-    ``cA, (cH, cV, cD) = dwt2d(x, "db2")`` is one level. More levels than `pywt.dwt_max_level` are computed all the
-    same; their coefficients are mostly border. Mode "reflect" repeats a signal of length 1, which PyWavelets refuses.
+    ``cA, (cH, cV, cD) = dwt2d(x, "db2")`` is one level. More levels than `pywt.dwt_max_level` are allowed; their
+    coefficients are mostly border. Mode "reflect" repeats a signal of length 1, an error in PyWavelets.
 
     Args:
         x: (B, C, H, W), floating, any strides, any H, W >= 1.
@@ -86,14 +86,14 @@ def idwt2d(
             of one dtype.
         wavelet: that of the transform.
         mode: that of the transform.
-        output_size: (H, W) of the image. Where one of them is odd the inverse is one longer, and is cropped to it; not
-            given, the longer result comes back.
+        output_size: (H, W) of the image. For an odd size the inverse is one longer and is cropped to it; by default the
+            longer result is returned.
 
     Returns:
         (B, C, H, W) in the dtype of the coefficients.
 
     Raises:
-        ValueError: coefficients that are no such list or do not fit each other, the wavelet or ``output_size``; unknown
+        ValueError: invalid coefficients, or ones that do not fit each other, the wavelet or ``output_size``; unknown
             wavelet or mode.
     """
     bank = filter_bank(wavelet)
@@ -106,7 +106,7 @@ def filter_bank(wavelet: "str | pywt.Wavelet") -> FilterBank:
     """Reads the taps of a discrete wavelet from PyWavelets.
 
     Raises:
-        ValueError: PyWavelets knows no discrete wavelet of that name.
+        ValueError: unknown discrete wavelet.
         ImportError: PyWavelets is not installed.
     """
     if isinstance(wavelet, str):
@@ -114,7 +114,7 @@ def filter_bank(wavelet: "str | pywt.Wavelet") -> FilterBank:
     try:
         dec_lo, dec_hi, rec_lo, rec_hi = (tuple(map(float, taps)) for taps in wavelet.filter_bank)
     except AttributeError as error:
-        raise ValueError(f"wavelet is a name or a pywt.Wavelet, not {wavelet!r}") from error
+        raise ValueError(f"wavelet must be a name or a pywt.Wavelet, not {wavelet!r}") from error
     return FilterBank(dec_lo, dec_hi, rec_lo, rec_hi)
 
 
@@ -135,8 +135,8 @@ def _read_filter_bank(name: str) -> FilterBank:
     return filter_bank(wavelet)
 
 
-# What torch.compiler.assume_constant_result does: the compiler takes the taps as constants instead of tracing into
-# PyWavelets. Set by hand, because that function imports the compiler, and with it Triton.
+# Equals torch.compiler.assume_constant_result: the compiler treats the taps as constants instead of tracing into
+# PyWavelets. Set by hand, because that function imports the compiler and with it Triton.
 _named_filter_bank._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -146,7 +146,7 @@ def arithmetic_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode) -> WaveletCoeffs2d:
-    """`dwt2d` with the taps (low and high pass, 2 x F) as a tensor, whose dtype is that of the arithmetic."""
+    """`dwt2d` with the taps (low and high pass, 2 x F) as a tensor in the dtype of the arithmetic."""
     if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
         raise ValueError(
             f"dwt2d: expected a floating tensor (B, C, H, W) without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
@@ -169,7 +169,7 @@ def synthesise(
     mode: BoundaryMode,
     output_size: tuple[int, int] | None,
 ) -> torch.Tensor:
-    """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor, whose dtype is that of the arithmetic."""
+    """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor in the dtype of the arithmetic."""
     first = first_coefficients(coeffs)
     check_mode("idwt2d", mode)
     with without_autocast(first.device):
@@ -187,17 +187,17 @@ def synthesise(
 
 
 def _suits_matrices(x: torch.Tensor, taps: torch.Tensor, scale: int = 1) -> bool:
-    """Whether matrices do better on images whose sides are ``scale`` times those of x (B, C, h, w)."""
+    """Whether matrices are faster for images whose sides are ``scale`` times those of x (B, C, h, w)."""
     if x.device.type != "cpu" or taps.requires_grad:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-        return False  # a graph stays valid for other sizes, and its operations countable
+        return False  # graphs stay valid for other sizes, and their operations can be counted
     B, C, h, w = x.shape
     return B * C >= MIN_MATRIX_MAPS and scale * max(h, w) <= MAX_MATRIX_SIDE
 
 
 class _MatrixProduct(Function):
-    """left @ x @ right, differentiable in x to any order; in the dtype of x whatever autocast says, backward too."""
+    """left @ x @ right, differentiable in x to any order; in the dtype of x also under autocast, backward included."""
 
     generate_vmap_rule = True
 
@@ -246,7 +246,7 @@ def _analyse_by_matrices(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode
 
 
 def _analysis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
-    """(n, 2 * count): a row of n samples times it gives its low-pass coefficients, then its high-pass ones."""
+    """(n, 2 * count): maps a row of n samples to its low-pass coefficients, then its high-pass ones."""
     identity = torch.eye(n, dtype=taps.dtype, device=taps.device)
     return _analyse_axis(identity.view(n, 1, 1, n), taps, 3, mode).flatten(1)
 
@@ -272,7 +272,7 @@ def _synthesise_by_matrices(subbands: tuple[torch.Tensor, ...], taps: torch.Tens
 
 
 def _synthesis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
-    """(2 * n, samples): n low-pass coefficients and then n high-pass ones times it give the samples."""
+    """(2 * n, samples): maps n low-pass coefficients, then n high-pass ones, to the samples."""
     identity = torch.eye(2 * n, dtype=taps.dtype, device=taps.device)
     return _synthesise_axis(identity.view(2 * n, 2, 1, n), taps, 3, mode).flatten(1)
 
@@ -324,14 +324,14 @@ def _extension(n: int, left: int, right: int, mode: BoundaryMode, device: torch.
         index = index % period
         return torch.minimum(index, period - index).clamp(max=n - 1)
     if mode == "periodization":
-        # An odd signal is first made even by repeating its last sample.
+        # An odd signal is first extended by its last sample.
         return (index % (n + n % 2)).clamp(max=n - 1)
     return index % n
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """A block in which autocast leaves the dtypes alone."""
-    # Entered only where autocast is on: an exported graph then holds nothing but plain ops.
+    """Context in which autocast is disabled."""
+    # Entered only under autocast, so that exported graphs contain only plain ops.
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -349,12 +349,12 @@ def _crop(x: torch.Tensor, size: tuple[int, int], what: str) -> torch.Tensor:
 
 def check_mode(name: str, mode: str) -> None:
     if mode not in get_args(BoundaryMode):
-        raise ValueError(f"{name}: mode is one of {', '.join(get_args(BoundaryMode))}, not {mode!r}")
+        raise ValueError(f"{name}: mode must be one of {', '.join(get_args(BoundaryMode))}, not {mode!r}")
 
 
 def check_level(name: str, level: int) -> None:
     if level < 1:
-        raise ValueError(f"{name}: level is at least 1, not {level}")
+        raise ValueError(f"{name}: level must be at least 1, not {level}")
 
 
 def first_coefficients(coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> torch.Tensor:

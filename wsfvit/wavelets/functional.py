@@ -1,7 +1,7 @@
-"""Haar operators on images: argument checks, the choice of backend, and one autograd rule per operator.
+"""Haar operators on images: argument checks, choice of the backend, and one autograd rule per operator.
 
-All of them keep the dtype that comes in (float16, bfloat16, float32, float64), compute in float32 or wider, and do so
-under autocast too. They are linear and save no tensor for the backward, which is an operator of the same family:
+All keep the dtype of the input (float16, bfloat16, float32, float64) and compute in float32 or wider, also under
+autocast. They are linear and save no tensor for the backward, which is an operator of the same family:
 
 =================  ======================================================
 operator           adjoint, hence backward
@@ -12,7 +12,7 @@ SWT                SWT adjoint (not the inverse: 4 times it when periodic)
 SWT adjoint        SWT
 =================  ======================================================
 
-Each derivative, reverse and forward, goes through the autograd rule itself, so those of any order exist.
+Each derivative, reverse and forward, uses the autograd rule itself, so derivatives of any order exist.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
         cA = (a + b + c + d) / 2      cH = (a + b - c - d) / 2
         cV = (a - b + c - d) / 2      cD = (a - b - c + d) / 2
 
-    A missing last row or column counts as 0, so for every H, W >= 1 the energy is kept and `haar_idwt2d` with
-    ``output_size=(H, W)`` is both the inverse and the adjoint.
+    A missing last row or column counts as 0, so for every H, W >= 1 energy is preserved, and `haar_idwt2d` with
+    ``output_size=(H, W)`` is both inverse and adjoint.
 
     Args:
         x: (B, C, H, W), floating, any strides.
@@ -84,13 +84,13 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = 
     """Undecimated (stationary) Haar transform of one level: the formulas of `haar_dwt2d` on the block of every pixel.
 
     With a = x[i, j], b = x[i, j+1], c = x[i+1, j], d = x[i+1, j+1]. In mode "periodic" it equals
-    ``pywt.swt2(x, "haar", level=1, norm=False)``, which takes even sizes only; here any size will do. For even sizes
+    ``pywt.swt2(x, "haar", level=1, norm=False)``, which only takes even sizes; here any size is allowed. For even sizes
     every second coefficient per axis is the DWT.
 
     Args:
         x: (B, C, H, W), floating, any strides.
-        mode: what follows the last row and column: zeros, or the first one again ("periodic").
-        flip_details: negate cH and cV, at no cost: a filter bank that convolves with [a, a] and [a, -a] gives those.
+        mode: border after the last row and column: zeros, or the first row and column ("periodic").
+        flip_details: negate cH and cV, at no cost, as a filter bank that convolves with [a, a] and [a, -a].
 
     Returns:
         (B, 4, C, H, W) in the order cA, cH, cV, cD, dtype of ``x``. Contiguous, so that ``.flatten(0, 1)`` and
@@ -107,10 +107,10 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = 
 
 
 def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> torch.Tensor:
-    """Least-squares (Moore-Penrose) inverse of `haar_swt2d`, exact for coefficients that an image can have.
+    """Least-squares (Moore-Penrose) inverse of `haar_swt2d`, exact for coefficients of an image.
 
-    Every 2x2 block is inverted, and each pixel is the mean over the blocks that hold it: the adjoint divided by their
-    number, 4 when periodic, else (1 in the first row, 2 below) x (1 in the first column, 2 to the right).
+    Each 2x2 block is inverted, and each pixel is the mean over the blocks that contain it: the adjoint divided by their
+    number, 4 if periodic, else (1 in the first row, 2 below) x (1 in the first column, 2 to the right).
 
     Args:
         s: (B, 4, C, H, W) in the order cA, cH, cV, cD, floating, any strides.
@@ -130,30 +130,30 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool =
 
 
 class _Rule(Function):
-    """Autograd rule of one linear operator; made by `_linear_rule`."""
+    """Autograd rule of one linear operator; built by `_linear_rule`."""
 
-    plain: Callable[..., torch.Tensor]  # the operator in ops that can be traced
-    compiled: Callable[..., torch.Tensor]  # in those that torch.compile makes fast kernels of on a GPU
+    plain: Callable[..., torch.Tensor]  # the operator in traceable ops
+    compiled: Callable[..., torch.Tensor]  # the form for torch.compile on a GPU
     adjoint: "type[_Rule]"
 
 
 def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-        # Compilers, export and tracers get the plain ops and differentiate those: a rule is traced as if its gradient
-        # were contiguous, which costs a channels-last model its layout, torch 2.11 silently loses the gradient of a
-        # rule whose forward holds a cast that does nothing, and what counts operators cannot see into a rule.
+        # Compilers, export and tracers differentiate the plain ops: a rule is traced with a contiguous gradient, so a
+        # channels-last model loses its layout; torch 2.11 silently loses the gradient of a rule with a no-op cast in
+        # its forward; and operator counters cannot see into a rule.
         on_gpu = arguments[0].is_cuda and torch.compiler.is_compiling()
         return rule.compiled(*arguments) if on_gpu else rule.plain(*arguments)
     return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def _linear_rule(name: str, operator: str, adjoint_arguments: Callable[..., tuple[Any, ...]]) -> type[_Rule]:
-    """Makes the rule of a linear operator, called with a tensor and its other arguments; `adjoint` is set afterwards.
+    """Builds the rule of a linear operator, called with a tensor and its other arguments; `adjoint` is set afterwards.
 
     Args:
         name: Shown by profilers and in autograd graphs.
         operator: Name of its function in `reference`, `compiled` and the modules of the backends.
-        adjoint_arguments: From the tensor's shape and the other arguments, those of the adjoint.
+        adjoint_arguments: Computes the adjoint's arguments from the tensor's shape and the other arguments.
     """
 
     class Rule(_Rule):
@@ -176,7 +176,7 @@ def _linear_rule(name: str, operator: str, adjoint_arguments: Callable[..., tupl
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], tensor: torch.Tensor, *others: Any) -> tuple[torch.Tensor, int]:
-            # Every operator treats the images of a batch alone, so the mapped axis can be folded into it.
+            # The operators treat each image separately, so the mapped axis can be folded into the batch.
             result = _apply(Rule, tensor.movedim(in_dims[0], 0).flatten(0, 1), *others)
             return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
 
@@ -185,8 +185,8 @@ def _linear_rule(name: str, operator: str, adjoint_arguments: Callable[..., tupl
     return Rule
 
 
-# The SWT's argument ``average`` divides by the block counts: first in the SWT, last in its adjoint, which that
-# makes the least-squares inverse.
+# The SWT's argument ``average`` divides by the block counts: first in the SWT, last in its adjoint, which then is the
+# least-squares inverse.
 _DWT = _linear_rule("HaarDWT2d", "haar_dwt2d", lambda shape: (tuple(shape[2:]),))
 _IDWT = _linear_rule("HaarIDWT2d", "haar_idwt2d", lambda shape, output_size: ())
 _SWT = _linear_rule("HaarSWT2d", "haar_swt2d", lambda shape, *others: others)
@@ -212,4 +212,4 @@ def _check_subbands(name: str, y: torch.Tensor) -> None:
 
 def _check_swt_mode(name: str, mode: str) -> None:
     if mode not in get_args(SwtMode):
-        raise ValueError(f"{name}: mode is 'zero' or 'periodic', not {mode!r}")
+        raise ValueError(f"{name}: mode must be 'zero' or 'periodic', not {mode!r}")

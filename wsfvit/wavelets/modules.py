@@ -1,4 +1,4 @@
-"""The wavelet operators as modules. Each only calls its function; shapes, dtypes and errors are documented there."""
+"""The wavelet operators as modules, which only call the functions; these document shapes, dtypes and errors."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
@@ -57,10 +57,10 @@ class HaarISWT2d(nn.Module):
 
 
 class _Taps(nn.Module):
-    """Two filters of a wavelet, read once, as a buffer that is no part of the state dict.
+    """Two filters of a wavelet, read once, as a non-persistent buffer.
 
-    ``.half()`` and ``.bfloat16()`` would round a buffer; here the taps keep the dtype of the arithmetic. An input that
-    needs a wider one (float64 in a float32 module) gets them anew.
+    ``.half()`` and ``.bfloat16()`` would round a buffer; here the taps keep the dtype of the arithmetic, and are built
+    again for an input that needs a wider one (float64 in a float32 module).
     """
 
     taps: torch.Tensor

@@ -1,18 +1,18 @@
-"""The Haar operators in slicing and adds: the truth that every faster implementation is held against.
+"""Reference implementation of the Haar operators, by slicing and addition; all others are tested against it.
 
 A block of four neighbouring pixels [[a, b], [c, d]] becomes four coefficients::
 
     cA = (a + b + c + d) / 2      cH = (a + b - c - d) / 2
     cV = (a - b + c - d) / 2      cD = (a - b - c + d) / 2
 
-The 4x4 matrix behind them is orthonormal and its own inverse (Mallat, "A Wavelet Tour of Signal Processing", 7.7). It
-is computed one axis at a time: sum and difference along the width, then along the height, then one factor 1/2.
+Their 4x4 matrix is orthonormal and its own inverse (Mallat, "A Wavelet Tour of Signal Processing", 7.7). It is
+computed one axis at a time: sum and difference along the width, then along the height, then one factor 1/2.
 
-Nothing is checked here; `wsfvit.wavelets.functional` does that. Any device, floating dtype and strides will do.
-Arithmetic is in float32 or wider, with one final cast to the dtype that came in.
+Arguments are checked in `wsfvit.wavelets.functional`. Any device, floating dtype and strides. Arithmetic in float32 or
+wider, with one final cast to the input's dtype.
 
-Memory layout: an NCHW result is plainly contiguous. A channels-last input keeps its channels innermost, see
-`haar_dwt2d` and `haar_swt2d`. The arithmetic is written for any position of the two image axes, so both share it.
+Memory layout: NCHW results are contiguous; channels-last inputs keep their channels innermost, see `haar_dwt2d` and
+`haar_swt2d`. The arithmetic is written for any position of the two image axes, so both layouts share it.
 """
 
 import torch
@@ -55,8 +55,8 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     """(B, C, H, W) -> (B, 4, C, H, W): the four formulas on every 2x2 block, one per pixel.
 
     A channels-last input gives a result stored as (B, H, W, 4, C). With ``average`` each pixel is first divided by the
-    number of blocks that hold it, which makes this the adjoint of the averaging inverse. ``flip_details`` takes
-    differences the other way round on both axes, next minus own, which negates cH and cV.
+    number of blocks that contain it: the adjoint of the averaging inverse. ``flip_details`` takes the differences next
+    minus own on both axes, which negates cH and cV.
     """
     if is_channels_last(x):
         subbands = swt_subbands(x.permute(0, 2, 3, 1), mode, average, flip_details, NHWC_AXES)
@@ -67,10 +67,10 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
 def haar_swt2d_adjoint(
     s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
 ) -> torch.Tensor:
-    """(B, 4, C, H, W) -> (B, C, H, W): every pixel sums what the blocks that hold it say about it.
+    """(B, 4, C, H, W) -> (B, C, H, W): each pixel is the sum over the inverses of the blocks that contain it.
 
-    With ``average`` the sum is divided by the number of those blocks, which makes this the least-squares inverse.
-    Coefficients stored as (B, H, W, 4, C) give a channels-last result.
+    With ``average`` the sum is divided by the number of those blocks: the least-squares inverse. Coefficients stored as
+    (B, H, W, 4, C) give a channels-last result.
     """
     channels_inside = s.permute(0, 3, 4, 1, 2)
     if channels_inside.is_contiguous() and not s.is_contiguous():
@@ -81,7 +81,7 @@ def haar_swt2d_adjoint(
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether an image (B, C, H, W) has its channels innermost, and is not plainly contiguous as well."""
+    """Whether an image (B, C, H, W) has its channels innermost and is not also contiguous."""
     return x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
 
 
@@ -104,7 +104,7 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) 
 def swt_subbands(
     x: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:
-    """cA, cH, cV, cD of `haar_swt2d`, in float32 or wider, of an image whose rows and columns lie on ``axes``."""
+    """cA, cH, cV, cD of `haar_swt2d`, in float32 or wider, of an image with rows and columns on ``axes``."""
     height, width = axes
     x = x.to(compute_dtype(x.dtype))
     if average:
@@ -151,7 +151,7 @@ def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> 
 
 
 def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
-    """The next (``forward``) or the previous element of each; beyond the end zeros, or the other end if periodic.
+    """The next (``forward``) or the previous element of each; zero beyond the end, or the other end if periodic.
 
     Padded or rolled, not concatenated: torch.compile then computes a subband in one pass over the image.
     """
@@ -168,7 +168,7 @@ def _gather(low: torch.Tensor, high: torch.Tensor, axis: int, mode: SwtMode) -> 
 
 
 def _block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> torch.Tensor:
-    """How many 2x2 blocks hold each pixel, in a shape that broadcasts to ``x``."""
+    """Number of 2x2 blocks that contain each pixel, in a shape that broadcasts to ``x``."""
     if mode == "periodic":
         return x.new_full((), 4.0)
     per_axis = []

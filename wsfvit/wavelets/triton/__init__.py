@@ -1,1 +1,1 @@
-"""Fused Haar kernels for CUDA; `triton` is imported only here, and only when a kernel is asked for."""
+"""Fused Haar kernels for CUDA; only `haar`, `kernels` and `stem` import Triton, when a kernel is first used."""

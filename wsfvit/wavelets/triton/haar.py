@@ -1,8 +1,8 @@
 """The Haar operators of `wsfvit.wavelets.reference` as fused Triton kernels: same arguments, layouts and values.
 
-Each kernel reads its input from memory once and writes its output once. What then decides is how many instructions an
-element takes, so addresses are computed once for several lines, memory is accessed in words of 8 or 16 bytes wherever
-the shapes allow, and a neighbour that a thread holds already is not loaded again. A program computes one tile:
+Each kernel reads its input once and writes its output once. The instructions per element then limit its speed, so
+addresses are computed once for several lines, accesses are 8 or 16 bytes wide where the shapes allow it, and neighbours
+already held by a thread are not loaded again. A program computes one tile:
 
 =============  ==========================================  ===========================================
 layout         plane                                       column: an element of a line of a plane
@@ -11,9 +11,9 @@ NCHW           image and channel                           pixel
 channels-last  image                                       pixel and channel, the channel running first
 =============  ==========================================  ===========================================
 
-A tile is some columns of some strips. A strip is ``LINES`` lines of a subband of one plane, computed one after the
-other; strips are counted through all planes, so that small maps fill a tile as well as large ones. Offsets are 64 bits
-wide; arithmetic is in float32, or float64 for float64. Inputs may have any strides; outputs are allocated here.
+A tile is a number of columns of a number of strips. A strip is ``LINES`` lines of a subband of one plane, computed one
+after the other; strips are counted through all planes, so that small maps also fill a tile. Offsets have 64 bits;
+arithmetic is in float32, or float64 for float64. Inputs may have any strides; outputs are allocated here.
 
 Importing this module imports Triton. With ``TRITON_INTERPRET=1`` in the environment the kernels run on a CPU, slowly.
 """
@@ -30,20 +30,20 @@ from wsfvit.wavelets.triton import kernels, stem
 from wsfvit.wavelets.types import SwtMode
 
 THREADS = 128
-# Bytes of the widest access of a thread, and of the shortest stretch of memory that a tile takes of a line.
+# Bytes of the widest access of a thread, and of the shortest part of a line in a tile.
 ACCESS = 16
 STRETCH = 128
-# Elements of a line for each thread in the undecimated transforms; the kernels know how to cut lines into fours.
+# Elements of a line for each thread in the undecimated transforms; the kernels split lines into fours.
 SWT_ELEMENTS = 4
-# Lines of a strip, unless fewer programs than PROGRAMS are left, about what a large GPU runs at once.
+# Lines of a strip, fewer if there would be fewer programs than PROGRAMS, about what a large GPU runs at once.
 LINES = 8
 PROGRAMS = 1024
-# Above it strips and columns are counted in 64 bits, which costs time; offsets always are.
+# From here on strips and columns are counted in 64 bits, which costs time; offsets always have 64 bits.
 COUNTED_IN_32_BITS = 2**31
 
 
 class Launch(NamedTuple):
-    """A kernel, how many programs of it, and what each is given."""
+    """A kernel, its number of programs and its arguments."""
 
     kernel: Any
     programs: int
@@ -52,7 +52,7 @@ class Launch(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How maps are divided: number of strips and of tiles across a line, of programs, and a kernel's constants."""
+    """Division of maps: numbers of strips and of tiles across a line, number of programs, a kernel's constants."""
 
     counts: tuple[int, int]
     programs: int
@@ -117,7 +117,7 @@ def _new_image(subbands: torch.Tensor, H: int, W: int, inside: bool) -> torch.Te
 
 
 def _decimated_elements(image: torch.Tensor, inside: bool) -> int:
-    # Half an access where pairs of pixels make a whole one: the thread that loads them also computes with them.
+    # Half an access for NCHW: pairs of pixels fill one, loaded by the thread that computes with them.
     return (ACCESS if inside else ACCESS // 2) // image.element_size()
 
 
@@ -131,7 +131,7 @@ def _swt_options(x: torch.Tensor, inside: bool, mode: SwtMode, average: bool, fl
 
 
 def _group(x: torch.Tensor) -> int:
-    # Where lines can be cut into fours, a thread holds the neighbours of three pixels and loads that of the fourth.
+    # If four divides the lines, a thread holds the neighbours of three pixels and loads that of the fourth.
     return SWT_ELEMENTS if x.shape[3] % SWT_ELEMENTS == 0 and SWT_ELEMENTS * x.element_size() <= ACCESS else 1
 
 
@@ -173,15 +173,15 @@ def _start(launch: Launch) -> None:
 
 
 def _cdiv(a: int, b: int) -> int:
-    # Not Triton's, which takes microseconds.
+    # Triton's cdiv takes microseconds.
     return -(-a // b)
 
 
 @functools.cache
 def tile_of(length: int, elements: int, itemsize: int) -> tuple[int, int]:
-    """Strips and columns of a tile of that many ``elements``, powers of two, for lines of ``length`` elements.
+    """Strips and columns of a tile of ``elements`` elements, powers of two, for lines of ``length`` elements.
 
-    The columns that cover a line with the fewest elements in excess; of several such numbers the largest.
+    The number of columns that covers a line with the least excess; the largest if there are several.
     """
     most = min(1 << (length - 1).bit_length(), elements)
     fewest = min(STRETCH // itemsize, most)
@@ -191,7 +191,7 @@ def tile_of(length: int, elements: int, itemsize: int) -> tuple[int, int]:
 
 
 def lines_of(h: int, programs: int) -> int:
-    """Lines of a strip, a power of two, for maps of ``h`` lines that take ``programs`` programs of one line each."""
+    """Lines of a strip, a power of two, for maps of ``h`` lines and ``programs`` programs of one line each."""
     lines = LINES
     while lines > 1 and (lines >= 2 * h or programs // lines < PROGRAMS):
         lines //= 2
@@ -199,7 +199,7 @@ def lines_of(h: int, programs: int) -> int:
 
 
 def _alignment(tensor: torch.Tensor, inside: bool) -> int:
-    """Elements of the widest accesses that every line of ``tensor`` can be cut into, a power of two."""
+    """Elements of the widest access that divides every line of ``tensor``, a power of two."""
     innermost = tensor.ndim - (3 if inside else 1)
     strides = [stride for axis, stride in enumerate(tensor.stride()) if axis != innermost]
     return math.gcd(ACCESS // tensor.element_size(), tensor.shape[innermost], *strides)

@@ -1,23 +1,23 @@
-"""The Triton kernels behind `wsfvit.wavelets.triton.haar`, which says how their work is divided and launches them.
+"""The Triton kernels of `wsfvit.wavelets.triton.haar`, which describes the division into tiles and launches them.
 
-What their arguments are called:
+Names of the arguments:
 
 ================  =====================================================================================
 argument          meaning
 ================  =====================================================================================
 x, y, s           image, decimated and undecimated coefficients; x_b, x_c, ... are strides in elements
-outer, inner      channels that are planes of their own, and channels inside a plane: (C, 1) or (1, C)
+outer, inner      channels as separate planes, and channels inside a plane: (C, 1) or (1, C)
 h, w              size of a subband
 strip_count       strips of all planes
 tiles_across      tiles that cover the columns of a line
 INSIDE            channels-last
-IMAGE_ALIGN       elements of an access that all lines of the image can be cut into
-ALIGN             the same of the subbands
+IMAGE_ALIGN       elements of the widest access that divides all lines of the image
+ALIGN             the same for the subbands
 WIDE              strips or columns are counted in 64 bits
 DOUBLE            arithmetic in float64, else in float32
 LINES             lines of a strip
 STRIPS, COLUMNS   size of a tile
-GROUP             columns of which a thread holds the neighbours of all but one: 4, or 1
+GROUP             consecutive columns of a thread, which loads one neighbour for all of them: 4, or 1
 ODD_H, ODD_W      the image lacks the last row or column of its blocks
 ================  =====================================================================================
 """
@@ -28,7 +28,7 @@ import triton.language as tl
 
 @triton.jit
 def _multiple(value, of: tl.constexpr):
-    """``value``, a multiple of ``of``, in a form that tells the compiler so, which then widens accesses."""
+    """``value`` as a multiple of ``of``, in a form that lets the compiler widen accesses."""
     return value // of * of
 
 
@@ -37,9 +37,9 @@ def _tile(
     size, ALIGN: tl.constexpr, INSIDE: tl.constexpr, WIDE: tl.constexpr,
     LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Image, channel, first line and pixel of every element of this program's tile, 64 bits wide.
+    """Image, channel, first line and pixel of each element of this program's tile, in 64 bits.
 
-    The tile is 1-D, strip by strip. It holds WIDTH elements of a strip, STEP columns apart; of a subband, COLUMNS.
+    The tile is 1-D, strip by strip, with WIDTH elements of a strip, STEP columns apart (COLUMNS elements of a subband).
     """
     outer, inner, h, _, strip_count, tiles_across = size
     strip_tile, column_tile = tl.program_id(0) // tiles_across, tl.program_id(0) % tiles_across
@@ -55,7 +55,7 @@ def _tile(
     line = tl.where(strip < strip_count, strip % blocks * LINES, h)
     if INSIDE:
         inner = _multiple(inner, ALIGN)
-        # Both follow from `column`, but the compiler does not see it.
+        # Both follow from `column`, but the compiler does not infer them.
         c = tl.max_contiguous(tl.multiple_of(column % inner, ALIGN), ALIGN)
         j = tl.max_constancy(column // inner, ALIGN)
     return b.to(tl.int64), c.to(tl.int64), line.to(tl.int64), j.to(tl.int64)
@@ -74,14 +74,14 @@ def _at(pointer, strides, b, c, i, j, ALIGN: tl.constexpr, INSIDE: tl.constexpr)
 
 @triton.jit
 def _load(pointer, exists, DOUBLE: tl.constexpr):
-    """In the dtype of the arithmetic, zero where nothing exists."""
+    """Loads in the dtype of the arithmetic; zero outside the map."""
     x = tl.load(pointer, exists, 0.0)
     return x.to(tl.float64) if DOUBLE else x.to(tl.float32)
 
 
 @triton.jit
 def _load_subbands(cA, subband_stride, exists, DOUBLE: tl.constexpr):
-    # One after the other, for multiples of the stride may need 64 bits where it does not.
+    # By repeated addition: multiples of the stride may need 64 bits where the stride does not.
     cH = cA + subband_stride
     cV = cH + subband_stride
     cD = cV + subband_stride
@@ -118,10 +118,10 @@ def _decimated(
     INSIDE: tl.constexpr, IMAGE_ALIGN: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     LINES: tl.constexpr, STRIPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Pointers to the pixels and the coefficients of a tile, their first line of coefficients, which columns exist.
+    """Pointers to the pixels and coefficients of a tile, their first lines of coefficients, masks of their columns.
 
-    Channels-last pixels are the left ones of pairs; it is told too which right ones exist. NCHW pixels are all of them,
-    twice as many, which makes wide accesses of pairs that are taken apart and joined in registers.
+    Channels-last pixels are the left ones of pairs, with another mask for the right ones. NCHW pixels are all of them,
+    twice as many: wide accesses, whose pairs are split and joined in registers.
     """
     b, c, y_line, j = _tile(size, ALIGN, INSIDE, WIDE, LINES, STRIPS, COLUMNS, COLUMNS, 1)
     y = _at(y_ptr, y_strides, b, c, y_line, j, ALIGN, INSIDE)
@@ -171,7 +171,7 @@ def haar_dwt2d_kernel(
         cA, cH = upper_sum + lower_sum, upper_sum - lower_sum
         cV, cD = upper_difference + lower_difference, upper_difference - lower_difference
         _store_subbands(y, y_k, cA, cH, cV, cD, exists)
-        x += x_h  # and again: twice the stride may need 64 bits where the stride does not
+        x += x_h  # twice: 2 * x_h may need 64 bits where x_h does not
         x += x_h
         y += y_h
 
@@ -211,20 +211,20 @@ def haar_idwt2d_kernel(
         else:
             tl.store(x, _join_pairs(p, q), upper & x_exists)
             tl.store(x + x_h, _join_pairs(r, s), lower & x_exists)
-        x += x_h  # and again: twice the stride may need 64 bits where the stride does not
+        x += x_h  # twice: 2 * x_h may need 64 bits where x_h does not
         x += x_h
         y += y_h
 
 
 @triton.jit
 def _share(index, PERIODIC: tl.constexpr):
-    """One over the number of blocks along an axis that hold the pixel ``index`` of it."""
+    """One over the number of blocks along an axis that contain the pixel ``index``."""
     return tl.where((index == 0) & (not PERIODIC), 1.0, 0.5)
 
 
 @triton.jit
 def _next(x, beyond):
-    """The element after each; ``beyond`` holds what follows every four."""
+    """The next element of each; ``beyond`` has the elements after each group of four."""
     even, odd = _split_pairs(x)
     _, third = _split_pairs(even)
     return _join_pairs(odd, _join_pairs(third, beyond))
@@ -232,7 +232,7 @@ def _next(x, beyond):
 
 @triton.jit
 def _previous(x, beyond):
-    """The element before each; ``beyond`` holds what precedes every four."""
+    """The previous element of each; ``beyond`` has the elements before each group of four."""
     even, odd = _split_pairs(x)
     second, _ = _split_pairs(odd)
     return _join_pairs(_join_pairs(beyond, second), even)
@@ -242,7 +242,7 @@ def _previous(x, beyond):
 def _sum_and_difference(
     x, beside, exists, beside_exists, share, beside_share, GROUP: tl.constexpr, DOUBLE: tl.constexpr
 ):
-    """Of the pixels of a line and those to their right, times shares."""
+    """Sum and difference of the pixels of a line and their right neighbours, times shares."""
     p = _load(x, exists, DOUBLE) * share
     q = _load(beside, beside_exists, DOUBLE) * beside_share
     if GROUP == 4:
@@ -252,7 +252,7 @@ def _sum_and_difference(
 
 @triton.jit
 def _step_down(x, beside, stride, plane, line, next_line, n: tl.constexpr, h, PERIODIC: tl.constexpr):
-    """Pointers to the line below the ``n``-th of a strip, and whether it exists; behind the last comes the first."""
+    """Pointers to the line below the ``n``-th of a strip, and its masks; if periodic the first follows the last."""
     x += stride
     beside += stride
     there, next_there = line + n + 1 < h, next_line + n + 1 < h
@@ -322,7 +322,7 @@ def _low_and_high(s, s_k, exists, FLIP: tl.constexpr, DOUBLE: tl.constexpr):
 def _to_upper_and_lower_pixels(
     s, beside, s_k, exists, beside_exists, GROUP: tl.constexpr, FLIP: tl.constexpr, DOUBLE: tl.constexpr
 ):
-    """What a line of blocks says about the pixels above and below: the block itself and the one to its left."""
+    """Contribution of a line of blocks, each with its left neighbour, to its upper and lower pixels."""
     upper_low, lower_low, upper_high, lower_high = _low_and_high(s, s_k, exists, FLIP, DOUBLE)
     upper, lower = upper_low + upper_high, lower_low + lower_high
     upper_right, lower_right = upper_low - upper_high, lower_low - lower_high
@@ -359,7 +359,7 @@ def haar_swt2d_adjoint_kernel(
         last_exists = last_exists & (last_j > 0)
     beside = _at(s_ptr, s_strides, b, c, last_line, last_j - 1, ALIGN, INSIDE)
     x_h, s_k, s_h = _multiple(x_h, IMAGE_ALIGN), _multiple(s_k, ALIGN), _multiple(s_h, ALIGN)
-    # The blocks of the line before the first, which hold pixels of the first.
+    # The blocks of the line before the first, which contain pixels of the first.
     above, last_above = line < h, last_line < h
     if PERIODIC:
         to_last = tl.cast(h - 1, tl.int64) * s_h

@@ -1,8 +1,7 @@
-"""The Triton kernel of `wsfvit.wavelets.stem_operator`: transform of RGB images, factor and summand per subband, GELU.
+"""Triton kernel of `stem_operator`: Haar transform of RGB images, factor and summand per subband, GELU.
 
-The images are read once, and the activations are written once. Arguments are called as in
-`wsfvit.wavelets.triton.kernels`, and a tile is the same: some pixels of some strips of lines. A thread computes all
-twelve activations of its pixels, so every sum of pixels is made once.
+Images are read once and activations are written once. Arguments and tiles are those of `kernels`. A thread computes all
+twelve activations of its pixels, so each sum of pixels is computed once.
 """
 
 import triton
@@ -18,7 +17,7 @@ def _load_three(pointer):
 
 @triton.jit
 def _sums_and_differences(x, beside, channel_stride, exists, beside_exists, GROUP: tl.constexpr):
-    """Of the pixels of a line and those to their right, in the three channels."""
+    """Sums and differences of the pixels of a line and their right neighbours, in the three channels."""
     sum_r, difference_r = _sum_and_difference(x, beside, exists, beside_exists, 1.0, 1.0, GROUP, False)
     x += channel_stride
     beside += channel_stride
@@ -31,15 +30,15 @@ def _sums_and_differences(x, beside, channel_stride, exists, beside_exists, GROU
 
 @triton.jit
 def _gelu(x):
-    """x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the numbers are those of -2 log2(e) u / x."""
-    # A square root's reciprocal, squared, takes fewer instructions than a reciprocal.
+    """x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3); the constants are those of -2 log2(e) u / x."""
+    # A squared reciprocal square root needs fewer instructions than a reciprocal.
     root = tl.rsqrt(1 + tl.exp2(x * (-2.302208198 - 0.1029432397 * x * x)))
     return x * root * root
 
 
 @triton.jit
 def _activations(above, below, sign: tl.constexpr, factor, summand, dtype: tl.constexpr):
-    """Of a subband, in the three channels."""
+    """Activations of a subband in the three channels."""
     r = _gelu((above[0] + sign * below[0]) * factor[0] + summand[0]).to(dtype)
     g = _gelu((above[1] + sign * below[1]) * factor[1] + summand[1]).to(dtype)
     b = _gelu((above[2] + sign * below[2]) * factor[2] + summand[2]).to(dtype)
@@ -48,9 +47,9 @@ def _activations(above, below, sign: tl.constexpr, factor, summand, dtype: tl.co
 
 @triton.jit
 def _interleave(cA, cH, cV, cD):
-    """Twelve (n,) -> (n, 16), the last four of which hold nothing: a tile's sides are powers of two.
+    """Twelve (n,) -> (n, 16), the last four unused: sizes of a tile are powers of two.
 
-    Joining halves of a range whose elements are 8, 4, 2 and 1 apart puts them in order.
+    Joining pairs 8, 4, 2 and 1 elements apart puts them in order.
     """
     a = tl.join(tl.join(cA[0], cV[2]), tl.join(cH[1], cA[0]))  # 0 8 4 -
     b = tl.join(tl.join(cA[1], cD[0]), tl.join(cH[2], cA[0]))  # 1 9 5 -
@@ -75,7 +74,7 @@ def haar_stem_kernel(
     w = _multiple(w, GROUP)
     b, c, line, j = _tile(size, 1, False, WIDE, LINES, STRIPS, COLUMNS, COLUMNS, 1)
     x = _at(x_ptr, x_strides, b, c, line, j, IMAGE_ALIGN, False)
-    # The 12 is written out, for a stride would not tell the compiler how far apart the pixels are.
+    # The constant 12, not a stride, tells the compiler the distance of the pixels.
     y = y_ptr + b * _multiple(y_b, 4) + line * _multiple(y_h, 4) + j * 12
     exists = j < w
     # The pixels that follow every GROUP columns.

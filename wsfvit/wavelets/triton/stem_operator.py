@@ -1,4 +1,7 @@
-"""The stem's transform, BatchNorm and GELU in evaluation as one operator, which compilers leave whole."""
+"""The stem's transform, BatchNorm and GELU in evaluation as one operator, opaque to compilers.
+
+Importing this module does not import Triton; only a call does.
+"""
 
 import torch
 
@@ -7,15 +10,13 @@ import torch
 def haar_swt2d_affine_gelu(
     x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype
 ) -> torch.Tensor:
-    """GELU (tanh form) of factor * subband + summand, by a Triton kernel; see `haar_swt2d` for the subbands.
-
-    It has no gradient. Arithmetic is in float32.
+    """GELU (tanh form) of factor * subband + summand by a Triton kernel, without a gradient; see `haar_swt2d`.
 
     Args:
-        x: Images (B, 3, H, W), float16, bfloat16 or float32, any strides, on a GPU.
-        factor: (12,), contiguous: per subband (cA, cH, cV, cD, each of three channels), times the transform's 1/2.
+        x: Images (B, 3, H, W), float16, bfloat16 or float32, any strides, on a GPU. Arithmetic is in float32.
+        factor: (12,), contiguous: per subband (cA, cH, cV, cD) and channel, times the transform's 1/2.
         summand: (12,), contiguous.
-        periodic: What follows the last row and column: the first one again, else zeros.
+        periodic: Periodic border after the last row and column, else zeros.
         dtype: Of the result.
 
     Returns:
