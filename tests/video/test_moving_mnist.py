@@ -167,8 +167,8 @@ def test_idx_files(tmp_path, compressed, folder):
         ("a", idx_bytes(IMAGES) + b"0", "truncated or damaged"),
         ("a", idx_bytes(IMAGES[:0]), "truncated or damaged"),
         ("a", idx_bytes(IMAGES, kind=13), "must start with 00000803, not 00000d03"),
-        ("a", b"", "no idx file of images"),
-        ("a", idx_bytes(IMAGES)[:9], "no idx file of images"),
+        ("a", b"", "not an idx file of images"),
+        ("a", idx_bytes(IMAGES)[:9], "not an idx file of images"),
         ("a.gz", gzip.compress(idx_bytes(IMAGES))[:-300], "cannot be read: EOFError"),
         ("a.gz", idx_bytes(IMAGES), "cannot be read: BadGzipFile"),
     ],
@@ -253,5 +253,5 @@ def test_damaged_official_file(tmp_path, monkeypatch):
     content = path.read_bytes()
     for damaged in (content[:-1], content[:50], b"", b"hello", b"PK\3\4 no zip"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="mnist_test_seq.npy' is truncated or no array"):
+        with pytest.raises(UserError, match="mnist_test_seq.npy' is truncated or not an array"):
             open_official_test(path)

@@ -71,7 +71,7 @@ def test_every_command_loads_it(published: Path, tmp_path: Path) -> None:
     common = ["--device", "cpu", "--size", "32", "32"]
     trained = [*common, "--checkpoint", str(published)]
     found = run_validation(validate_parser().parse_args([*trained, "-j", "0", "--sequences", "2"]))
-    assert found.figures["model"]["sequences"] == 2
+    assert found.metrics["model"]["sequences"] == 2
     argv = [*trained, "--count", "1", "--out", str(tmp_path / "strips")]
     assert all(path.is_file() for path in run_prediction(predict_parser().parse_args(argv)))
 

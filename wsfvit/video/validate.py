@@ -1,4 +1,4 @@
-"""``python -m wsfvit.video validate``: a checkpoint over every sequence of a split, beside the baselines."""
+"""``python -m wsfvit.video validate``: metrics of a checkpoint and of the baselines on a split."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,22 +17,21 @@ from wsfvit.video.evaluation import (
     BASELINES,
     DEFINITIONS,
     MODEL,
-    Measured,
+    VideoResult,
     describe_data,
+    evaluate,
     markdown_table,
-    measure,
     write_report,
 )
-from wsfvit.video.pictures import check_animation
+from wsfvit.video.figures import check_animation
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and measures."""
     run_validation(validate_parser().parse_args(argv))
 
 
-def run_validation(args: argparse.Namespace) -> Measured:
-    """Measures, in this process or as one of those that ``torchrun`` started, and prints and writes what came out.
+def run_validation(args: argparse.Namespace) -> VideoResult:
+    """Run the validate command, in one process or in those of ``torchrun``.
 
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.
@@ -44,7 +43,7 @@ def run_validation(args: argparse.Namespace) -> Measured:
         return _validate(args, world)
 
 
-def _validate(args: argparse.Namespace, world: World) -> Measured:
+def _validate(args: argparse.Namespace, world: World) -> VideoResult:
     model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
     fill_data_options(args, meta.pop("data"))
     config = model.config
@@ -54,14 +53,14 @@ def _validate(args: argparse.Namespace, world: World) -> Measured:
     loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
     keep = args.count if args.out else 0
     predictors = {MODEL: model.predict, **BASELINES}
-    found = measure(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
-    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, found)}
+    result = evaluate(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
+    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, result)}
     world.say(
-        f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames seen, {loader.frames_out} predicted, "
-        f"{found.sequences_per_s:.3g} sequences/s\n{markdown_table(found.figures)}\n"
+        f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames in, {loader.frames_out} out, "
+        f"{result.sequences_per_s:.3g} sequences/s\n{markdown_table(result.metrics)}\n"
         + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
     )
     if args.out and world.is_main:
-        for path in write_report(Path(args.out), args.split, described, found, args.movie):
+        for path in write_report(Path(args.out), args.split, described, result, args.movie):
             print(path)
-    return found
+    return result
