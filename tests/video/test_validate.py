@@ -60,7 +60,7 @@ def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):
     assert own.metrics[MODEL]["sequences"] == 2
     with pytest.raises(UserError, match="has 6 frames, a sequence needs 13"):
         validate(tiny_run, "--data", path, "--length", 10)
-    with pytest.raises(UserError, match="does not say how its video model is built"):
+    with pytest.raises(UserError, match="lacks the configuration of its video model"):
         torch.save({"task": "video", "state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
         load_model(tmp_path / "other.pth")
 

@@ -73,7 +73,7 @@ def load_model(
         model = SimVP(SimVPConfig(**config["model"]))
         meta["data"] = {name: config["data"][name] for name in DATA_FIELDS}
     except (KeyError, TypeError, ValueError) as err:
-        raise UserError(f"checkpoint '{path}' does not say how its video model is built ({err!r})") from err
+        raise UserError(f"checkpoint '{path}' lacks the configuration of its video model ({err!r})") from err
     apply_state_dict(model, state_dict, path)
     return model.to(device).eval(), meta
 

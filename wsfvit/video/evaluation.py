@@ -22,7 +22,7 @@ from wsfvit.video.model.simvp import SimVP
 
 # From frames (B, T_in, C, H, W) and a length to the frames that follow, (B, length, C, H, W).
 Predictor = Callable[[Tensor, int], Tensor]
-# What every model must beat, by name.
+# By name.
 BASELINES: dict[str, Predictor] = {
     "copy-last-frame": copy_last_frame,
     "mean-of-input": repeat_mean_frame,

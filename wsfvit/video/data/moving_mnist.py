@@ -120,8 +120,8 @@ def load_digits(folder: str | Path | None, train: bool) -> DigitImages:
     if folder is None:
         return DigitImages(Digits("train" if train else "validation", in_chans=1).images, "built-in")
     name = "train-images-idx3-ubyte" if train else "t10k-images-idx3-ubyte"
-    places = [Path(folder) / inner / (name + end) for inner in ("", "raw", "MNIST/raw") for end in ("", ".gz")]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [Path(folder) / inner / (name + end) for inner in ("", "raw", "MNIST/raw") for end in ("", ".gz")]
+    path = next(filter(Path.is_file, paths), None)
     if path is None:
         raise UserError(f"the folder '{folder}' has no {name} or {name}.gz: put MNIST's files there, or name no folder")
     images = read_idx(path)
@@ -188,9 +188,10 @@ class MovingMNIST(SequenceDataset):
     ) -> None:
         self.motion, self.split, self.seed = motion or Motion(), split, seed
         self._num_sequences = NUM_SEQUENCES[split] if num_sequences is None else num_sequences
-        self.source, self.digits = digits.source, digits.images
+        self.source, self.digits, epoch = digits.source, digits.images, 0
         if split in FIXED_SPLITS:
-            self.digits = self.digits[FIXED_SPLITS.index(split) :: len(FIXED_SPLITS)]
+            self.seed, epoch = FIXED_SEED, FIXED_SPLITS.index(split)
+            self.digits = self.digits[epoch :: len(FIXED_SPLITS)]
         self.name = f"generated-{split}" + ("" if self.source == "mnist" else f" of {self.source} digits")
         self.shape = (self.motion.frames, 1, *self.motion.size)
         if self._num_sequences < 1 or not len(self.digits):
@@ -198,8 +199,8 @@ class MovingMNIST(SequenceDataset):
         if min(side - digit for side, digit in zip(self.motion.size, self.digits.shape[1:], strict=True)) < 0:
             sides = "x".join(map(str, self.motion.size)), "x".join(map(str, self.digits.shape[1:]))
             raise UserError(f"frames of {sides[0]} pixels are smaller than the digits, {sides[1]}")
-        # Shared memory: workers that live on through all epochs see what the main process writes.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Shared memory: persistent workers see what the main process writes.
+        self._epoch = torch.tensor(epoch).share_memory_()
 
     def __len__(self) -> int:
         return self._num_sequences
@@ -211,9 +212,8 @@ class MovingMNIST(SequenceDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
         """Draw a batch, uint8 (B, T, 1, H, W)."""
-        fixed = self.split in FIXED_SPLITS
-        key = (FIXED_SEED, FIXED_SPLITS.index(self.split)) if fixed else (self.seed, int(self._epoch))
-        keys = np.array([derive_seed(*key, index) for index in indices], np.uint64)
+        epoch = int(self._epoch)
+        keys = np.array([derive_seed(self.seed, epoch, index) for index in indices], np.uint64)
         return torch.from_numpy(self._draw(keys)[:, :, None])
 
     def _draw(self, keys: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from wsfvit.data.image_files import EXTENSIONS, find_images, read_image
 from wsfvit.data.images import describe
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.video_files import VIDEO_EXTENSIONS, VideoClip
-
-Channels = Literal[1, 3]
 
 
 def to_unit_range(frames: Tensor) -> Tensor:
@@ -103,11 +101,11 @@ class ImageClip:
         channels: 1 reads them grey, 3 in colour.
     """
 
-    def __init__(self, files: Sequence[Path], channels: Channels) -> None:
+    def __init__(self, files: Sequence[Path], channels: int) -> None:
         self.name, self.num_frames = str(files[0].parent), len(files)
         self._files, self._channels = sorted(files, key=_natural_order), channels
         height, width = self._read_file(self._files[0]).shape[1:]
-        self.shape = (int(channels), height, width)
+        self.shape = (channels, height, width)
 
     def read(self, times: range) -> Tensor:
         """See ``ArrayClip``; uint8. Images of several sizes are a UserError."""
@@ -213,9 +211,7 @@ class ClipSequences(SequenceDataset):
         return frames
 
 
-def open_sequences(
-    path: str | Path, cut: Cut, channels: Channels | None = None, layout: str | None = None
-) -> ClipSequences:
+def open_sequences(path: str | Path, cut: Cut, channels: int | None = None, layout: str | None = None) -> ClipSequences:
     """Open a user's own data.
 
     Args:
@@ -231,11 +227,13 @@ def open_sequences(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    clips: list[Clip]
+    clips: Sequence[Clip]
     if not path.exists():
         raise UserError(f"'{path}' does not exist")
+    if channels not in (None, 1, 3):
+        raise UserError(f"'{path}': frames are read with 1 or 3 channels, not {channels}")
     if suffix in (".npy", ".npz"):
-        clips = [*_array_clips(path, read_array(path), layout)]
+        clips = _array_clips(path, read_array(path), layout)
         if channels not in (None, clips[0].shape[0]):
             raise UserError(f"'{path}' has {clips[0].shape[0]} channels, not {channels}")
         clips[0].read(range(1))  # floats out of range show now, not in the first epoch
@@ -288,7 +286,7 @@ def _array_clips(path: Path, array: np.ndarray, layout: str | None) -> list[Arra
     return [ArrayClip(f"{path}, sequence {index}", frames) for index, frames in enumerate(array)]
 
 
-def _folder_clips(path: Path, channels: Channels) -> list[Clip]:
+def _folder_clips(path: Path, channels: int) -> list[Clip]:
     videos = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
     if videos:
         return [VideoClip(file, channels) for file in videos]

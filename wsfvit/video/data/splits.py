@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Literal, cast
 
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
@@ -63,8 +62,6 @@ def open_own(
     Raises:
         UserError: they cannot be read, or do not have ``channels`` channels.
     """
-    if channels not in (1, 3):
-        raise UserError(f"'{path}': frames are read with 1 or 3 channels; the model has {channels}")
     size = None if args.size is None else (args.size[0], args.size[1])
     cut = Cut(frames, args.frame_step, args.stride, size, from_end)
-    return open_sequences(path, cut, cast(Literal[1, 3], channels), args.layout)
+    return open_sequences(path, cut, channels, args.layout)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ class VideoClip:
         UserError: PyAV is not installed, or the file cannot be read as a video.
     """
 
-    def __init__(self, path: Path, channels: Literal[1, 3]) -> None:
+    def __init__(self, path: Path, channels: int) -> None:
         self.name, self._path, self._channels = str(path), path, channels
         av = import_av()
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
-                self.shape = (int(channels), stream.height, stream.width)
+                self.shape = (channels, stream.height, stream.width)
                 # Each frame's time stamp from the packets alone: nothing is decoded. Packets come in decoding order.
                 stamps = [packet.pts for packet in container.demux(stream) if packet.size]
         except (av.error.FFmpegError, IndexError) as err:
