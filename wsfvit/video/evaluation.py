@@ -17,7 +17,7 @@ from wsfvit.utils.files import make_folder, write_text_atomic
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 from wsfvit.video.figures import write_curves, write_prediction
-from wsfvit.video.metrics import VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
+from wsfvit.video.metrics import DEFINITIONS, VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
 from wsfvit.video.model.simvp import SimVP
 
 # From frames (B, T_in, C, H, W) and a length to the frames that follow, (B, length, C, H, W).
@@ -32,15 +32,6 @@ MODEL = "model"
 # Columns of summary.csv.
 SHOWN_METRICS = ("mse", "mae", "ssim", "psnr")
 UNIT = "sequences"
-DEFINITIONS = {
-    "mse": "mean over frames of the sum of squared errors over a frame's values in 0..1, not clipped",
-    "mae": "likewise of absolute errors",
-    "ssim": "structural similarity, data range 1, uniform 7x7 window, prediction clipped to 0..1",
-    "psnr": "dB against a peak of 1, prediction clipped to 0..1, at most 100 for a frame",
-    "psnr_uint8": "what published tables up to SimVPv2 call PSNR: its difference wraps at 256",
-    "mse_pixel": "mse over the number of values of a frame",
-    "mae_pixel": "mae over the number of values of a frame",
-}
 
 
 @dataclass(frozen=True)

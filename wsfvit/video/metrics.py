@@ -1,18 +1,12 @@
 """Metrics of predicted frames, each with its scale, accumulated on the device batch by batch.
 
-With prediction p and truth t in [0, 1], each metric is the mean over sequences and predicted frames of, per frame:
-
-- ``mse``, ``mae``: the sum over the frame's values of (p - t)^2 and |p - t|, as in published tables for Moving MNIST:
-  they grow with the frame. ``mse_pixel``, ``mae_pixel``: the mean over its values instead.
-- ``ssim``: structural similarity (Wang et al., 2004) as in scikit-image with ``data_range=1``: uniform 7x7 window,
-  sample covariance, K1 0.01, K2 0.03. Tables made with range 2 show higher values.
-- ``psnr``: 10 log10(1 / mean of (p - t)^2) in dB, at most 100: a single frame without error, which copying the last
-  input does produce, would make the mean infinite.
-- ``psnr_uint8``: what published tables up to SimVPv2 call PSNR, to compare only with those. Both frames are truncated
-  to uint8, and their difference and its square wrap at 256, so errors look random. Correct PSNR is about 15 dB lower.
-
-MSE and MAE take the prediction unchanged; the others clip it to [0, 1]. A frame with a non-finite value makes all
-metrics that contain it NaN, and is counted in ``non_finite_frames``.
+Each metric is the mean over sequences and predicted frames of what ``DEFINITIONS`` says, prediction and truth being in
+[0, 1]. Published tables for Moving MNIST have ``mse`` and ``mae``, which grow with the frame. ``ssim`` (Wang et al.,
+2004) is scikit-image's with ``data_range=1``: sample covariance, K1 0.01, K2 0.03; tables made with range 2 show higher
+values. ``psnr`` is limited because one frame without error, which copying the last input does produce, would make the
+mean infinite. ``psnr_uint8`` is only to compare with those tables: errors that wrap look random, and correct PSNR is
+about 15 dB lower. A frame with a non-finite value makes all metrics that contain it NaN, and is counted in
+``non_finite_frames``.
 """
 
 import math
@@ -28,6 +22,15 @@ C1, C2 = 0.01**2, 0.03**2
 CHUNK = {"cpu": 2**15, "cuda": 2**23}
 MAX_PSNR = 100.0
 SUMMED = ("mse", "mae", "ssim", "psnr", "psnr_uint8")
+DEFINITIONS = {
+    "mse": "mean over frames of the sum of squared errors over a frame's values in 0..1, not clipped",
+    "mae": "likewise of absolute errors",
+    "ssim": "structural similarity, data range 1, uniform 7x7 window, prediction clipped to 0..1",
+    "psnr": "dB against a peak of 1, prediction clipped to 0..1, at most 100 for a frame",
+    "psnr_uint8": "what published tables up to SimVPv2 call PSNR: its difference wraps at 256",
+    "mse_pixel": "mse over the number of values of a frame",
+    "mae_pixel": "mae over the number of values of a frame",
+}
 
 
 def copy_last_frame(frames: Tensor, length: int) -> Tensor:

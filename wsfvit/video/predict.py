@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
@@ -18,7 +17,7 @@ from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
 from wsfvit.video.data.splits import MOVING_MNIST, open_own, open_split
 from wsfvit.video.figures import check_animation, write_prediction
-from wsfvit.video.model.simvp import SimVP, SimVPConfig
+from wsfvit.video.model.simvp import SimVPConfig
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,7 +43,8 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     print(f"{sequences.name}: {count} of {len(sequences)} sequences")
     for index in range(count):
         frames, future = sequences[index].tensor_split([config.frames_in])
-        prediction = predict(model, frames.to(device), length, amp_dtype(args)).cpu()
+        with torch.no_grad(), autocast(device, amp_dtype(args)):
+            prediction = model.predict(frames.to(device)[None], length)[0].float().clamp(0, 1).cpu()
         truth = future if len(future) else None
         files += write_prediction(folder, f"prediction_{index}", frames, prediction, truth, args.movie)
         predictions.append(prediction.numpy())
@@ -54,16 +54,6 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
         write_atomic(files[-1], lambda file: np.save(file, np.stack(predictions)))
         print(files[-1])
     return files
-
-
-@torch.no_grad()
-def predict(model: SimVP, frames: Tensor, length: int, lower: torch.dtype | None = None) -> Tensor:
-    """Predict the frames that follow (T_in, C, H, W): float32 (length, C, H, W), clipped to [0, 1].
-
-    ``lower`` is the dtype of mixed precision, or None.
-    """
-    with autocast(frames.device, lower):
-        return model.predict(frames[None], length)[0].float().clamp(0, 1)
 
 
 def _open_sequences(args: argparse.Namespace, config: SimVPConfig, length: int) -> SequenceDataset:
