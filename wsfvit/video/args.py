@@ -53,7 +53,7 @@ def train_parser(prog: str = f"{PROG} train") -> argparse.ArgumentParser:
     add_optimizer(parser.add_argument_group("Optimizer parameters"))
     _add_schedule(parser.add_argument_group("Learning rate schedule parameters"))
     add_batch_norm(parser.add_argument_group("Batch norm parameters"))
-    add_ema(parser.add_argument_group("Model exponential moving average parameters"))
+    add_ema(parser.add_argument_group("Model EMA parameters"))
     misc = parser.add_argument_group("Miscellaneous parameters")
     add_running(misc, add_workers)
     metric = "validation metric that selects the best checkpoint"
