@@ -102,21 +102,13 @@ def check_animation(suffix: str) -> None:
 def write_prediction(
     folder: Path, name: str, frames: Tensor, prediction: Tensor, future: Tensor | None = None, movie: str = ".gif"
 ) -> list[Path]:
-    """Write one sequence, as in ``draw_strip``, as a strip and as an animation.
-
-    Args:
-        folder: Must exist.
-        name: Name of the files, without suffix.
-        frames: Input (T_in, C, H, W).
-        prediction: (T_out, C, H, W).
-        future: Truth (T_out, C, H, W), if known.
-        movie: Suffix of the animation, one of ``ANIMATIONS``.
+    """Write one sequence, as in ``draw_strip``, as ``NAME.png`` and as an animation with the suffix ``movie``.
 
     Returns:
         The two files.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written; ``folder`` must exist.
     """
     from PIL import Image
 
