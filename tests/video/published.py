@@ -26,7 +26,7 @@ def published_shapes(small: bool = False) -> dict[str, list[int]]:
 
 
 def fill(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """The fixture's weights from the keys alone, in float32."""
+    """The fixture's weights from the keys, in float32."""
     state = {}
     for key, shape in shapes.items():
         name = key.rsplit(".", 1)[-1]

@@ -1,4 +1,4 @@
-"""The video model's cost part by part, and how the commands of the room are found."""
+"""The video model's cost part by part, and how the commands of the package are found."""
 
 import importlib
 from pathlib import Path

@@ -20,7 +20,7 @@ def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def measure(prediction, future):
+def evaluate(prediction, future):
     metrics = VideoMetrics(prediction.shape[1], prediction.shape[2], prediction.shape[3:])
     metrics.update(prediction, future)
     return metrics
@@ -32,7 +32,7 @@ def test_published_figures():
     shape = (2, 10, 1, 64, 64)
     future = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).float() / 255
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    figures = measure(future + 0.05 * noise, future).compute()
+    figures = evaluate(future + 0.05 * noise, future).compute()
     for name, key in {"mse": "mse", "mae": "mae", "psnr_uint8": "psnr", "psnr": "psnr_correct"}.items():
         assert figures[name] == pytest.approx(expected[key], rel=1e-6), name
     assert figures["ssim"] == pytest.approx(expected["ssim"], abs=1e-6)
@@ -63,18 +63,18 @@ def test_ssim_and_psnr_equal_scikit_image(kind, size, monkeypatch):
     ]
     assert np.abs(ssim(one, other).flatten().numpy() - expected).max() < 1e-6
     if kind == "equal":
-        figures = measure(one, other).compute()
+        figures = evaluate(one, other).compute()
         assert figures["psnr"] == figures["psnr_uint8"] == 100, "where scikit-image says infinite"
     else:
         expected = [skimage.peak_signal_noise_ratio(*pair, data_range=1.0) for pair in zip(*frames, strict=True)]
-        assert measure(one, other).compute()["psnr"] == pytest.approx(np.mean(expected), rel=1e-6)
+        assert evaluate(one, other).compute()["psnr"] == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_figures_by_their_definition():
     """Not clipped for MSE and MAE, clipped for PSNR; per frame and on average."""
     future = torch.zeros(2, 3, 1, 8, 10)
     prediction = torch.tensor([0.5, 2.0, -1.0]).view(1, 3, 1, 1, 1).expand_as(future)
-    metrics = measure(prediction, future)
+    metrics = evaluate(prediction, future)
     per_frame = metrics.per_frame()
     assert per_frame["mse"] == [20, 320, 80] and per_frame["mae"] == [40, 160, 80]
     assert per_frame["mse_pixel"] == [0.25, 4, 1] and per_frame["mae_pixel"] == [0.5, 2, 1]
@@ -85,14 +85,14 @@ def test_figures_by_their_definition():
 def test_uint8_psnr_wraps():
     """127 squared is 1 in eight bits: an error of half the range looks like one of a single step."""
     future = torch.zeros(1, 1, 1, 8, 8)
-    figures = measure(future + 127.5 / 255, future).compute()
+    figures = evaluate(future + 127.5 / 255, future).compute()
     assert figures["psnr_uint8"] == pytest.approx(20 * math.log10(255)) and figures["psnr"] < 7
 
 
 def test_batches_and_processes_add_up():
     future, prediction = rand(7, 4, 1, 9, 8), rand(7, 4, 1, 9, 8, seed=1)
-    whole = measure(prediction, future)
-    parts = [measure(prediction[rank::3], future[rank::3]) for rank in range(3)]
+    whole = evaluate(prediction, future)
+    parts = [evaluate(prediction[rank::3], future[rank::3]) for rank in range(3)]
     parts[0].update(prediction[:0], future[:0])
     sums = torch.stack([part.sums() for part in parts]).sum(0)
     assert parts[0].compute(sums) == pytest.approx(whole.compute(), rel=1e-12)
@@ -106,17 +106,17 @@ def test_values_that_are_not_finite_show(value):
     future = rand(3, 2, 1, 8, 8)
     prediction = future.clone()
     prediction[1, 1, 0, 3, 3] = value
-    metrics = measure(prediction, future)
+    metrics = evaluate(prediction, future)
     figures, per_frame = metrics.compute(), metrics.per_frame()
     assert figures.pop("non_finite_frames") == 1 and figures.pop("sequences") == 3
     assert all(math.isnan(figure) for figure in figures.values())
     assert all(not math.isnan(frames[0]) and math.isnan(frames[1]) for frames in per_frame.values())
 
 
-def test_lower_precision_is_measured_in_float32():
+def test_lower_precision_is_evaluated_in_float32():
     future = rand(2, 2, 1, 16, 16)
     prediction = (future + 0.1).bfloat16()
-    assert measure(prediction, future).compute() == measure(prediction.float(), future).compute()
+    assert evaluate(prediction, future).compute() == evaluate(prediction.float(), future).compute()
 
 
 def test_copy_last_frame():
@@ -125,11 +125,11 @@ def test_copy_last_frame():
     assert copied.shape == (2, 5, 1, 8, 8) and all(torch.equal(copied[:, t], frames[:, -1]) for t in range(5))
 
 
-def test_what_cannot_be_measured():
+def test_what_cannot_be_evaluated():
     with pytest.raises(UserError, match="at least 7x7 pixels, not 6x9"):
         VideoMetrics(2, 1, (6, 9))
     metrics = VideoMetrics(2, 1, (8, 8))
-    with pytest.raises(UserError, match="no sequences to measure"):
+    with pytest.raises(UserError, match="no sequences to evaluate"):
         metrics.compute()
     for shapes in (((1, 3, 1, 8, 8),) * 2, ((1, 2, 1, 8, 8), (2, 2, 1, 8, 8))):
         with pytest.raises(ValueError, match="must both be"):

@@ -40,7 +40,7 @@ def uniform_by_rule(key, count):
 
 
 def sequence_by_rule(key, motion, images):
-    """A sequence drawn digit after digit and frame after frame, as the rule is told."""
+    """A sequence drawn digit after digit and frame after frame, by the rule."""
     frames = np.zeros((motion.frames, *motion.size), np.uint8)
     numbers = iter(uniform_by_rule(key, 4 * motion.num_digits))
     free = [side - 28 for side in motion.size]
@@ -63,7 +63,7 @@ def sequence_by_rule(key, motion, images):
 
 
 @pytest.mark.parametrize("motion", [Motion(), Motion(7, (28, 45), 3, 0.37)], ids=["published", "other"])
-def test_drawn_as_the_rule_says(motion):
+def test_drawn_by_the_rule(motion):
     dataset = MovingMNIST(DIGITS, "train", motion, seed=5)
     dataset.set_epoch(3)
     drawn = dataset.__getitems__([8, 2])
@@ -86,7 +86,7 @@ def test_uniform_numbers_are_uniform():
     assert np.abs(np.corrcoef(numbers.T) - np.eye(8)).max() < 5 / math.sqrt(2000)
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone():
+def test_a_sample_depends_only_on_seed_epoch_and_index():
     dataset, again = (MovingMNIST(DIGITS, "train", seed=1) for _ in range(2))
     batch = dataset.__getitems__([0, 1, 2])
     assert torch.equal(batch[1], again.__getitems__([1])[0])
@@ -167,8 +167,8 @@ def test_idx_files(tmp_path, compressed, folder):
         ("a", idx_bytes(IMAGES) + b"0", "truncated or damaged"),
         ("a", idx_bytes(IMAGES[:0]), "truncated or damaged"),
         ("a", idx_bytes(IMAGES, kind=13), "must start with 00000803, not 00000d03"),
-        ("a", b"", "no idx file of images"),
-        ("a", idx_bytes(IMAGES)[:9], "no idx file of images"),
+        ("a", b"", "not an idx file of images"),
+        ("a", idx_bytes(IMAGES)[:9], "not an idx file of images"),
         ("a.gz", gzip.compress(idx_bytes(IMAGES))[:-300], "cannot be read: EOFError"),
         ("a.gz", idx_bytes(IMAGES), "cannot be read: BadGzipFile"),
     ],
@@ -253,5 +253,5 @@ def test_damaged_official_file(tmp_path, monkeypatch):
     content = path.read_bytes()
     for damaged in (content[:-1], content[:50], b"", b"hello", b"PK\3\4 no zip"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="mnist_test_seq.npy' is truncated or no array"):
+        with pytest.raises(UserError, match="mnist_test_seq.npy' is truncated or not an array"):
             open_official_test(path)

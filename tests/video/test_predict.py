@@ -1,4 +1,4 @@
-"""The predict command: pictures of known and unknown futures, of Moving MNIST and of one's own sequences."""
+"""The predict command: strips and animations of known and unknown futures, of Moving MNIST and of own sequences."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Weights under the release's names: recognised, built and loaded by every command, refused in one sentence."""
+"""Weights under the release's names: recognised, built and loaded by every command, refused with one line."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -18,7 +18,7 @@ from wsfvit.video.predict import run_prediction
 from wsfvit.video.train import run_training
 from wsfvit.video.validate import run_validation
 
-# What OpenSTL writes: the best weights alone, a training state, and the same by Lightning.
+# What OpenSTL writes: only the best weights, a training state, and the same by Lightning.
 WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
     "best": lambda state: state,
     "training state": lambda state: {"epoch": 200, "optimizer": {}, "state_dict": state, "scheduler": {}},
@@ -38,7 +38,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_the_file_says_which_model_it_is(wrapper: str, tmp_path: Path) -> None:
+def test_the_model_is_read_from_the_file(wrapper: str, tmp_path: Path) -> None:
     state = fill(published_shapes(small=True))
     torch.save(WRAPPERS[wrapper](state), tmp_path / "x.pth")
     model, meta = load_model(tmp_path / "x.pth")
@@ -71,7 +71,7 @@ def test_every_command_loads_it(published: Path, tmp_path: Path) -> None:
     common = ["--device", "cpu", "--size", "32", "32"]
     trained = [*common, "--checkpoint", str(published)]
     found = run_validation(validate_parser().parse_args([*trained, "-j", "0", "--sequences", "2"]))
-    assert found.figures["model"]["sequences"] == 2
+    assert found.metrics["model"]["sequences"] == 2
     argv = [*trained, "--count", "1", "--out", str(tmp_path / "strips")]
     assert all(path.is_file() for path in run_prediction(predict_parser().parse_args(argv)))
 

@@ -1,4 +1,4 @@
-"""Users' own data: arrays, folders of pictures and videos, how sequences are cut, and one clear error for bad ones."""
+"""Users' own data: arrays, folders of images and videos, how sequences are cut, and a clear error for each bad one."""
 
 import sys
 
@@ -91,12 +91,12 @@ def test_floats(tmp_path):
         (pixels(2, 4, 5, 7), {"layout": "NTH"}, "'NTH' does not fit"),
         (pixels(2, 4, 5, 7), {"layout": "NTHX"}, "'NTHX' does not fit"),
         (pixels(2, 4, 5, 7), {"layout": "NTHH"}, "'NTHH' does not fit"),
-        (pixels(2, 4, 5, 7, 2), {}, "has 2 channels as NTHWC: 1 or 3 are possible"),
+        (pixels(2, 4, 5, 7, 2), {}, "has 2 channels as NTHWC, not 1 or 3"),
         (pixels(2, 4, 5, 7, 3), {"channels": 1}, "has 3 channels, not 1"),
         (pixels(0, 4, 5, 7), {}, "it is empty"),
         (pixels(2, 4, 5, 7).astype(np.int64), {}, "holds int64: store frames as uint8"),
         (np.zeros((2, 4, 5, 7), bool), {}, "holds bool"),
-        (np.array([{}, {}]), {}, "truncated or no array of numbers"),
+        (np.array([{}, {}]), {}, "truncated or not an array of numbers"),
         (pixels(2, 3, 5, 7), {}, "sequence 0' has 3 frames, a sequence needs 4, and 1 more clips are too short"),
     ],
 )
@@ -112,21 +112,21 @@ def test_bad_archives(tmp_path):
     with pytest.raises(UserError, match="must hold one array, found one, two"):
         open_sequences(path, Cut(4))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match="truncated or no array"):
+    with pytest.raises(UserError, match="truncated or not an array"):
         open_sequences(path, Cut(4))
 
 
-def write_pictures(folder, frames, names):
+def write_images(folder, frames, names):
     folder.mkdir(parents=True)
     for frame, name in zip(frames, names, strict=True):
         Image.fromarray(frame).save(folder / name)
 
 
-def test_folders_of_pictures(tmp_path):
+def test_folders_of_images(tmp_path):
     names = [f"frame{number}.png" for number in (1, 2, 9, 10, 11)]
     clips = {name: pixels(5, 9, 11, 3, seed=seed) for seed, name in enumerate(("one", "two/inner"))}
     for name, frames in clips.items():
-        write_pictures(tmp_path / name, frames, names)
+        write_images(tmp_path / name, frames, names)
     dataset = open_sequences(tmp_path, Cut(5))
     assert len(dataset) == 2 and dataset.shape == (5, 3, 9, 11)
     for index, frames in enumerate(clips.values()):
@@ -140,19 +140,19 @@ def test_folders_of_pictures(tmp_path):
     assert abs(resized[1].mean() - dataset[1].mean()) < 0.02
 
 
-def test_grey_pictures_stay_as_they_are(tmp_path):
+def test_grey_images_are_unchanged(tmp_path):
     frames = pixels(3, 9, 11)
-    write_pictures(tmp_path / "a", frames, ["1.png", "2.png", "3.png"])
+    write_images(tmp_path / "a", frames, ["1.png", "2.png", "3.png"])
     assert np.array_equal(open_sequences(tmp_path, Cut(3), channels=1).__getitems__([0])[0, :, 0].numpy(), frames)
 
 
-def test_pictures_of_several_sizes(tmp_path):
-    write_pictures(tmp_path / "a", [pixels(9, 11), pixels(9, 12)], ["1.png", "2.png"])
+def test_images_of_several_sizes(tmp_path):
+    write_images(tmp_path / "a", [pixels(9, 11), pixels(9, 12)], ["1.png", "2.png"])
     dataset = open_sequences(tmp_path, Cut(2))
-    with pytest.raises(UserError, match="2.png': the pictures of a folder must have one size, found 9x11 and 9x12"):
+    with pytest.raises(UserError, match="2.png': the images of a folder must have one size, found 9x11 and 9x12"):
         dataset[0]
-    write_pictures(tmp_path / "b", [pixels(5, 12)] * 2, ["1.png", "2.png"])
-    with pytest.raises(UserError, match="/a' has 9x11 frames of 3 channels, .*/b' 5x12 of 3: give a size"):
+    write_images(tmp_path / "b", [pixels(5, 12)] * 2, ["1.png", "2.png"])
+    with pytest.raises(UserError, match="/a' has 9x11 frames of 3 channels, .*/b' 5x12 of 3: choose one size"):
         open_sequences(tmp_path, Cut(2))
     (tmp_path / "b" / "2.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="b/2.png': no picture that can be read"):
@@ -193,7 +193,7 @@ def test_odd_videos_and_gifs(tmp_path):
 
 def test_bad_videos(video, monkeypatch):
     path, _ = video
-    with pytest.raises(UserError, match="clip.mp4' has 30 frames, a sequence needs 31: leave them out"):
+    with pytest.raises(UserError, match="clip.mp4' has 30 frames, a sequence needs 31: remove them"):
         open_sequences(path, Cut(31))
     dataset = open_sequences(path, Cut(30))
     content = path.read_bytes()
@@ -202,7 +202,7 @@ def test_bad_videos(video, monkeypatch):
         dataset[0]
     for damaged in (b"", b"hello", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="clip.mp4': no video that can be read"):
+        with pytest.raises(UserError, match="clip.mp4' cannot be read as a video"):
             open_sequences(path, Cut(4))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="pip install av"):
@@ -214,7 +214,7 @@ def test_nothing_to_open(tmp_path):
         ("none", {}, "does not exist"),
         ("", {}, "holds no images"),
         ("a.txt", {}, "give a folder, .npy, .npz or a video"),
-        ("", {"layout": "NTHW"}, "a layout is for .npy and .npz files"),
+        ("", {"layout": "NTHW"}, "only .npy and .npz files have a layout"),
     ):
         (tmp_path / "a.txt").write_text("text")
         with pytest.raises(UserError, match=message):

@@ -84,7 +84,7 @@ def test_any_frame_size(family: str, size: tuple[int, int]) -> None:
     assert torch.equal(out, x[:, :, : size[0], : size[1]].reshape(frames.shape))
 
 
-def test_front_end_wraps_square_powers_of_two_alone() -> None:
+def test_front_end_wraps_only_square_powers_of_two() -> None:
     model = create_tiny()
     for size, wraps in (((32, 32), True), (((30, 30)), False), ((32, 64), False)):
         frame = torch.zeros(1, 1, *size)

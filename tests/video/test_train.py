@@ -145,7 +145,7 @@ def test_dry_run_of_every_recipe(path, tmp_path, capsys):
         (["--channels", "3"], "Moving MNIST has one channel"),
         (["--model-dtype", "bfloat16"], "float32: pass --amp"),
         (["--layer-decay", "0.5"], "leave it out"),
-        (["--official-test", "none.npy"], "leave out what asks for another test"),
+        (["--official-test", "none.npy"], "leave out the options that change the test"),
         (["--mnist", "/nowhere"], "has no train-images-idx3-ubyte"),
         (["--data", "/nowhere"], "'/nowhere' does not exist"),
         (["--size", "20", "20"], "smaller than the digits"),

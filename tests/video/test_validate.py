@@ -1,4 +1,4 @@
-"""The validate command: the figures of a run again, over several processes too, and longer horizons."""
+"""The validate command: the metrics of a run again, over several processes too, and longer horizons."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from wsfvit.video.args import validate_parser
 from wsfvit.video.checkpoint import load_model
 from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.moving_mnist import Motion, open_moving_mnist
-from wsfvit.video.evaluation import BASELINES, MODEL, measure
+from wsfvit.video.evaluation import BASELINES, MODEL, evaluate
 from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
 from wsfvit.video.validate import run_validation
 
@@ -25,13 +25,13 @@ def validate(tiny_run, *argv):
     return run_validation(validate_parser().parse_args([*fixed, *map(str, argv)]))
 
 
-def test_the_run_is_measured_again(tiny_run, tmp_path, capsys):
+def test_the_run_is_evaluated_again(tiny_run, tmp_path, capsys):
     """Data, size and frames come from the checkpoint; batches of another size change nothing but rounding."""
     found = validate(tiny_run, "--use-ema", "--sequences", 3, "-b", 3, "--out", tmp_path / "new", "--count", 1)
     tested = json.loads((tiny_run.run_dir / "test.json").read_text())
     again = json.loads((tmp_path / "new" / "test.json").read_text())
     for predictor, figures in tested["figures"].items():
-        assert again["figures"][predictor] == found.figures[predictor] == pytest.approx(figures, rel=1e-5)
+        assert again["figures"][predictor] == found.metrics[predictor] == pytest.approx(figures, rel=1e-5)
     assert again["num_updates"] == tested["num_updates"] and again["size"] == [30, 32]
     assert len(list((tmp_path / "new").iterdir())) == 5
     out = capsys.readouterr().out
@@ -57,10 +57,10 @@ def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):
     path = tmp_path / "own.npy"
     np.save(path, np.random.default_rng(0).random((2, 6, 12, 14), dtype=np.float32))
     own = validate(tiny_run, "--data", path)
-    assert own.figures[MODEL]["sequences"] == 2
+    assert own.metrics[MODEL]["sequences"] == 2
     with pytest.raises(UserError, match="has 6 frames, a sequence needs 13"):
         validate(tiny_run, "--data", path, "--length", 10)
-    with pytest.raises(UserError, match="does not say how its video model is built"):
+    with pytest.raises(UserError, match="lacks the configuration of its video model"):
         torch.save({"task": "video", "state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
         load_model(tmp_path / "other.pth")
 
@@ -84,7 +84,7 @@ def test_processes_add_up_to_the_whole(tiny_run):
         for rank in range(size):
             world = Recorded(torch.device("cpu"), rank, size)
             object.__setattr__(world, "kept", shares[-1])
-            measure(predictors, build_eval_loader(dataset, 3, loader_options(args, world, 2)), world)
+            evaluate(predictors, build_eval_loader(dataset, 3, loader_options(args, world, 2)), world)
     whole, parts = shares
     metrics = VideoMetrics(2, 1, (30, 32))
     for place, alone in enumerate(whole):

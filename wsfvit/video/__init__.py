@@ -1,4 +1,4 @@
-"""Video prediction: SimVP with a WSF-ViT translator, Moving MNIST and your own sequences, metrics with their scale."""
+"""Video prediction: SimVP with a WSF-ViT translator on Moving MNIST or your own sequences."""
 
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
 

@@ -1,4 +1,4 @@
-"""A video model and the baselines over a whole split, on all processes together; what is written about them."""
+"""Evaluation of a video model and the baselines on a whole split, over all processes, and its report."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsfvit.analysis.flops import markdown_head, markdown_row
 from wsfvit.factory.data import Loader
 from wsfvit.train.loggers import csv_text
 from wsfvit.utils.distributed import World
 from wsfvit.utils.files import make_folder, write_text_atomic
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
-from wsfvit.video.metrics import VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
+from wsfvit.video.figures import write_curves, write_prediction
+from wsfvit.video.metrics import DEFINITIONS, VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
 from wsfvit.video.model.simvp import SimVP
-from wsfvit.video.pictures import write_curves, write_prediction
 
 # From frames (B, T_in, C, H, W) and a length to the frames that follow, (B, length, C, H, W).
 Predictor = Callable[[Tensor, int], Tensor]
-# What every model must beat, by name.
+# By name.
 BASELINES: dict[str, Predictor] = {
     "copy-last-frame": copy_last_frame,
     "mean-of-input": repeat_mean_frame,
@@ -31,37 +32,28 @@ MODEL = "model"
 # Columns of summary.csv.
 SHOWN_METRICS = ("mse", "mae", "ssim", "psnr")
 UNIT = "sequences"
-DEFINITIONS = {
-    "mse": "mean over frames of the sum of squared errors over a frame's values in 0..1, not clipped",
-    "mae": "likewise of absolute errors",
-    "ssim": "structural similarity, data range 1, uniform 7x7 window, prediction clipped to 0..1",
-    "psnr": "dB against a peak of 1, prediction clipped to 0..1, at most 100 for a frame",
-    "psnr_uint8": "the figure that published tables up to SimVPv2 call PSNR: its difference wraps at 256",
-    "mse_pixel": "mse over the number of values of a frame",
-    "mae_pixel": "mae over the number of values of a frame",
-}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What came out for each predictor.
+class VideoResult:
+    """Metrics of each predictor by its name, over all processes.
 
     Attributes:
-        figures: Its figures over all frames, as ``VideoMetrics.compute`` names them.
-        per_frame: Its figures for each predicted frame.
-        kept: The first sequences of this process: frames, prediction of the first predictor, future; on the CPU.
-        sequences_per_s: Speed of all processes, with reading and metrics.
+        metrics: Means over all frames, as ``VideoMetrics.compute`` names them.
+        per_frame: Means for each predicted frame.
+        kept: First sequences of this process on the CPU: input, prediction of the first predictor, truth.
+        sequences_per_s: Throughput of all processes, including reading and metrics.
     """
 
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
     per_frame: dict[str, dict[str, list[float]]]
     kept: list[tuple[Tensor, Tensor, Tensor]]
     sequences_per_s: float
 
 
-# Not inference_mode: a model may keep what it computed here (masks, tables), and training could not use that then.
+# Not inference_mode: a model may cache tensors made here (masks, tables), and training could not use those.
 @torch.no_grad()
-def measure(
+def evaluate(
     predictors: Mapping[str, Predictor],
     loader: Loader,
     world: World,
@@ -69,17 +61,17 @@ def measure(
     title: str = "validate",
     interval: int = 50,
     keep: int = 0,
-) -> Measured:
-    """Measures all predictors in one pass; every process must call it, and gets the figures of all together.
+) -> VideoResult:
+    """Evaluate predictors, by name, in one pass over the data; to be called in every process.
 
     Args:
-        predictors: By name.
-        loader: This process's share of the sequences, a ``SequenceLoader``.
+        predictors: Functions from frames and a length to the frames that follow.
+        loader: ``SequenceLoader`` of this process's share of the sequences.
         world: The processes.
         amp_dtype: Mixed precision, or None.
-        title: Of the progress.
+        title: Of the progress line.
         interval: Batches between two progress lines.
-        keep: Sequences to keep.
+        keep: Number of sequences to keep.
 
     Raises:
         UserError: there are no sequences, or they cannot be read.
@@ -99,8 +91,8 @@ def measure(
             for index in range(min(keep - len(kept), len(frames))):
                 kept.append((frames[index].cpu(), first[index].float().cpu(), future[index].cpu()))
             progress.step(len(frames) * world.size)
-    sums = {name: world.sum(found.sums()) for name, found in metrics.items()}
-    return Measured(
+    sums = {name: world.sum(own.sums()) for name, own in metrics.items()}
+    return VideoResult(
         {name: metrics[name].compute(sums[name]) for name in sums},
         {name: metrics[name].per_frame(sums[name]) for name in sums},
         kept,
@@ -110,15 +102,7 @@ def measure(
 
 @dataclass
 class VideoValidation:
-    """Judges a model by the validation sequences; called as ``Plan.validate`` says.
-
-    Attributes:
-        world: The processes.
-        amp_dtype: Mixed precision, or None.
-        log_interval: Batches between two progress lines.
-        keep: Sequences to keep for pictures.
-        kept: As ``Measured.kept``, of the last call.
-    """
+    """Evaluation of a model during training: ``evaluate`` with fixed arguments; ``kept`` is of the last call."""
 
     world: World
     amp_dtype: torch.dtype | None
@@ -127,46 +111,42 @@ class VideoValidation:
     kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def __call__(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        """Returns ``SHOWN_METRICS``."""
+        """Return ``SHOWN_METRICS``."""
         assert isinstance(model, SimVP)
         predictors = {MODEL: model.predict}
-        found = measure(predictors, loader, self.world, self.amp_dtype, title, self.log_interval, self.keep)
-        self.kept = found.kept
-        return {name: found.figures[MODEL][name] for name in SHOWN_METRICS}
+        result = evaluate(predictors, loader, self.world, self.amp_dtype, title, self.log_interval, self.keep)
+        self.kept = result.kept
+        return {name: result.metrics[MODEL][name] for name in SHOWN_METRICS}
 
 
-def describe_data(loader: Loader, measured: Measured) -> dict[str, Any]:
-    """What was measured on: name of the data, number, length and size of the sequences."""
-    dataset = loader.dataset
+def describe_data(loader: Loader, result: VideoResult) -> dict[str, Any]:
+    """Description of the evaluated data: its name, and the number, length and size of its sequences."""
     return {
-        "data": dataset.name,
-        "sequences": measured.figures[MODEL]["sequences"],
+        "data": loader.dataset.name,
+        "sequences": result.metrics[MODEL]["sequences"],
         "frames_in": loader.frames_in,
         "frames_out": loader.frames_out,
-        "channels": dataset.shape[1],
-        "size": list(dataset.shape[2:]),
+        "channels": loader.dataset.shape[1],
+        "size": list(loader.dataset.shape[2:]),
     }
 
 
-def markdown_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each predictor, a column for each figure."""
-    names = list(DEFINITIONS)
-    lines = [("", *names), ("---",) * (len(names) + 1)]
-    for predictor, values in figures.items():
-        lines.append((predictor, *(f"{values[name]:.4g}" for name in names)))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown table of ``VideoResult.metrics``, one row per predictor."""
+    rows = [(name, *(f"{values[key]:.4g}" for key in DEFINITIONS)) for name, values in metrics.items()]
+    return "\n".join([*markdown_head(("predictor", *DEFINITIONS)), *map(markdown_row, rows)])
 
 
 def write_report(
-    folder: Path, name: str, described: Mapping[str, Any], measured: Measured, movie: str = ".gif"
+    folder: Path, name: str, described: Mapping[str, Any], result: VideoResult, movie: str = ".gif"
 ) -> list[Path]:
-    """Writes ``NAME.json`` with all figures, ``NAME_per_frame.csv`` and .png, and strip and animation of what was kept.
+    """Write ``NAME.json``, ``NAME_per_frame.csv`` and ``.png``, and a strip and an animation of each kept sequence.
 
     Args:
-        folder: Gets the files, made if needed.
-        name: How they begin.
-        described: What was measured, primitives only.
-        measured: What came out.
+        folder: Folder of the files, created if missing.
+        name: Beginning of their names.
+        described: What was evaluated, primitives only, with the entries of ``describe_data``.
+        result: From ``evaluate``.
         movie: Suffix of the animations.
 
     Returns:
@@ -176,18 +156,18 @@ def write_report(
         UserError: a file cannot be written.
     """
     make_folder(folder)
-    table, curves, picture = (folder / f"{name}{end}" for end in (".json", "_per_frame.csv", "_per_frame.png"))
-    content = {**described, "figures": measured.figures, "definitions": DEFINITIONS}
+    table, curves, plot = (folder / f"{name}{end}" for end in (".json", "_per_frame.csv", "_per_frame.png"))
+    content = {**described, "figures": result.metrics, "definitions": DEFINITIONS}
     write_text_atomic(table, json.dumps(content, indent=2) + "\n")
     first = described["frames_in"] + 1
     rows = [
-        {"predictor": predictor, "frame": first + place, **{key: values[place] for key, values in figures.items()}}
-        for predictor, figures in measured.per_frame.items()
-        for place in range(described["frames_out"])
+        {"predictor": predictor, "frame": first + index, **{key: means[index] for key, means in metrics.items()}}
+        for predictor, metrics in result.per_frame.items()
+        for index in range(described["frames_out"])
     ]
     write_text_atomic(curves, csv_text(rows))
-    write_curves(picture, measured.per_frame, first)
-    files = [table, curves, picture]
-    for number, (frames, prediction, future) in enumerate(measured.kept):
+    write_curves(plot, result.per_frame, first)
+    files = [table, curves, plot]
+    for number, (frames, prediction, future) in enumerate(result.kept):
         files += write_prediction(folder, f"{name}_{number}", frames, prediction, future, movie)
     return files

@@ -1,4 +1,4 @@
-"""``python -m wsfvit.video flops``: what one forward pass of the video model costs, part by part."""
+"""``python -m wsfvit.video flops``: parameters and MACs of one forward pass of the video model, part by part."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -37,42 +37,13 @@ BLOCK_PARTS = ("block.conv", "block.attn_local", "block.attn_inter", "block.attn
 
 
 def main(argv: Sequence[str]) -> None:
-    """Counts the model that ``argv`` asks for and prints or writes the table.
-
-    Raises:
-        UserError: options that do not fit each other, or a file that cannot be written.
-    """
-    args = _parse_args(argv)
-    writers = {".csv": _csv_lines, ".md": _markdown_lines}
-    for path in map(Path, args.output):
-        if path.suffix not in writers:
-            raise UserError(f"--output {path}: the table is written as .csv or .md")
-    config = build_config(args)
-    shape = (args.batch_size, config.frames_in, config.channels, *args.size)
-    found = count_video_model(config, shape)
-    if not args.output:
-        print("\n".join(_markdown_lines(config, shape, found)))
-    for path in map(Path, args.output):
-        make_folder(path.parent)
-        write_text_atomic(path, "\n".join(writers[path.suffix](config, shape, found)) + "\n")
-        print(f"table: {path}")
+    run_flops(flops_parser().parse_args(argv))
 
 
-def count_video_model(config: SimVPConfig, shape: tuple[int, ...]) -> Complexity:
-    """Figures of one forward pass on frames of `shape` (B, frames_in, C, H, W); nothing is computed for it."""
-    with torch.device("meta"):
-        return count_complexity(SimVP(config), torch.zeros(shape))
-
-
-def part_names(config: SimVPConfig) -> list[str]:
-    """Paths of the modules that a table of the model lists, in the order in which they run."""
-    blocks = [f"translator.{i}.{part}" for i in range(config.n_t) for part in BLOCK_PARTS]
-    return ["front", "encoder", *blocks, "decoder"]
-
-
-def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
+def flops_parser(prog: str = "python -m wsfvit.video flops") -> argparse.ArgumentParser:
+    """Parser of the flops command."""
     parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
-    parser.prog = "python -m wsfvit.video flops"
+    parser.prog = prog
     add_model_options(parser.add_argument_group("model"))
     parser.add_argument(
         "--size", type=positive_int, nargs=2, default=PUBLISHED_SIZE, metavar=("H", "W"), help="size of a frame"
@@ -83,11 +54,45 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
     )
-    return parser.parse_args(argv)
+    return parser
+
+
+def run_flops(args: argparse.Namespace) -> None:
+    """Run the flops command: print the table, or write it to the files of ``--output``.
+
+    Raises:
+        UserError: options that do not fit each other, or a file that cannot be written.
+    """
+    writers = {".csv": _csv_lines, ".md": _markdown_lines}
+    paths = list(map(Path, args.output))
+    for path in paths:
+        if path.suffix not in writers:
+            raise UserError(f"--output {path}: the table is written as .csv or .md")
+    config = build_config(args)
+    shape = (args.batch_size, config.frames_in, config.channels, *args.size)
+    found = count_video_model(config, shape)
+    if not paths:
+        print("\n".join(_markdown_lines(config, shape, found)))
+    for path in paths:
+        make_folder(path.parent)
+        write_text_atomic(path, "\n".join(writers[path.suffix](config, shape, found)) + "\n")
+        print(f"table: {path}")
+
+
+def count_video_model(config: SimVPConfig, shape: tuple[int, ...]) -> Complexity:
+    """Complexity of one forward pass on frames of `shape` (B, frames_in, C, H, W), on the meta device."""
+    with torch.device("meta"):
+        return count_complexity(SimVP(config), torch.zeros(shape))
+
+
+def part_names(config: SimVPConfig) -> list[str]:
+    """Names of the modules in a table of the model, in the order in which they run."""
+    blocks = [f"translator.{i}.{part}" for i in range(config.n_t) for part in BLOCK_PARTS]
+    return ["front", "encoder", *blocks, "decoder"]
 
 
 def _rows(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[tuple[str, int, int, str]]:
-    """Part, parameters, MACs, recounted MACs (G) where the setting is the published one."""
+    """Part, parameters, MACs, and recounted MACs (G) for the published setting."""
     published = shape == (1, 10, 1, *PUBLISHED_SIZE) and config == SimVPConfig(drop_path=config.drop_path)
     costs = {module.name: module for module in found.modules}
     for name in (*part_names(config), ""):

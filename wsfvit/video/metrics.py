@@ -1,18 +1,12 @@
-"""Metrics of predicted frames, summed up batch by batch on the device, each with its scale.
+"""Metrics of predicted frames, each with its scale, accumulated on the device batch by batch.
 
-With prediction p and truth t in [0, 1], each figure is the mean over sequences and predicted frames of, per frame:
-
-- ``mse``, ``mae``: the sum over the frame's values of (p - t)^2 and |p - t|, as published tables for Moving MNIST give
-  them: they grow with the frame. ``mse_pixel``, ``mae_pixel``: the mean over its values instead.
-- ``ssim``: structural similarity (Wang et al., 2004) as scikit-image computes it with ``data_range=1``: uniform 7x7
-  window, sample covariance, K1 0.01, K2 0.03. Tables made with the range 2 show higher values.
-- ``psnr``: 10 log10(1 / mean of (p - t)^2) in dB, at most 100: one frame without any error, which copying the last
-  input does hit, would make the mean infinite.
-- ``psnr_uint8``: what published tables up to SimVPv2 call PSNR, to compare with those only. Both frames are cut to
-  uint8, and their difference and its square wrap at 256, so errors look random. Right PSNR is about 15 dB lower there.
-
-MSE and MAE take the prediction as it is; the others clip it to [0, 1]. A frame with a value that is not finite makes
-all figures that contain it NaN, and is counted in ``non_finite_frames``.
+Each metric is the mean over sequences and predicted frames of what ``DEFINITIONS`` says, prediction and truth being in
+[0, 1]. Published tables for Moving MNIST have ``mse`` and ``mae``, which grow with the frame. ``ssim`` (Wang et al.,
+2004) is scikit-image's with ``data_range=1``: sample covariance, K1 0.01, K2 0.03; tables made with range 2 show higher
+values. ``psnr`` is limited because one frame without error, which copying the last input does produce, would make the
+mean infinite. ``psnr_uint8`` is only to compare with those tables: errors that wrap look random, and correct PSNR is
+about 15 dB lower. A frame with a non-finite value makes all metrics that contain it NaN, and is counted in
+``non_finite_frames``.
 """
 
 import math
@@ -24,43 +18,44 @@ from wsfvit.utils.errors import UserError
 
 WINDOW = 7
 C1, C2 = 0.01**2, 0.03**2
-# Values that SSIM works on at once: on a CPU what fits into its cache, which is twice as fast as a whole batch.
+# Values per chunk of SSIM: on a CPU what fits into its cache, which is twice as fast as a whole batch.
 CHUNK = {"cpu": 2**15, "cuda": 2**23}
 MAX_PSNR = 100.0
 SUMMED = ("mse", "mae", "ssim", "psnr", "psnr_uint8")
+DEFINITIONS = {
+    "mse": "mean over frames of the sum of squared errors over a frame's values in 0..1, not clipped",
+    "mae": "likewise of absolute errors",
+    "ssim": "structural similarity, data range 1, uniform 7x7 window, prediction clipped to 0..1",
+    "psnr": "dB against a peak of 1, prediction clipped to 0..1, at most 100 for a frame",
+    "psnr_uint8": "what published tables up to SimVPv2 call PSNR: its difference wraps at 256",
+    "mse_pixel": "mse over the number of values of a frame",
+    "mae_pixel": "mae over the number of values of a frame",
+}
 
 
 def copy_last_frame(frames: Tensor, length: int) -> Tensor:
-    """The baseline that every model must beat: the last input frame, ``length`` times.
-
-    Args:
-        frames: (B, T_in, C, H, W).
-        length: Number of predicted frames.
-
-    Returns:
-        (B, length, C, H, W), a view.
-    """
+    """Baseline that repeats the last input frame: (B, T_in, C, H, W) -> (B, length, C, H, W), a view."""
     return frames[:, -1:].expand(-1, length, -1, -1, -1)
 
 
 def repeat_mean_frame(frames: Tensor, length: int) -> Tensor:
-    """The mean of the input frames, ``length`` times: as ``copy_last_frame``, a blur where something moves."""
+    """Baseline that repeats the mean of the input frames: a blur where something moves."""
     return frames.mean(1, keepdim=True).expand(-1, length, -1, -1, -1)
 
 
 def predict_black(frames: Tensor, length: int) -> Tensor:
-    """Zeros: on dark frames with few bright pixels often better by MSE than ``copy_last_frame``."""
+    """Baseline of zeros: on dark frames with few bright pixels often better by MSE than ``copy_last_frame``."""
     return torch.zeros_like(frames[:, :1]).expand(-1, length, -1, -1, -1)
 
 
 class VideoMetrics:
-    """Sums of the metrics over the batches of one process; see the module's text for what they mean.
+    """Sums of the metrics over the batches of one process; the module's docstring defines them.
 
     Args:
         frames_out: Number of predicted frames.
         channels: Channels of a frame.
         size: (height, width) of a frame.
-        device: Where the sums are kept; the batches' device, so that adding up waits for nothing.
+        device: Device of the sums; that of the batches, so that adding needs no synchronisation.
 
     Raises:
         UserError: frames smaller than SSIM's window.
@@ -75,12 +70,12 @@ class VideoMetrics:
         device = torch.device(device)
         # Apple's GPUs have no float64.
         device = torch.device("cpu") if device.type == "mps" else device
-        # Per frame: the five sums, and how many frames were not finite; the number of sequences in each row.
+        # Per frame: the five sums, the number of non-finite frames, the number of sequences.
         self._sums = torch.zeros(frames_out, len(SUMMED) + 2, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, prediction: Tensor, future: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             prediction: (B, frames_out, C, H, W) floating.
@@ -116,14 +111,14 @@ class VideoMetrics:
         self._sums += batch.to(self._sums.device).double().sum(0)
 
     def sums(self) -> Tensor:
-        """What several processes add up, ``World.sum``, before ``compute(sums)``: float64 (frames_out, 7), a copy."""
+        """Copy of the sums, float64 (frames_out, 7), for ``compute(sums)`` after adding them over processes."""
         return self._sums.clone()
 
     def compute(self, sums: Tensor | None = None) -> dict[str, float]:
-        """The figures over all sequences and frames.
+        """Metrics over all sequences and frames.
 
         Args:
-            sums: ``sums()`` added up over the processes (default: this one's own).
+            sums: ``sums()`` added over the processes (default: this process's own).
 
         Returns:
             ``mse``, ``mae``, ``ssim``, ``psnr``, ``psnr_uint8``, ``mse_pixel``, ``mae_pixel``, and as counts
@@ -137,22 +132,18 @@ class VideoMetrics:
         return frames | {"sequences": int(sums[0, -1]), "non_finite_frames": int(sums[:, -2].sum())}
 
     def per_frame(self, sums: Tensor | None = None) -> dict[str, list[float]]:
-        """The same figures for each predicted frame, without the counts; see ``compute``."""
+        """The same metrics for each predicted frame, without the counts; see ``compute``."""
         means = (self._sums if sums is None else sums).cpu()
         if not means[0, -1]:
-            raise UserError("there are no sequences to measure")
+            raise UserError("there are no sequences to evaluate")
         means = means / means[:, -1:]
-        figures = {name: means[:, column].tolist() for column, name in enumerate(SUMMED)}
+        metrics = {name: means[:, column].tolist() for column, name in enumerate(SUMMED)}
         values = math.prod(self._shape[1:])
-        return figures | {f"{name}_pixel": [sum_ / values for sum_ in figures[name]] for name in ("mse", "mae")}
+        return metrics | {f"{name}_pixel": [sum_ / values for sum_ in metrics[name]] for name in ("mse", "mae")}
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Structural similarity of frames in [0, 1], mean over pixels and channels.
-
-    Args:
-        one: float32 (B, T, C, H, W).
-        other: The same shape.
+    """Structural similarity of float32 frames (B, T, C, H, W) in [0, 1], the mean over pixels and channels.
 
     Returns:
         (B, T), float64 where the device has it.
@@ -164,7 +155,7 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _ssim_map(one: Tensor, other: Tensor) -> Tensor:
-    """SSIM at each pixel whose window lies inside, (N, C, H-6, W-6)."""
+    """SSIM at each pixel whose window lies inside the frame, (N, C, H-6, W-6)."""
     # The differences of squares below lose up to 5e-5 of the result in float32; Apple's GPUs have nothing better.
     one, other = (one, other) if one.device.type == "mps" else (one.double(), other.double())
     mean_one, mean_other = _window_mean(one), _window_mean(other)
@@ -176,7 +167,7 @@ def _ssim_map(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    """Mean over each 7x7 window inside: sums of 2 neighbours, then of 7; average pooling takes four times as long."""
+    """Mean over each 7x7 window: sums of 2 neighbours, then of 7; average pooling takes four times as long."""
     for dim in (-2, -1):
         size = x.shape[dim]
         two = x.narrow(dim, 0, size - 1) + x.narrow(dim, 1, size - 1)
@@ -191,7 +182,7 @@ def _psnr(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _psnr_uint8(one: Tensor, other: Tensor) -> Tensor:
-    """The wrapping PSNR of (B, T, C, H, W), (B, T); NaN has no uint8 and is left to the caller."""
+    """Wrapping PSNR (B, T) of frames (B, T, C, H, W); the caller handles NaN, which uint8 does not have."""
     difference = (one.nan_to_num() * 255).to(torch.uint8) - (other * 255).to(torch.uint8)
     mean = (difference * difference).float().mean((-3, -2, -1))
     return (20 * math.log10(255) - 10 * mean.log10()).clamp(max=MAX_PSNR)

@@ -1,4 +1,4 @@
-"""The published recipe: Adam under one cycle of learning rate and momentum, by update."""
+"""Optimizer and schedule of the published recipe: Adam with one cycle of learning rate and momentum, by update."""
 
 import argparse
 import math
@@ -12,19 +12,20 @@ from wsfvit.utils.errors import UserError
 
 
 class OneCycleScheduler(Scheduler):
-    """One cycle (Smith and Topin, 2018): the rate rises and falls again, momentum falls and rises, both by cosines.
+    """One cycle (Smith and Topin, 2018): the rate rises and falls, the momentum falls and rises, along cosines.
 
     The values are those of ``torch.optim.lr_scheduler.OneCycleLR`` at its defaults, as a function of the number of
-    updates so far: a resumed run needs no state of it. Behind its last update it stays where it ended.
+    updates: there is no state to save, neither here nor in the optimizer's parameter groups. A rise of a single update,
+    where ``OneCycleLR`` divides by zero, is possible. After the last update the values stay constant.
 
     Args:
         optimizer: Gets the rate as ``lr`` and the momentum as the first of ``betas``, or as ``momentum``.
         total: Updates of the cycle.
         max_lr: Highest rate.
         pct_start: Share of the updates in which it rises.
-        div_factor: It starts at ``max_lr`` over this.
-        final_div_factor: It ends at the start's rate over this.
-        momentum: Lowest momentum, at the highest rate, and highest, at both ends.
+        div_factor: Highest over initial rate.
+        final_div_factor: Initial over final rate.
+        momentum: Momentum at the highest rate, and at both ends.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class OneCycleScheduler(Scheduler):
         self.step_update(0)
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
-        """Sets rate and momentum of the update that follows ``num_updates`` updates."""
+        """Set rate and momentum of the update that follows ``num_updates`` updates."""
         super().step_update(num_updates, metric)
         _, momentum = self.values(num_updates)
         for group in self.optimizer.param_groups:
@@ -60,22 +61,22 @@ class OneCycleScheduler(Scheduler):
     def values(self, num_updates: int) -> tuple[float, float]:
         """Rate and momentum of the update that follows ``num_updates`` updates."""
         first = 0.0
-        for last, start, end in self._phases:  # noqa: B007  used behind the loop
+        for last, start, end in self._phases:
             if num_updates <= last and first < last:
-                break
+                share = (num_updates - first) / (last - first)
+                lr, momentum = (
+                    b + (a - b) / 2 * (1 + math.cos(math.pi * share)) for a, b in zip(start, end, strict=True)
+                )
+                return lr, momentum
             first = last
-        else:
-            return end
-        share = (num_updates - first) / (last - first)
-        lr, momentum = (b + (a - b) / 2 * (1 + math.cos(math.pi * share)) for a, b in zip(start, end, strict=True))
-        return lr, momentum
+        return self._phases[-1][-1]
 
     def _get_lr(self, t: int) -> list[float]:
         return [self.values(t)[0]] * len(self.optimizer.param_groups)
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of ``--opt``.
+    """Build the optimizer of ``--opt``.
 
     Raises:
         UserError: unknown optimizer, a value it does not take, or ``--layer-decay``.
@@ -88,16 +89,9 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
 def build_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """The schedule of ``--sched``, None for a constant rate, and the number of epochs."""
+    """Build the schedule of ``--sched``, None for a constant rate; also return the number of epochs."""
     if args.sched == "constant":
         return None, args.epochs
-    scheduler = OneCycleScheduler(
-        optimizer,
-        args.epochs * updates_per_epoch,
-        args.lr,
-        args.pct_start,
-        args.div_factor,
-        args.final_div_factor,
-        tuple(args.momentum_range),
-    )
-    return scheduler, args.epochs
+    total, momentum = args.epochs * updates_per_epoch, tuple(args.momentum_range)
+    cycle = (args.lr, args.pct_start, args.div_factor, args.final_div_factor, momentum)
+    return OneCycleScheduler(optimizer, total, *cycle), args.epochs

@@ -1,4 +1,4 @@
-"""``python -m wsfvit.video predict``: how sequences go on, as strips of frames and animations."""
+"""``python -m wsfvit.video predict``: predicted frames as strips and animations."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
@@ -17,17 +16,16 @@ from wsfvit.video.args import predict_parser
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
 from wsfvit.video.data.splits import MOVING_MNIST, open_own, open_split
-from wsfvit.video.model.simvp import SimVP, SimVPConfig
-from wsfvit.video.pictures import check_animation, write_prediction
+from wsfvit.video.figures import check_animation, write_prediction
+from wsfvit.video.model.simvp import SimVPConfig
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and predicts."""
     run_prediction(predict_parser().parse_args(argv))
 
 
 def run_prediction(args: argparse.Namespace) -> list[Path]:
-    """Predicts the first sequences, and writes and returns the files.
+    """Run the predict command; return the files written.
 
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.
@@ -38,14 +36,15 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     fill_data_options(args, meta["data"])
     config = model.config
     length = args.length or config.frames_out
-    sequences = open_seen(args, config, length)
+    sequences = _open_sequences(args, config, length)
     folder, files, predictions = Path(args.out), [], []
     make_folder(folder)
-    print(f"{sequences.name}: {min(args.count, len(sequences))} of {len(sequences)} sequences")
-    for index in range(min(args.count, len(sequences))):
-        sequence = sequences[index]
-        frames, future = sequence[: config.frames_in], sequence[config.frames_in :]
-        prediction = predict(model, frames.to(device), length, amp_dtype(args)).cpu()
+    count = min(args.count, len(sequences))
+    print(f"{sequences.name}: {count} of {len(sequences)} sequences")
+    for index in range(count):
+        frames, future = sequences[index].tensor_split([config.frames_in])
+        with torch.no_grad(), autocast(device, amp_dtype(args)):
+            prediction = model.predict(frames.to(device)[None], length)[0].float().clamp(0, 1).cpu()
         truth = future if len(future) else None
         files += write_prediction(folder, f"prediction_{index}", frames, prediction, truth, args.movie)
         predictions.append(prediction.numpy())
@@ -57,19 +56,8 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     return files
 
 
-@torch.no_grad()
-def predict(model: SimVP, frames: Tensor, length: int, lower: torch.dtype | None = None) -> Tensor:
-    """How one sequence (T_in, C, H, W) goes on: float32 (length, C, H, W), clipped to [0, 1]."""
-    with autocast(frames.device, lower):
-        return model.predict(frames[None], length)[0].float().clamp(0, 1)
-
-
-def open_seen(args: argparse.Namespace, config: SimVPConfig, length: int) -> SequenceDataset:
-    """Opens the sequences with ``length`` true frames behind the input, or, if unknown, the last frames of each clip.
-
-    Raises:
-        UserError: they cannot be read, or are shorter than the input.
-    """
+def _open_sequences(args: argparse.Namespace, config: SimVPConfig, length: int) -> SequenceDataset:
+    """Open sequences of input and truth; where the truth is unknown, only the last frames of each clip, as input."""
     if args.data == MOVING_MNIST:
         if args.from_end:
             raise UserError("--from-end is for sequences of your own: Moving MNIST has no end")
@@ -78,13 +66,9 @@ def open_seen(args: argparse.Namespace, config: SimVPConfig, length: int) -> Seq
         return sequences
     ends = open_own(args, args.data, config.frames_in, config.channels, from_end=True)
     whole = replace(ends.cut, frames=config.frames_in + length, from_end=False)
-    short = [clip for clip in ends.clips if clip.num_frames < whole.span]
+    short = next((clip for clip in ends.clips if clip.num_frames < whole.span), None)
     if not (args.from_end or short):
         return ClipSequences(ends.name, ends.clips, whole)
-    why = (
-        ""
-        if args.from_end
-        else f": '{short[0].name}' has {short[0].num_frames} frames, a truth would take {whole.span}"
-    )
-    print(f"predicting what follows the last frames{why}")
+    why = f": '{short.name}' has {short.num_frames} frames, a truth would take {whole.span}" if short else ""
+    print(f"predicting what follows the last frames{'' if args.from_end else why}")
     return ends

@@ -34,14 +34,14 @@ from wsfvit.video.evaluation import (
     UNIT,
     VideoValidation,
     describe_data,
+    evaluate,
     markdown_table,
-    measure,
     write_report,
 )
+from wsfvit.video.figures import draw_strip
 from wsfvit.video.model.options import build_config
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
 from wsfvit.video.optim import build_optimizer, build_scheduler
-from wsfvit.video.pictures import draw_strip
 
 # Sequences of a batch that --save-images shows.
 SHOWN = 4
@@ -163,7 +163,7 @@ class VideoPrediction(Task):
         if args.dry_run:
             loader = FirstBatches(loader, 1)
         predictors = {MODEL: model.predict, **BASELINES}
-        found = measure(predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures)
+        found = evaluate(predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures)
         if not world.is_main:
             return
         described = {

@@ -1,4 +1,4 @@
-"""``python -m wsfvit.video validate``: a checkpoint over every sequence of a split, beside the baselines."""
+"""``python -m wsfvit.video validate``: metrics of a checkpoint and of the baselines on a split."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wsfvit.factory.data import loader_options
-from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.distributed import joined_world
 from wsfvit.utils.files import check_can_be_made
 from wsfvit.utils.precision import amp_dtype
 from wsfvit.video.args import validate_parser
@@ -15,24 +15,23 @@ from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.splits import open_own, open_split
 from wsfvit.video.evaluation import (
     BASELINES,
-    DEFINITIONS,
     MODEL,
-    Measured,
+    VideoResult,
     describe_data,
+    evaluate,
     markdown_table,
-    measure,
     write_report,
 )
-from wsfvit.video.pictures import check_animation
+from wsfvit.video.figures import check_animation
+from wsfvit.video.metrics import DEFINITIONS
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line and measures."""
     run_validation(validate_parser().parse_args(argv))
 
 
-def run_validation(args: argparse.Namespace) -> Measured:
-    """Measures, in this process or as one of those that ``torchrun`` started, and prints and writes what came out.
+def run_validation(args: argparse.Namespace) -> VideoResult:
+    """Run the validate command, in one process or in those of ``torchrun``.
 
     Raises:
         UserError: checkpoint or sequences cannot be read, or do not fit each other.

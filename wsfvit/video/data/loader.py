@@ -1,13 +1,12 @@
-"""Loaders of sequences: batches of (frames, future), the same for any number of workers and any cut of a run.
+"""Loaders of sequences: batches of (frames, future) that depend neither on the number of workers nor on a resume.
 
-The sequences of a training batch depend on (seed, epoch, batch) alone, and for equal global batches not on the number
-of processes. Frames travel as they are stored, mostly one byte a value, and become float32 on the device.
+The sequences of a training batch depend only on (seed, epoch, batch), and for equal global batches not on the number of
+processes. Frames travel as they are stored, mostly one byte per value, and become float32 on the device.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,29 +23,28 @@ class SequenceLoader:
     """Batches of float32 frames (B, T_in, C, H, W) and future (B, T_out, C, H, W) in [0, 1], on the options' device.
 
     Args:
-        loader: Yields what ``_ReportingBatches`` makes.
         dataset: The sequences.
         frames_in: T_in; T_out is the rest of a sequence, and may be 0.
-        device: Where the batches go.
+        options: How batches are made.
+        batches: Arguments of ``DataLoader`` that say which sequences make up a batch.
     """
 
-    bad_images: tuple[str, ...] = ()  # what the engine counts: none, as a sequence that cannot be read ends the run
+    bad_images: tuple[str, ...] = ()  # the trainer counts skipped ones; here a sequence that cannot be read is an error
 
-    def __init__(self, loader: DataLoader[Any], dataset: SequenceDataset, frames_in: int, device: torch.device) -> None:
+    def __init__(self, dataset: SequenceDataset, frames_in: int, options: LoaderOptions, **batches: Any) -> None:
         self.dataset, self.frames_in = dataset, frames_in
-        self._loader, self._device = loader, device
-
-    @property
-    def frames_out(self) -> int:
-        """T_out."""
-        return self.dataset.shape[0] - self.frames_in
+        self.frames_out = dataset.shape[0] - frames_in
+        self._device = options.device
+        arguments = loader_arguments(options, collate=_keep) | {"persistent_workers": options.num_workers > 0}
+        self._loader: DataLoader[Any] = DataLoader(_ReportingBatches(dataset), **batches, **arguments)
+        end_workers_at_exit(self._loader)
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
             UserError: a sequence cannot be read.
@@ -59,10 +57,15 @@ class SequenceLoader:
 
 
 class TrainSequenceLoader(SequenceLoader):
-    """A ``SequenceLoader`` whose passes are the epochs of a training; each starts where ``set_position`` says."""
+    """A ``SequenceLoader`` whose passes are training epochs, each from the batch that ``set_position`` names."""
+
+    def __init__(self, dataset: SequenceDataset, frames_in: int, options: LoaderOptions, sampler: TrainSampler) -> None:
+        super().__init__(dataset, frames_in, options, batch_sampler=sampler)
+        self.batch_indices = sampler.batch_indices  # dataset indices of one batch of the epoch
+        self._sampler = sampler
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Chooses the epoch of the next passes and the batch that they start with; not while one is under way.
+        """Select the epoch of the next passes and their first batch; not during a pass.
 
         Raises:
             ValueError: an epoch has fewer batches.
@@ -70,25 +73,15 @@ class TrainSequenceLoader(SequenceLoader):
         self.dataset.set_epoch(epoch)
         self._sampler.set_position(epoch, first_batch)
 
-    def batch_indices(self, batch: int) -> list[int]:
-        """Dataset indices of the sequences of one batch of the epoch."""
-        return self._sampler.batch_indices(batch)
-
-    @property
-    def _sampler(self) -> TrainSampler:
-        sampler: Any = self._loader.batch_sampler
-        assert isinstance(sampler, TrainSampler)
-        return sampler
-
 
 def build_train_loader(
     dataset: SequenceDataset, frames_in: int, options: LoaderOptions, seed: int = 42
 ) -> TrainSequenceLoader:
-    """Builds the loader of a training; the last, incomplete batch of an epoch is left out.
+    """Build the training loader; the last, incomplete batch of an epoch is dropped.
 
     Args:
         dataset: The sequences.
-        frames_in: How many frames of each are input; the others are to be predicted.
+        frames_in: Number of input frames of each; the others are to be predicted.
         options: How batches are made. ``use_prefetcher`` and ``on_bad_image`` have no effect: a sequence that cannot be
             read always ends the run.
         seed: Seed of the order.
@@ -103,16 +96,15 @@ def build_train_loader(
         raise UserError(
             f"--batch-size {sampler.global_batch} (all processes) is more than the {len(dataset)} training sequences"
         )
-    loader = _build(dataset, options, batch_sampler=sampler)
-    return TrainSequenceLoader(loader, dataset, frames_in, options.device)
+    return TrainSequenceLoader(dataset, frames_in, options, sampler)
 
 
 def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderOptions) -> SequenceLoader:
-    """Builds the loader of an evaluation: over all processes every sequence once, in order, none padded.
+    """Build the evaluation loader: over all processes every sequence once, in order, without padding.
 
     Args:
         dataset: The sequences.
-        frames_in: How many frames of each are input; all of them where there is no truth to compare with.
+        frames_in: Number of input frames of each; all of them where there is no truth to compare with.
         options: As for ``build_train_loader``.
 
     Raises:
@@ -121,14 +113,7 @@ def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderO
     if not 1 <= frames_in <= dataset.shape[0]:
         raise UserError(f"sequences of {dataset.shape[0]} frames cannot give {frames_in} input frames")
     sampler = EvalSampler(len(dataset), options.world_size, options.rank)
-    loader = _build(dataset, options, batch_size=options.batch_size, sampler=sampler)
-    return SequenceLoader(loader, dataset, frames_in, options.device)
-
-
-def _build(dataset: SequenceDataset, options: LoaderOptions, **batches: Any) -> DataLoader[Any]:
-    arguments = loader_arguments(options, collate=_keep)
-    loader = DataLoader(_ReportingBatches(dataset), **batches, **arguments, persistent_workers=options.num_workers > 0)
-    return end_workers_at_exit(loader)
+    return SequenceLoader(dataset, frames_in, options, batch_size=options.batch_size, sampler=sampler)
 
 
 class _ReportingBatches(Dataset[Any]):
@@ -148,5 +133,5 @@ class _ReportingBatches(Dataset[Any]):
 
 
 def _keep(batch: Tensor | str) -> Tensor | str:
-    """Collates nothing: the dataset makes whole batches."""
+    """Identity instead of collation: the dataset makes whole batches."""
     return batch

@@ -1,16 +1,16 @@
 """Moving MNIST: digits that move in straight lines and bounce off the walls (Srivastava et al., 2015, "Unsupervised
-Learning of Video Representations using LSTMs"), drawn while training as the published WSF-ViT and SimVP do it.
+Learning of Video Representations using LSTMs"), drawn during training as in the published WSF-ViT and SimVP.
 
-Each digit has a position in the unit square, uniform, and a direction, uniform; each frame it first moves by ``speed``,
-then is drawn with its top-left corner at ``int(free range * position)``, the free range being the frame's side less the
-digit's. A coordinate that reaches 0 or 1 stays on that wall for the frame and turns back. Where digits overlap, the
-brighter pixel shows.
+Each digit has a uniform position in the unit square and a uniform direction. In each frame it first moves by ``speed``,
+then is drawn with its top-left corner at ``int(free range * position)``; the free range is the side of the frame minus
+that of the digit. A coordinate that reaches 0 or 1 stays on that wall for the frame and reverses. Where digits overlap,
+the brighter pixel shows.
 
-Three fixed sets, never to be mixed up:
+Three fixed sets that must not be confused:
 
-- ``official-test``: the authors' file mnist_test_seq.npy, where the user has it. Published figures are for this one.
-- ``generated-test`` and ``generated-validation``: drawn here from MNIST's 10,000 test images by fixed seeds, each from
-  its own half of the images (odd and even places), so that choosing a checkpoint on one tells nothing about the other.
+- ``official-test``: the authors' file mnist_test_seq.npy, if available. Published metrics are on this one.
+- ``generated-test`` and ``generated-validation``: drawn here from MNIST's 10,000 test images with fixed seeds, each
+  from its own half of the images (odd and even indices), so that model selection on one does not leak into the other.
 """
 
 import gzip
@@ -35,16 +35,16 @@ Split = Literal["train", "validation", "test"]
 OFFICIAL_FILE = "mnist_test_seq.npy"
 OFFICIAL_SHAPE = (20, 10_000, 64, 64)
 NUM_SEQUENCES = {"train": 10_000, "validation": 2_000, "test": 10_000}
-# Not a user's seed: the fixed sets are the same in every run.
+# Not the user's seed: the fixed sets are the same in every run.
 FIXED_SEED = 20_151_112
 FIXED_SPLITS = ("validation", "test")
 BLOCK = 256
-# By whether they are for training: SHA-256 of MNIST's images, headers left out.
+# SHA-256 of MNIST's training and test images, without headers.
 MNIST_SHA256 = {
     True: "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     False: "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
 }
-# By the digits' source and the split: SHA-256 of all sequences of a fixed set.
+# SHA-256 of all sequences of a fixed set, by source of the digits and split.
 FIXED_SHA256 = {
     ("mnist", "validation"): "a6ebc3c2266ba907ab9d3468924c09fff5841cce580085aea2790adf2bd509ec",
     ("mnist", "test"): "75e1156f2f28742c18d724283442707775c195ef85371df3f1b1e1a0a23a9122",
@@ -55,13 +55,13 @@ FIXED_SHA256 = {
 
 @dataclass(frozen=True)
 class Motion:
-    """What is drawn; the defaults are the published ones.
+    """What is drawn; the defaults are the published setting.
 
     Attributes:
         frames: Frames of a sequence.
         size: (height, width) of a frame.
         num_digits: Digits in a sequence.
-        speed: Way per frame as a share of the free range.
+        speed: Distance per frame as a share of the free range.
     """
 
     frames: int = 20
@@ -74,22 +74,22 @@ class Motion:
         if self.frames < 1 or self.num_digits < 1:
             raise UserError(f"Moving MNIST needs frames and digits, not {self.frames} and {self.num_digits}")
         if not 0 <= self.speed <= 1:
-            raise UserError(f"the digits' speed must be between 0 and 1 of the way per frame, not {self.speed}")
+            raise UserError(f"the digits' speed must be between 0 and 1 per frame, not {self.speed}")
 
 
 @dataclass(frozen=True)
 class DigitImages:
-    """Images (N, h, w) uint8 of digits, and where they come from: ``mnist``, ``built-in`` or ``other``."""
+    """Images (N, h, w) uint8 of digits, and their source: ``mnist``, ``built-in`` or ``other``."""
 
     images: np.ndarray
     source: str
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads images (N, h, w) uint8 from a file in MNIST's idx format, compressed or not.
+    """Read images (N, h, w) uint8 from a file in MNIST's idx format, compressed or not.
 
     Raises:
-        UserError: the file cannot be read, is truncated, or is something else.
+        UserError: the file cannot be read, is truncated, or has another format.
     """
     try:
         content = path.read_bytes()
@@ -98,7 +98,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(f"'{path}' cannot be read: {describe(err)}") from err
     # Two zero bytes, type 8 (unsigned byte), 3 axes; then the length of each axis.
     if content[:4] != b"\0\0\x08\x03" or len(content) < 16:
-        raise UserError(f"'{path}' is no idx file of images: it must start with 00000803, not {content[:4].hex()}")
+        raise UserError(f"'{path}' is not an idx file of images: it must start with 00000803, not {content[:4].hex()}")
     shape = tuple(np.frombuffer(content, ">u4", 3, offset=4).tolist())
     expected = 16 + shape[0] * shape[1] * shape[2]
     if len(content) != expected or expected == 16:
@@ -107,12 +107,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def load_digits(folder: str | Path | None, train: bool) -> DigitImages:
-    """Loads digits for training (``train-images-idx3-ubyte``) or held out (``t10k-images-idx3-ubyte``).
+    """Load the training digits (``train-images-idx3-ubyte``) or the held-out ones (``t10k-images-idx3-ubyte``).
 
     Args:
-        folder: Folder with MNIST's files, .gz or not, or the one that torchvision downloads to; None for the built-in
-            digits, 4,000 and 1,000 of MNIST's training images.
-        train: Which of the two.
+        folder: Folder with MNIST's files, .gz or not, or torchvision's download folder; None for the built-in digits,
+            4,000 and 1,000 of MNIST's training images.
+        train: Whether to load the training digits.
 
     Raises:
         UserError: there is no such file, or it is damaged.
@@ -120,21 +120,20 @@ def load_digits(folder: str | Path | None, train: bool) -> DigitImages:
     if folder is None:
         return DigitImages(Digits("train" if train else "validation", in_chans=1).images, "built-in")
     name = "train-images-idx3-ubyte" if train else "t10k-images-idx3-ubyte"
-    places = [Path(folder) / inner / (name + end) for inner in ("", "raw", "MNIST/raw") for end in ("", ".gz")]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [Path(folder) / inner / (name + end) for inner in ("", "raw", "MNIST/raw") for end in ("", ".gz")]
+    path = next(filter(Path.is_file, paths), None)
     if path is None:
-        raise UserError(f"the folder '{folder}' has no {name} or {name}.gz: put MNIST's files there, or give no folder")
+        raise UserError(f"the folder '{folder}' has no {name} or {name}.gz: put MNIST's files there, or name no folder")
     images = read_idx(path)
     known = hashlib.sha256(images.tobytes()).hexdigest() == MNIST_SHA256[train]
     return DigitImages(images, "mnist" if known else "other")
 
 
 def draw_uniform(keys: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 (B, count): row b depends on ``keys[b]`` alone, uint64 (B,).
+    """Uniform numbers in [0, 1), float64 (B, count); row b depends only on ``keys[b]``, uint64 (B,).
 
     SplitMix64 (Steele et al., 2014, "Fast Splittable Pseudorandom Number Generators"): number n of a key is a hash of
-    key + n * gamma, so that all numbers of all rows are drawn at once. One NumPy generator per row takes 50 times
-    as long.
+    key + n * gamma, so that all rows are drawn at once. One NumPy generator per row takes 50 times as long.
     """
     gamma = np.uint64(0x9E3779B97F4A7C15)
     z = keys[:, None] + gamma * np.arange(1, count + 1, dtype=np.uint64)
@@ -145,16 +144,13 @@ def draw_uniform(keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def move(position: np.ndarray, angle: np.ndarray, frames: int, speed: float) -> np.ndarray:
-    """Positions in the frames of a sequence.
+    """Positions (frames, ..., 2) in [0, 1] of digits in the frames of a sequence, the first one after one step.
 
     Args:
         position: Start (..., 2) in the unit square.
         angle: Direction (...) in radians.
-        frames: Number of frames; the first is taken after one step.
+        frames: Number of frames.
         speed: Length of a step.
-
-    Returns:
-        (frames, ..., 2) in [0, 1].
     """
     velocity = np.stack([np.sin(angle), np.cos(angle)], -1)
     path = np.empty((frames, *position.shape))
@@ -166,16 +162,16 @@ def move(position: np.ndarray, angle: np.ndarray, frames: int, speed: float) -> 
 
 
 class MovingMNIST(SequenceDataset):
-    """Sequences (T, 1, H, W) of moving digits, drawn when they are asked for.
+    """Sequences (T, 1, H, W) of moving digits, drawn on access.
 
-    A sequence depends on (seed, epoch, index) alone, or on its index for a fixed split: not on the batch that it is in.
-    So the fixed sets need no memory, and their bytes have a checksum (``check``).
+    A sequence depends only on (seed, epoch, index), or only on its index for a fixed split: not on its batch. So the
+    fixed sets take no memory, and their bytes have a checksum (``check``).
 
     Args:
         digits: From ``load_digits``.
         split: ``train``: new sequences in each epoch; ``validation`` and ``test``: fixed ones.
         motion: What is drawn.
-        num_sequences: Number of sequences, of one epoch for training (default: ``NUM_SEQUENCES``).
+        num_sequences: Number of sequences, per epoch for training (default: ``NUM_SEQUENCES``).
         seed: Seed of the training sequences.
 
     Raises:
@@ -192,9 +188,10 @@ class MovingMNIST(SequenceDataset):
     ) -> None:
         self.motion, self.split, self.seed = motion or Motion(), split, seed
         self._num_sequences = NUM_SEQUENCES[split] if num_sequences is None else num_sequences
-        self.source, self.digits = digits.source, digits.images
+        self.source, self.digits, epoch = digits.source, digits.images, 0
         if split in FIXED_SPLITS:
-            self.digits = self.digits[FIXED_SPLITS.index(split) :: len(FIXED_SPLITS)]
+            self.seed, epoch = FIXED_SEED, FIXED_SPLITS.index(split)
+            self.digits = self.digits[epoch :: len(FIXED_SPLITS)]
         self.name = f"generated-{split}" + ("" if self.source == "mnist" else f" of {self.source} digits")
         self.shape = (self.motion.frames, 1, *self.motion.size)
         if self._num_sequences < 1 or not len(self.digits):
@@ -202,29 +199,26 @@ class MovingMNIST(SequenceDataset):
         if min(side - digit for side, digit in zip(self.motion.size, self.digits.shape[1:], strict=True)) < 0:
             sides = "x".join(map(str, self.motion.size)), "x".join(map(str, self.digits.shape[1:]))
             raise UserError(f"frames of {sides[0]} pixels are smaller than the digits, {sides[1]}")
-        # Shared memory: workers that live on through all epochs see what the main process writes.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Shared memory: persistent workers see what the main process writes.
+        self._epoch = torch.tensor(epoch).share_memory_()
 
     def __len__(self) -> int:
         return self._num_sequences
 
     def set_epoch(self, epoch: int) -> None:
-        """See ``SequenceDataset``; the fixed splits have one epoch only."""
+        """See ``SequenceDataset``; the fixed splits do not change."""
         if self.split not in FIXED_SPLITS:
             self._epoch.fill_(epoch)
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """Draws a batch, uint8 (B, T, 1, H, W)."""
-        if self.split in FIXED_SPLITS:
-            key = (FIXED_SEED, FIXED_SPLITS.index(self.split))
-        else:
-            key = (self.seed, int(self._epoch))
-        keys = np.array([derive_seed(*key, index) for index in indices], np.uint64)
+        """Draw a batch, uint8 (B, T, 1, H, W)."""
+        epoch = int(self._epoch)
+        keys = np.array([derive_seed(self.seed, epoch, index) for index in indices], np.uint64)
         return torch.from_numpy(self._draw(keys)[:, :, None])
 
     def _draw(self, keys: np.ndarray) -> np.ndarray:
         motion, batch, digits = self.motion, len(keys), self.motion.num_digits
-        # Of each digit: which one, y, x and direction.
+        # Of each digit: its image, y, x and direction.
         chosen, y, x, angle = np.moveaxis(draw_uniform(keys, 4 * digits).reshape(batch, digits, 4), -1, 0)
         path = move(np.stack([y, x], -1), 2 * np.pi * angle, motion.frames, motion.speed)
         free = np.subtract(motion.size, self.digits.shape[1:])
@@ -232,7 +226,7 @@ class MovingMNIST(SequenceDataset):
         corners = (path * free).astype(np.int64).transpose(2, 3, 1, 0).reshape(digits, 2, -1)
         images = self.digits[(chosen * len(self.digits)).astype(np.int64)]
         frames = np.zeros((batch * motion.frames, *motion.size), np.uint8)
-        # All places that a digit can have, as a view: one assignment draws a digit into every frame.
+        # All positions of a digit, as a view: one assignment draws a digit into every frame.
         places = np.lib.stride_tricks.sliding_window_view(frames, images.shape[2:], (1, 2), writeable=True)
         every = np.arange(len(frames))
         for digit, (top, left) in enumerate(corners):
@@ -241,17 +235,17 @@ class MovingMNIST(SequenceDataset):
         return frames.reshape(batch, motion.frames, *motion.size)
 
     def sha256(self) -> str:
-        """Checksum of the bytes of all sequences, frame after frame."""
+        """Checksum of all sequences, frame after frame."""
         digest = hashlib.sha256()
         for start in range(0, len(self), BLOCK):
             digest.update(self.__getitems__(range(start, min(start + BLOCK, len(self)))).numpy().data)
         return digest.hexdigest()
 
     def check(self) -> bool:
-        """Compares a fixed set with its recorded checksum, which takes seconds.
+        """Compare a fixed set with its recorded checksum, which takes seconds.
 
         Returns:
-            Whether there is one: not for other digits, another motion or another number of sequences.
+            Whether one is recorded: not for other digits, another motion or another number of sequences.
 
         Raises:
             UserError: the sequences are not the recorded ones.
@@ -265,11 +259,11 @@ class MovingMNIST(SequenceDataset):
 
 
 def open_official_test(path: str | Path, frames: int = 20) -> ClipSequences:
-    """Opens the official test sequences, memory-mapped.
+    """Open the first frames of the official test sequences, memory-mapped.
 
     Args:
         path: The file ``mnist_test_seq.npy``: uint8 (20, 10000, 64, 64), frames first.
-        frames: How many of the 20 frames, from the first on.
+        frames: How many of the 20 frames.
 
     Raises:
         UserError: the file is truncated or another one.
@@ -290,25 +284,33 @@ def open_moving_mnist(
     motion: Motion | None = None,
     num_sequences: int | None = None,
     seed: int = 42,
+    official: str | Path | None = None,
 ) -> SequenceDataset:
-    """Opens a split of Moving MNIST; its ``name`` says which one it is.
+    """Open a split of Moving MNIST; its ``name`` says which one it is.
 
     Args:
         split: ``train``, ``validation`` or ``test``. The test is the official one where ``folder`` has its file and
-            ``motion`` and ``num_sequences`` ask for nothing else, otherwise the generated one.
+            ``motion`` and ``num_sequences`` are the official ones, otherwise a generated one.
         folder: See ``load_digits``.
-        motion: What is drawn (default: the published task).
+        motion: What is drawn (default: the published setting).
         num_sequences: Number of sequences (default: ``NUM_SEQUENCES``).
         seed: Seed of the training sequences.
+        official: File of the official test, which must then fit.
 
     Raises:
-        UserError: the files are missing or damaged, or the motion is impossible.
+        UserError: the files are missing or damaged, the motion is impossible, or ``official`` has another one.
     """
     motion = motion or Motion()
-    official = Path(folder or "") / OFFICIAL_FILE
-    as_official = motion == Motion(frames=min(motion.frames, OFFICIAL_SHAPE[0])) and num_sequences is None
-    if split == "test" and folder is not None and official.is_file() and as_official:
-        return open_official_test(official, motion.frames)
+    if split == "test" and (official is not None or folder is not None):
+        path = Path(folder or "") / OFFICIAL_FILE if official is None else Path(official)
+        fits = motion == Motion(min(motion.frames, Motion.frames)) and num_sequences is None
+        if official is not None and not fits:
+            raise UserError(
+                f"--official-test has {Motion.frames} frames of 64x64 pixels, with two digits at speed {Motion.speed}: "
+                "leave out the options that change the test"
+            )
+        if fits and (official is not None or path.is_file()):
+            return open_official_test(path, motion.frames)
     dataset = MovingMNIST(load_digits(folder, train=split == "train"), split, motion, num_sequences, seed)
     dataset.check()
     return dataset

@@ -1,4 +1,4 @@
-"""Sequences of frames, and the datasets that cut them from arrays, folders of pictures and video files."""
+"""Sequences of frames, and datasets that cut them from arrays, folders of images and video files."""
 
 import re
 import zipfile
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from wsfvit.data.images import describe
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.video_files import VIDEO_EXTENSIONS, VideoClip
 
-Channels = Literal[1, 3]
-
 
 def to_unit_range(frames: Tensor) -> Tensor:
-    """float32 frames in [0, 1] from uint8 frames in 0..255; frames that are float32 already come back as they are."""
+    """float32 frames in [0, 1] from uint8 frames in 0..255; float32 frames are returned unchanged."""
     if frames.dtype != torch.uint8:
         return frames
     # By a tensor: CUDA multiplies by the rounded reciprocal of a Python number, and one value in three would differ.
@@ -34,7 +32,7 @@ class SequenceDataset(Dataset[Tensor], ABC):
     """Sequences of equal length and size.
 
     Attributes:
-        name: What the data is, for reports.
+        name: Name of the data, for reports.
         shape: (T, C, H, W) of each sequence.
     """
 
@@ -46,7 +44,7 @@ class SequenceDataset(Dataset[Tensor], ABC):
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """A whole batch as it is stored: (B, T, C, H, W), uint8 in 0..255 or float32 in [0, 1].
+        """A whole batch as stored: (B, T, C, H, W), uint8 in 0..255 or float32 in [0, 1].
 
         Raises:
             UserError: a sequence cannot be read, or its values are out of range.
@@ -59,36 +57,20 @@ class SequenceDataset(Dataset[Tensor], ABC):
         return to_unit_range(self.__getitems__([index])[0])
 
     def set_epoch(self, epoch: int) -> None:  # noqa: B027
-        """Chooses the epoch, for data that is made anew in each one; not while a pass over the data is under way."""
+        """Select the epoch, for data that differs between epochs; not during a pass over the data."""
 
 
-class Clip(Protocol):
-    """A run of frames that windows are cut from; ``VideoClip`` is one.
+class ArrayClip:
+    """One sequence of an array, with the attributes of every clip.
+
+    Args:
+        name: For messages.
+        frames: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
 
     Attributes:
         name: For messages.
         num_frames: Number of frames.
         shape: (C, H, W) of each frame.
-    """
-
-    name: str
-    num_frames: int
-    shape: tuple[int, int, int]
-
-    def read(self, times: range) -> Tensor:
-        """The frames with these numbers, (len(times), C, H, W), uint8 or float32.
-
-        Raises:
-            UserError: they cannot be read.
-        """
-
-
-class ArrayClip:
-    """One sequence of an array.
-
-    Args:
-        name: For messages.
-        frames: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
     """
 
     def __init__(self, name: str, frames: np.ndarray) -> None:
@@ -97,7 +79,11 @@ class ArrayClip:
         self.shape = (channels, height, width)
 
     def read(self, times: range) -> Tensor:
-        """See ``Clip``; floats outside [0, 1] are a UserError."""
+        """The frames with these indices: (len(times), C, H, W), uint8 or float32.
+
+        Raises:
+            UserError: floats outside [0, 1].
+        """
         frames = self._frames[times.start : times.stop : times.step]
         if frames.dtype != np.uint8:
             frames = frames.astype(np.float32)
@@ -107,34 +93,37 @@ class ArrayClip:
         return torch.tensor(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
 
 
-class PictureClip:
-    """A folder's pictures as one clip, in the order of the numbers in their names (2 before 10).
+class ImageClip:
+    """The images of a folder as one clip, in the order of the numbers in their names (2 before 10).
 
     Args:
-        files: The pictures.
+        files: The images.
         channels: 1 reads them grey, 3 in colour.
     """
 
-    def __init__(self, files: Sequence[Path], channels: Channels) -> None:
+    def __init__(self, files: Sequence[Path], channels: int) -> None:
         self.name, self.num_frames = str(files[0].parent), len(files)
         self._files, self._channels = sorted(files, key=_natural_order), channels
         height, width = self._read_file(self._files[0]).shape[1:]
-        self.shape = (int(channels), height, width)
+        self.shape = (channels, height, width)
 
     def read(self, times: range) -> Tensor:
-        """See ``Clip``; pictures of several sizes are a UserError."""
-        pictures = []
+        """See ``ArrayClip``; uint8. Images of several sizes are a UserError."""
+        images = []
         for time in times:
-            pictures.append(self._read_file(self._files[time]))
-            if pictures[-1].shape != self.shape:
-                sizes = f"{_side(self.shape)} and {_side(pictures[-1].shape)}"
-                raise UserError(f"'{self._files[time]}': the pictures of a folder must have one size, found {sizes}")
-        return torch.stack(pictures)
+            images.append(self._read_file(self._files[time]))
+            if images[-1].shape != self.shape:
+                sizes = f"{_side(self.shape)} and {_side(images[-1].shape)}"
+                raise UserError(f"'{self._files[time]}': the images of a folder must have one size, found {sizes}")
+        return torch.stack(images)
 
     def _read_file(self, file: Path) -> Tensor:
         image = read_image(file)
         pixels = np.array(image.convert("L") if self._channels == 1 else image)
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+Clip = ArrayClip | ImageClip | VideoClip
 
 
 @dataclass(frozen=True)
@@ -145,8 +134,8 @@ class Cut:
         frames: Frames of a sequence.
         step: Frames of the clip from one frame of the sequence to the next.
         stride: Frames of the clip from the start of one sequence to that of the next (default: no overlap).
-        size: (height, width) that frames are resized to; None keeps theirs.
-        from_end: One sequence of a clip alone, its last frames.
+        size: (height, width) to resize frames to; None keeps their size.
+        from_end: Take only one sequence of each clip, its last frames.
     """
 
     frames: int = 20
@@ -164,11 +153,11 @@ class Cut:
 
     @property
     def span(self) -> int:
-        """Frames of the clip that one sequence runs over."""
+        """Frames of the clip that one sequence spans."""
         return (self.frames - 1) * self.step + 1
 
     def windows(self, num_frames: int) -> list[range]:
-        """The frame numbers of each sequence of a clip."""
+        """Frame indices of each sequence of a clip."""
         if self.from_end:
             return [range(num_frames - self.span, num_frames, self.step)]
         stride = self.stride or self.span
@@ -179,7 +168,7 @@ class ClipSequences(SequenceDataset):
     """Sequences cut from clips.
 
     Args:
-        name: What the data is, for reports.
+        name: Name of the data, for reports.
         clips: The clips.
         cut: How they become sequences.
 
@@ -194,14 +183,14 @@ class ClipSequences(SequenceDataset):
             more = f", and {len(short) - 1} more clips are too short" if len(short) > 1 else ""
             raise UserError(
                 f"'{short[0].name}' has {short[0].num_frames} frames, a sequence needs {cut.span}{more}: "
-                "leave them out, or ask for fewer frames"
+                "remove them, or use fewer frames"
             )
         shapes = {(clip.shape[0], *(cut.size or clip.shape[1:])): clip for clip in clips}
         if len(shapes) > 1:
             (one, first), (other, second) = list(shapes.items())[:2]
             raise UserError(
                 f"'{first.name}' has {_side(one)} frames of {one[0]} channels, '{second.name}' {_side(other)} of "
-                f"{other[0]}: give a size to resize them to, and one number of channels"
+                f"{other[0]}: choose one size to resize them to, and one number of channels"
             )
         self.shape = (cut.frames, *next(iter(shapes)))
         self._windows = [(clip, times) for clip in clips for times in cut.windows(clip.num_frames)]
@@ -222,34 +211,34 @@ class ClipSequences(SequenceDataset):
         return frames
 
 
-def open_sequences(
-    path: str | Path, cut: Cut, channels: Channels | None = None, layout: str | None = None
-) -> ClipSequences:
-    """Opens a user's own data.
+def open_sequences(path: str | Path, cut: Cut, channels: int | None = None, layout: str | None = None) -> ClipSequences:
+    """Open a user's own data.
 
     Args:
-        path: A .npy or .npz file, a video file, a folder of videos, or a folder of pictures. The pictures that lie in
-            one folder, at any depth below ``path``, are one clip.
+        path: A .npy or .npz file, a video file, a folder of videos, or a folder of images. The images in one folder, at
+            any depth below ``path``, are one clip.
         cut: How clips become sequences.
-        channels: 1 reads pictures and videos grey, 3 (the default) in colour; an array must have as many.
-        layout: The axes of an array, in their order: T, H and W, maybe N (sequences) and C (channels); default NTHW
-            for four axes and NTHWC for five.
+        channels: 1 reads images and videos grey, 3 (the default) in colour; an array must have as many.
+        layout: The axes of an array in order: T, H and W, optionally N (sequences) and C (channels); default NTHW for
+            four axes and NTHWC for five.
 
     Raises:
-        UserError: there is nothing that can be read, or it does not fit together.
+        UserError: nothing can be read, or clips do not fit each other.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    clips: list[Clip]
+    clips: Sequence[Clip]
     if not path.exists():
         raise UserError(f"'{path}' does not exist")
+    if channels not in (None, 1, 3):
+        raise UserError(f"'{path}': frames are read with 1 or 3 channels, not {channels}")
     if suffix in (".npy", ".npz"):
-        clips = [*_array_clips(path, read_array(path), layout)]
+        clips = _array_clips(path, read_array(path), layout)
         if channels not in (None, clips[0].shape[0]):
             raise UserError(f"'{path}' has {clips[0].shape[0]} channels, not {channels}")
         clips[0].read(range(1))  # floats out of range show now, not in the first epoch
     elif layout:
-        raise UserError(f"a layout is for .npy and .npz files, not for '{path}'")
+        raise UserError(f"only .npy and .npz files have a layout, not '{path}'")
     elif path.is_dir():
         clips = _folder_clips(path, channels or 3)
     elif suffix in VIDEO_EXTENSIONS:
@@ -260,10 +249,10 @@ def open_sequences(
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Opens the array of a .npy file, memory-mapped, or reads the only one of a .npz file.
+    """Open the array of a .npy file, memory-mapped, or read that of a .npz file.
 
     Raises:
-        UserError: the file is damaged or truncated, or not one array of numbers.
+        UserError: the file is damaged or truncated, or does not hold one array of uint8 or floats.
     """
     try:
         content: Any = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -273,7 +262,7 @@ def read_array(path: Path) -> np.ndarray:
                     raise UserError(f"'{path}' must hold one array, found {', '.join(content.files) or 'none'}")
                 content = content[content.files[0]]
     except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error) as err:
-        raise UserError(f"'{path}' is truncated or no array of numbers ({describe(err)})") from err
+        raise UserError(f"'{path}' is truncated or not an array of numbers ({describe(err)})") from err
     if content.dtype != np.uint8 and not np.issubdtype(content.dtype, np.floating):
         raise UserError(f"'{path}' holds {content.dtype}: store frames as uint8 (0..255) or floats (0..1)")
     array: np.ndarray = content
@@ -293,22 +282,22 @@ def _array_clips(path: Path, array: np.ndarray, layout: str | None) -> list[Arra
     if not array.size:
         raise UserError(f"'{path}' has shape {array.shape}: it is empty")
     if array.shape[-1] not in (1, 3):
-        raise UserError(f"'{path}' has {array.shape[-1]} channels as {layout}: 1 or 3 are possible; check the layout")
+        raise UserError(f"'{path}' has {array.shape[-1]} channels as {layout}, not 1 or 3: check the layout")
     return [ArrayClip(f"{path}, sequence {index}", frames) for index, frames in enumerate(array)]
 
 
-def _folder_clips(path: Path, channels: Channels) -> list[Clip]:
+def _folder_clips(path: Path, channels: int) -> list[Clip]:
     videos = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
     if videos:
         return [VideoClip(file, channels) for file in videos]
     folders: dict[Path, list[Path]] = {}
     for file in find_images([path]):
         folders.setdefault(file.parent, []).append(file)
-    return [PictureClip(files, channels) for files in folders.values()]
+    return [ImageClip(files, channels) for files in folders.values()]
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:
-    """Sort key of a name: its runs of digits count as numbers."""
+    """Sort key of a name that compares runs of digits as numbers."""
     return [(int(part or 0), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", file.name)]
 
 

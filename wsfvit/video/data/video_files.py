@@ -1,8 +1,8 @@
-"""Video files through PyAV, an optional package: reading clips, writing MP4."""
+"""Video files, read and written with the optional package PyAV."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,39 +16,36 @@ VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".
 
 
 class VideoClip:
-    """The frames of a video file, decoded when they are asked for, as they are stored: not turned by a rotation tag.
+    """The frames of a video file, decoded on access and not rotated by a rotation tag.
+
+    The attributes are those of ``ArrayClip``.
 
     Args:
         path: The file.
         channels: 1 reads it grey, 3 in colour.
 
-    Attributes:
-        name: The file.
-        num_frames: Number of frames.
-        shape: (C, H, W) of each frame.
-
     Raises:
-        UserError: PyAV is not installed, or the file is no video that can be read.
+        UserError: PyAV is not installed, or the file cannot be read as a video.
     """
 
-    def __init__(self, path: Path, channels: Literal[1, 3]) -> None:
+    def __init__(self, path: Path, channels: int) -> None:
         self.name, self._path, self._channels = str(path), path, channels
         av = import_av()
         try:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
-                self.shape = (int(channels), stream.height, stream.width)
+                self.shape = (channels, stream.height, stream.width)
                 # Each frame's time stamp from the packets alone: nothing is decoded. Packets come in decoding order.
                 stamps = [packet.pts for packet in container.demux(stream) if packet.size]
         except (av.error.FFmpegError, IndexError) as err:
-            raise UserError(f"'{path}': no video that can be read ({describe(err)})") from err
+            raise UserError(f"'{path}' cannot be read as a video ({describe(err)})") from err
         if None in stamps or len(set(stamps)) != len(stamps):
-            raise UserError(f"'{path}': its frames have no time stamps: write it anew, e.g. as .mp4")
+            raise UserError(f"'{path}': its frames have no unique time stamps: convert it, e.g. to .mp4")
         self._stamps: list[int] = sorted(stamps)
         self.num_frames = len(stamps)
 
     def read(self, times: range) -> Tensor:
-        """The frames with these numbers, uint8 (len(times), C, H, W).
+        """The frames with these indices, uint8 (len(times), C, H, W).
 
         Raises:
             UserError: the file is damaged there.
@@ -74,12 +71,11 @@ class VideoClip:
 
 
 def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
-    """Writes an H.264 video, atomically.
+    """Write an H.264 video, atomically.
 
     Args:
         path: The file.
-        images: Frames (H, W, 3) uint8 of one size; an odd height or width loses its last row or column, as the format
-            has none.
+        images: Frames (H, W, 3) uint8 of one size; H.264 has even sides only: an odd one loses its last row or column.
         fps: Frames per second.
 
     Raises:
@@ -101,11 +97,7 @@ def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
 
 
 def import_av() -> Any:
-    """PyAV.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import PyAV, or raise a ``UserError`` that says how to install it."""
     try:
         import av
     except ImportError as err:

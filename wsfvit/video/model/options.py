@@ -1,4 +1,4 @@
-"""Command-line options of the model, which every command that builds one shares."""
+"""Command-line options of the model, shared by all commands that build one."""
 
 import argparse
 from collections.abc import Callable
@@ -11,15 +11,18 @@ from wsfvit.video.model.simvp import Family, SimVPConfig
 
 # Field of SimVPConfig: type of the option, help.
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "frames_in": (positive_int, "frames that the model sees"),
-    "frames_out": (positive_int, "frames that it predicts in one pass"),
+    "frames_in": (positive_int, "input frames"),
+    "frames_out": (positive_int, "frames predicted in one pass"),
     "channels": (positive_int, "channels of a frame"),
     "hid_s": (positive_int, "width of encoder and decoder"),
-    "hid_t": (positive_int, "width of the translator behind its first block"),
+    "hid_t": (positive_int, "width of the translator after its first block"),
     "n_s": (positive_int, "convolutions of the encoder and of the decoder; every second one changes the resolution"),
     "n_t": (positive_int, "WSF blocks of the translator"),
-    "mlp_ratio": (positive_float, "hidden width of the inter-subband MLP over its width"),
-    "attn_mlp_ratio": (positive_float, "hidden width of the MLPs of local and global attention over their width"),
+    "mlp_ratio": (positive_float, "hidden over outer width of the inter-subband MLP"),
+    "attn_mlp_ratio": (
+        positive_float,
+        "hidden over outer width of the MLPs of local and global attention",
+    ),
     "head_dim": (positive_int, "head width of local and global attention"),
     "inter_heads": (positive_int, "heads of the inter-subband attention"),
     "window_size": (positive_int, "side of attention window and grid"),
@@ -28,7 +31,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def add_model_options(group: Group) -> None:
-    """Adds one option per field of `SimVPConfig`, with its default."""
+    """Add one option per field of `SimVPConfig`, with its default."""
     for field in fields(SimVPConfig):
         flag = f"--{field.name.replace('_', '-')}"
         if field.name == "family":
@@ -40,12 +43,8 @@ def add_model_options(group: Group) -> None:
 
 
 def build_config(args: argparse.Namespace) -> SimVPConfig:
-    """The configuration that the options ask for.
-
-    Raises:
-        UserError: options that do not fit each other.
-    """
+    """Build the configuration, or raise a ``UserError`` where the options do not fit each other."""
     try:
         return SimVPConfig(**{field.name: getattr(args, field.name) for field in fields(SimVPConfig)})
     except ValueError as err:
-        raise UserError(f"no such model: {err}") from err
+        raise UserError(f"this model cannot be built: {err}") from err

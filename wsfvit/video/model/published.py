@@ -1,4 +1,4 @@
-"""The WSF-ViT release's SimVP weights: recognised, renamed and laid out as here, their model read off their shapes.
+"""The WSF-ViT release's SimVP weights: recognised, converted to our names and layout, configuration from their shapes.
 
 The release trains with OpenSTL, which writes the state dict alone or under `state_dict`, with or without a prefix
 `model.`. Its blocks store the rows of a query-key-value layer head by head, and one bias table row per offset, as Swin.
@@ -30,12 +30,12 @@ _BIAS_TABLE = "rel_pos.relative_position_bias_table"
 
 
 def is_published(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the names are those of SimVP's own code, whatever its translator."""
+    """Whether the keys are those of SimVP's own code, with any translator."""
     return "dec.readout.weight" in state_dict
 
 
 def convert_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The release's state dict under the names and in the layout of `SimVP`."""
+    """The release's state dict with the keys and in the layout of `SimVP`."""
     last = f"decoder.first.{_count('dec.dec.', published) - 1}."
     state = {}
     for key, value in published.items():
@@ -52,10 +52,10 @@ def convert_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(state_dict: Mapping[str, Tensor]) -> SimVPConfig:
-    """The configuration of a converted state dict; heads of the inter-subband attention, in no shape, as published.
+    """Configuration of a converted state dict; the inter-subband heads, which no shape shows, are the published ones.
 
     Raises:
-        LookupError: on another model's state dict; shapes that fit no model raise other errors too.
+        LookupError: another model's state dict; shapes that fit no model raise other errors too.
     """
 
     def width(key: str) -> int:
@@ -83,7 +83,7 @@ def read_config(state_dict: Mapping[str, Tensor]) -> SimVPConfig:
 
 
 def _count(prefix: str, names: Iterable[str]) -> int:
-    """Modules of a list that stands under ``prefix``."""
+    """Number of modules in the list under ``prefix``."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
 
 

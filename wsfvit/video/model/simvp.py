@@ -1,10 +1,8 @@
 """SimVP with a WSF-ViT translator: the next frames of a video in one pass.
 
-SimVP (Gao et al., 2022) encodes each frame alone, lets a translator mix the features of all frames, whose channels it
-lays side by side, and decodes each predicted frame alone. Here the frames enter as undecimated Haar subbands, and the
-translator is made of WSF blocks. At its defaults this is the published WSF-ViT system for Moving MNIST.
-
-Read in this order: SimVPConfig, SimVP.forward, the parts.
+SimVP (Gao et al., 2022) encodes each frame separately, mixes the features of all frames, concatenated along the
+channels, in a translator, and decodes each predicted frame separately. Here the frames enter as undecimated Haar
+subbands, and the translator consists of WSF blocks. The defaults are the published WSF-ViT system for Moving MNIST.
 """
 
 from dataclasses import dataclass
@@ -18,24 +16,24 @@ from wsfvit.layers import PublishedHaarSWT2d
 from wsfvit.models.wsfvit import WSFBlock, WSFBlockCfg
 
 Family = Literal["published", "dwt"]
-# Stochastic depth of the translator's first block, which the published rule has whatever the rate asked for.
+# Stochastic depth of the translator's first block, which the published rule fixes.
 FIRST_DROP_PATH = 0.01
 
 
 @dataclass(frozen=True)
 class SimVPConfig:
-    """What defines a model; numbers and strings alone, so that `asdict` of it goes into a checkpoint.
+    """Configuration of a model: only numbers and strings, stored in checkpoints by `asdict`.
 
     Attributes:
-        frames_in: Frames that the model sees.
-        frames_out: Frames that it predicts in one pass; `SimVP.predict` goes further.
+        frames_in: Input frames.
+        frames_out: Frames predicted in one pass; `SimVP.predict` goes further.
         channels: Channels of a frame.
         hid_s: Width of encoder and decoder (spatial features of one frame).
-        hid_t: Width of the translator behind its first block (features of all frames).
+        hid_t: Width of the translator after its first block (features of all frames).
         n_s: Convolutions of the encoder, and of the decoder; every second one changes the resolution by 2.
         n_t: WSF blocks of the translator.
-        mlp_ratio: Hidden width of the MLP of the inter-subband part over its width.
-        attn_mlp_ratio: The same for the MLPs of local and global attention.
+        mlp_ratio: Hidden over outer width of the MLP of the inter-subband part.
+        attn_mlp_ratio: Likewise of the MLPs of local and global attention.
         head_dim: Head width of local and global attention.
         inter_heads: Heads of the inter-subband attention.
         window_size: Side of window and grid.
@@ -43,7 +41,7 @@ class SimVPConfig:
         family: "published": attention in the pixel domain; "dwt": on explicit Haar subbands. Same parameters.
 
     Raises:
-        ValueError: On values that do not fit each other.
+        ValueError: values that do not fit each other.
     """
 
     frames_in: int = 10
@@ -66,9 +64,9 @@ class SimVPConfig:
             if name not in ("drop_path", "family") and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is a probability below 1, got {self.drop_path}")
+            raise ValueError(f"drop_path must be a probability below 1, got {self.drop_path}")
         if self.family not in get_args(Family):
-            raise ValueError(f"family is one of {', '.join(get_args(Family))}, got '{self.family}'")
+            raise ValueError(f"family must be one of {', '.join(get_args(Family))}, got '{self.family}'")
         if self.hid_s % ConvUnit.NORM_GROUPS:
             raise ValueError(f"hid_s must be even (its norms have two groups), got {self.hid_s}")
         for width in self.widths[:-1]:
@@ -81,9 +79,8 @@ class SimVPConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Width before each block of the translator, and behind the last one."""
-        hidden = (self.hid_t,) * (self.n_t - 1)
-        return (self.frames_in * self.hid_s, *hidden, self.frames_out * self.hid_s)
+        """Width before each block of the translator, and after the last one."""
+        return (self.frames_in * self.hid_s, *[self.hid_t] * (self.n_t - 1), self.frames_out * self.hid_s)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -92,20 +89,20 @@ class SimVPConfig:
 
     @property
     def reduction(self) -> int:
-        """Pixels of a frame per position of the translator's map, along each axis."""
+        """Total stride of the encoder."""
         return 2 ** (self.n_s // 2)
 
 
 class SimVP(nn.Module):
     """Predicts `frames_out` frames from `frames_in` frames, of any size.
 
-    The skip connection brings the first encoder map of an input frame to each predicted one: that of the last frame to
-    the last, and so on backwards, from the last one again where more frames are predicted than seen. Frames whose size
-    the encoder cannot halve to the end are padded with zeros behind the front-end, as its convolutions pad, and cropped
-    at the end; all others take neither path. Windows that do not divide the map are padded in the attention itself.
+    The skip connection takes the first encoder map of an input frame to each predicted one: that of the last frame to
+    the last, and so on backwards, cyclically where more frames are predicted than seen. Frames whose sides are not
+    multiples of the encoder's stride are padded with zeros after the front-end, like its convolutions, and cropped at
+    the end. Windows that do not divide the map are padded in the attention.
 
     Args:
-        config: Sizes and family; default: the published system.
+        config: Sizes and family (default: the published system).
 
     Shape: frames (B, frames_in, C, H, W), values in [0, 1] -> (B, frames_out, C, H, W), not limited to [0, 1].
     """
@@ -134,18 +131,17 @@ class SimVP(nn.Module):
         return x[:, :, :H, :W].unflatten(0, (B, -1))
 
     def predict(self, frames: Tensor, length: int) -> Tensor:
-        """Predicts any number of frames: predictions are seen as frames until there are enough; surplus is cut off.
+        """Predict any number of frames: later passes take earlier predictions as input, the surplus is dropped.
 
         Args:
             frames: (B, frames_in, C, H, W).
-            length: Frames wanted, at least 1.
+            length: Number of frames, at least 1.
 
         Returns:
-            (B, length, C, H, W); the first `frames_out` of them are those of one pass. Gradients reach through all
-            passes unless they are switched off.
+            (B, length, C, H, W); the first `frames_out` of them are those of one pass.
         """
         if length < 1:
-            raise ValueError(f"a prediction has at least one frame, got length {length}")
+            raise ValueError(f"length must be at least one frame, got {length}")
         seen, predicted = frames, frames[:, :0]
         while predicted.shape[1] < length:
             following = self(seen)
@@ -174,8 +170,7 @@ class SimVP(nn.Module):
 class FrontEnd(nn.Module):
     """Undecimated Haar subbands of each frame -> BatchNorm -> ReLU: (N, C, H, W) -> (N, 4 * C, H, W), any size.
 
-    Signs and border are the published ones: a square frame whose side is a power of two wraps around, any other sees
-    zeros beyond its last row and column.
+    Signs and border as published: periodic for square frames whose side is a power of two, zero for all others.
     """
 
     def __init__(self, channels: int) -> None:
@@ -189,7 +184,7 @@ class FrontEnd(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """3x3 convolution -> GroupNorm -> SiLU; at `upsample`, PixelShuffle by 2 behind the convolution.
+    """3x3 convolution -> GroupNorm -> SiLU; with `upsample`, PixelShuffle by 2 after the convolution.
 
     Shape: (N, C, H, W) -> (N, D, ceil(H / stride), ceil(W / stride)), or (N, D, 2 * H, 2 * W).
     """
@@ -206,15 +201,12 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.shuffle(self.conv(x)))
-        # Where no gradient is wanted nobody else needs the norm's output.
+        # Without gradients nothing else needs the norm's output.
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class Encoder(nn.Module):
-    """Convolutions at each of `strides`: (N, C, H, W) -> features at the last resolution, and those of the first one.
-
-    Shape of the second output, the skip connection's: (N, D, H, W).
-    """
+    """Convolutions with `strides`: (N, C, H, W) -> features (N, D, h, w), and those of the first one, (N, D, H, W)."""
 
     def __init__(self, in_chs: int, width: int, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -227,7 +219,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Undoes the `strides` of the encoder in reverse order, adds the skip connection before the last convolution.
+    """Reverses the `strides` of the encoder; adds the skip connection before the last convolution.
 
     Shape: features (N, D, h, w), skip (N, D, H, W) -> frames (N, C, H, W).
     """
@@ -244,7 +236,7 @@ class Decoder(nn.Module):
 
 
 class TranslatorBlock(nn.Module):
-    """A WSF block at constant width and resolution, and a 1x1 convolution where the next width is another one.
+    """A WSF block at constant width and resolution, and a 1x1 convolution where the next width differs.
 
     Shape: (B, C, h, w) -> (B, D, h, w), C and D the entries `index` and `index` + 1 of the configuration's widths.
     """
@@ -277,7 +269,7 @@ class TranslatorBlock(nn.Module):
 
 
 def _to_channels_last(x: Tensor) -> Tensor:
-    """The memory format in which convolutions, group norms and attention are fastest; the maps stay as they are."""
+    """Channels-last memory, in which convolutions, group norms and attention are fastest; same shape."""
     return x.contiguous(memory_format=torch.channels_last)
 
 

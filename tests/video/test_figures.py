@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from wsfvit.utils.errors import UserError
-from wsfvit.video import pictures
+from wsfvit.video import figures
 from wsfvit.video.data.sequences import Cut, open_sequences
-from wsfvit.video.pictures import draw_animation, draw_strip, write_animation, write_curves, write_prediction
+from wsfvit.video.figures import draw_animation, draw_strip, write_animation, write_curves, write_prediction
 
-LABEL, LEFT, GAP = pictures.LABEL_HEIGHT, pictures.LABEL_WIDTH, pictures.GAP
+LABEL, LEFT, GAP = figures.LABEL_HEIGHT, figures.LABEL_WIDTH, figures.GAP
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
 
@@ -51,10 +51,10 @@ def test_small_frames_are_enlarged_and_long_rows_thinned():
     frames, prediction, future = sequence(frames_in=3, frames_out=40, side=12)
     strip = draw_strip(frames, prediction, future)
     assert strip.shape == (4 * (LABEL + 96 + GAP), LEFT + 10 * (96 + GAP), 3)
-    assert pictures._spread(40)[0] == 0 and pictures._spread(40)[-1] == 39 and len(pictures._spread(40)) == 10
+    assert figures._spread(40)[0] == 0 and figures._spread(40)[-1] == 39 and len(figures._spread(40)) == 10
 
 
-def test_values_out_of_range_do_not_stop_a_picture():
+def test_values_out_of_range_are_drawn():
     frames, prediction, future = sequence()
     wild = prediction.clone()
     wild[0], wild[1] = float("nan"), 7.0
@@ -64,7 +64,7 @@ def test_values_out_of_range_do_not_stop_a_picture():
 def test_animation():
     frames, prediction, future = sequence()
     drawn = draw_animation(frames, prediction, future)
-    assert len(drawn) == 5 and len({picture.shape for picture in drawn}) == 1
+    assert len(drawn) == 5 and len({image.shape for image in drawn}) == 1
     y, columns = LABEL + 50, [GAP + column * (100 + GAP) + 50 for column in range(3)]
     assert [tuple(drawn[3][y, x].tolist()) for x in columns] == [WHITE, (0, 0, 0), BLUE], "truth, prediction, error"
     assert [drawn[1][y, x, 0] for x in columns] == [51, 51, 255], "the input twice, and no error yet"
@@ -95,14 +95,14 @@ def test_mp4(tmp_path):
 
 
 def test_curves(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    saved = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure))
     curves = {
         "model": {"mse": [1.0, 2.0], "ssim": [0.9, 0.8], "psnr": [20.0, float("inf")]},
         "copy last frame": {"mse": [3.0, 4.0], "ssim": [0.5, 0.4], "psnr": [10.0, 9.0]},
     }
     write_curves(tmp_path / "a.png", curves, first=11)
-    panels = figures[0].axes
+    panels = saved[0].axes
     assert [axis.get_title() for axis in panels] == ["MSE per frame (sum)", "SSIM (range 1)", "PSNR in dB"]
     for axis, key in zip(panels, ("mse", "ssim", "psnr"), strict=True):
         assert {line.get_label(): list(line.get_ydata()) for line in axis.lines} == {
