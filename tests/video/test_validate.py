@@ -36,7 +36,7 @@ def test_the_run_is_evaluated_again(tiny_run, tmp_path, capsys):
     assert len(list((tmp_path / "new").iterdir())) == 5
     out = capsys.readouterr().out
     assert "generated-test of built-in digits, 3 sequences" in out and "| copy-last-frame |" in out
-    best = validate(tiny_run, "--use-ema", "--split", "validation", "--sequences", 3).figures[MODEL]
+    best = validate(tiny_run, "--use-ema", "--split", "validation", "--sequences", 3).metrics[MODEL]
     assert best["mse"] == pytest.approx(tiny_run.best["mse"], rel=1e-5)
 
 

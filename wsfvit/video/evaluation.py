@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsfvit.analysis.flops import markdown_head, markdown_row
 from wsfvit.factory.data import Loader
@@ -18,7 +18,6 @@ from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 from wsfvit.video.figures import write_curves, write_prediction
 from wsfvit.video.metrics import DEFINITIONS, VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
-from wsfvit.video.model.simvp import SimVP
 
 # From frames (B, T_in, C, H, W) and a length to the frames that follow, (B, length, C, H, W).
 Predictor = Callable[[Tensor, int], Tensor]
@@ -98,25 +97,6 @@ def evaluate(
         kept,
         progress.per_second,
     )
-
-
-@dataclass
-class VideoValidation:
-    """Evaluation of a model during training: ``evaluate`` with fixed arguments; ``kept`` is of the last call."""
-
-    world: World
-    amp_dtype: torch.dtype | None
-    log_interval: int
-    keep: int = 0
-    kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    def __call__(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        """Return ``SHOWN_METRICS``."""
-        assert isinstance(model, SimVP)
-        predictors = {MODEL: model.predict}
-        result = evaluate(predictors, loader, self.world, self.amp_dtype, title, self.log_interval, self.keep)
-        self.kept = result.kept
-        return {name: result.metrics[MODEL][name] for name in SHOWN_METRICS}
 
 
 def describe_data(loader: Loader, result: VideoResult) -> dict[str, Any]:

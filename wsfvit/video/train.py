@@ -31,8 +31,8 @@ from wsfvit.video.data.splits import open_split
 from wsfvit.video.evaluation import (
     BASELINES,
     MODEL,
+    SHOWN_METRICS,
     UNIT,
-    VideoValidation,
     describe_data,
     evaluate,
     markdown_table,
@@ -87,7 +87,6 @@ class VideoPrediction(Task):
 
     def build_loaders(self, model: nn.Module) -> tuple[Loader, Loader]:
         args, world, frames_in = self.args, self.world, self.config.frames_in
-        self.validation = VideoValidation(world, amp_dtype(args), args.log_interval, args.pictures)
         options = loader_options(args, world, args.batch_size)
         return (
             build_train_loader(self.train_set, frames_in, options, args.seed),
@@ -117,7 +116,12 @@ class VideoPrediction(Task):
         return loss, {"mse": loss.detach() * future[0, 0].numel()}
 
     def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        return self.validation(model, loader, title)
+        args = self.args
+        assert isinstance(model, SimVP)
+        predictors = {MODEL: model.predict}
+        found = evaluate(predictors, loader, self.world, amp_dtype(args), title, args.log_interval, args.pictures)
+        self.kept = found.kept
+        return {name: found.metrics[MODEL][name] for name in SHOWN_METRICS}
 
     def name(self) -> str:
         return f"simvp-{self.args.family}"
@@ -140,7 +144,7 @@ class VideoPrediction(Task):
         return torch.cat(batch, 1)[:SHOWN].flatten(0, 1)
 
     def after_epoch(self, log: RunLog, update: int) -> None:
-        for number, (frames, prediction, future) in enumerate(self.validation.kept):
+        for number, (frames, prediction, future) in enumerate(self.kept):
             strip = torch.from_numpy(draw_strip(frames, prediction, future)).permute(2, 0, 1)
             log.log_image(f"validation/{number}", strip, update)
 
@@ -176,7 +180,7 @@ class VideoPrediction(Task):
         write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
-            f"{meta['epoch']}\n{markdown_table(found.figures)}"
+            f"{meta['epoch']}\n{markdown_table(found.metrics)}"
         )
 
 

@@ -40,27 +40,23 @@ def run_validation(args: argparse.Namespace) -> VideoResult:
         check_animation(args.movie)
         check_can_be_made(Path(args.out))
     with joined_world(args.device) as world:
-        return _validate(args, world)
-
-
-def _validate(args: argparse.Namespace, world: World) -> Measured:
-    model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
-    fill_data_options(args, meta.pop("data"))
-    config = model.config
-    frames = config.frames_in + (args.length or config.frames_out)
-    sequences = open_split(args, args.split, frames, config.channels, args.sequences)
-    sequences = sequences or open_own(args, args.data, frames, config.channels)
-    loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
-    keep = args.count if args.out else 0
-    predictors = {MODEL: model.predict, **BASELINES}
-    found = measure(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
-    described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, found)}
-    world.log(
-        f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames seen, {loader.frames_out} predicted, "
-        f"{found.sequences_per_s:.3g} sequences/s\n{markdown_table(found.figures)}\n"
-        + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
-    )
-    if args.out and world.is_main:
-        for path in write_report(Path(args.out), args.split, described, found, args.movie):
-            print(path)
-    return found
+        model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
+        fill_data_options(args, meta.pop("data"))
+        config = model.config
+        frames = config.frames_in + (args.length or config.frames_out)
+        sequences = open_split(args, args.split, frames, config.channels, args.sequences)
+        sequences = sequences or open_own(args, args.data, frames, config.channels)
+        loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
+        keep = args.count if args.out else 0
+        predictors = {MODEL: model.predict, **BASELINES}
+        result = evaluate(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
+        described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, result)}
+        world.log(
+            f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames in, {loader.frames_out} out, "
+            f"{result.sequences_per_s:.3g} sequences/s\n{markdown_table(result.metrics)}\n"
+            + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
+        )
+        if args.out and world.is_main:
+            for path in write_report(Path(args.out), args.split, described, result, args.movie):
+                print(path)
+        return result
