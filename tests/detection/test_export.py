@@ -114,7 +114,7 @@ def test_differences_are_refused(change: str) -> None:
     }[change]
     images = [torch.zeros(1)]
     export.check_export(lambda image: good, lambda image: good, images)
-    with pytest.raises(UserError, match="what was exported differs from PyTorch: "):
+    with pytest.raises(UserError, match="the export differs from PyTorch: "):
         export.check_export(lambda image: good, lambda image: bad, images)
 
 
