@@ -62,9 +62,8 @@ def read_description(described: Mapping[str, Any], path: str | os.PathLike[str])
     """
     try:
         fields = dict(described["detector"])
-        fields["stages"] = tuple(
-            StageConfig(**{**stage, "box_stds": tuple(stage["box_stds"])}) for stage in fields["stages"]
-        )
+        stages = ({**stage, "box_stds": tuple(stage["box_stds"])} for stage in fields["stages"])
+        fields["stages"] = tuple(StageConfig(**stage) for stage in stages)
         reserved = set(RESERVED_KWARGS) & set(fields["backbone_options"])
         if reserved:
             raise UserError(f"checkpoint '{path}': its backbone_options may not set {', '.join(sorted(reserved))}")

@@ -74,7 +74,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     if args.check:
         say("exported; comparing with PyTorch")
         result = check_export(model, load_runner(content, args.format), images)
-        say(describe_comparison(result))
+        say(str(result))
         if not result.total:
             say("note: the two images have no detections to compare; --score-threshold 0 gives some")
         description["compared"] = result._asdict()
@@ -85,13 +85,8 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> tuple[Detector, Setting]:
     """The detector of a checkpoint, or one with random weights, in eval mode."""
     if args.checkpoint:
-        detector, setting, _ = load_detector(
-            args.checkpoint,
-            torch.device("cpu"),
-            use_ema=args.use_ema,
-            trust=args.trust_checkpoint,
-            max_detections=args.max_detections,
-        )
+        cpu, changes = torch.device("cpu"), {"max_detections": args.max_detections}
+        detector, setting, _ = load_detector(args.checkpoint, cpu, args.use_ema, args.trust_checkpoint, **changes)
     else:
         changes = {"max_detections": args.max_detections} if args.max_detections else {}
         # Random weights score no class above the usual threshold, which would leave nothing to compare.
@@ -174,6 +169,12 @@ class Comparison(NamedTuple):
     scores: float
     masks: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.total - self.unmatched} of {self.total} detections are the same, with largest differences of "
+            f"{self.boxes:.1e} pixels, {self.scores:.1e} in scores and {self.masks:.1e} in masks"
+        )
+
 
 def compare_detections(expected: Detections, found: Detections) -> Comparison:
     """Matches detections of one label whose boxes are within BOX_TOLERANCE, in any order."""
@@ -208,13 +209,5 @@ def check_export(model: ExportableDetector, run: Runner, images: Sequence[Tensor
     worst = torch.tensor([x[2:] for x in each], dtype=torch.float64).amax(dim=0)
     result = Comparison(total, unmatched, *worst.tolist())
     if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= TOLERANCE).all():
-        raise UserError(f"the export differs from PyTorch: {describe_comparison(result)}")
+        raise UserError(f"the export differs from PyTorch: {result}")
     return result
-
-
-def describe_comparison(result: Comparison) -> str:
-    """One line about a comparison."""
-    return (
-        f"{result.total - result.unmatched} of {result.total} detections are the same, with largest differences of "
-        f"{result.boxes:.1e} pixels, {result.scores:.1e} in scores and {result.masks:.1e} in masks"
-    )

@@ -9,7 +9,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,8 +164,8 @@ def count_detector(
     with torch.device("meta"):
         detector = build_detector(config).eval()
         images = torch.zeros(1, 3, *size)
-    with _published_rule(detector) as published:
-        found = count_complexity(_FixedRoIs(detector, box_rois, mask_rois), images)
+    published = _count_by_published_rule(detector)
+    found = count_complexity(_FixedRoIs(detector, box_rois, mask_rois), images)
     by_name = {module.name: module for module in found.modules}
     parts = []
     for name, path in PARTS.items():
@@ -219,11 +218,9 @@ UNSEEN: dict[type[nn.Module], str] = {
 }
 
 
-@contextmanager
-def _published_rule(detector: nn.Module) -> Iterator[Counter[str]]:
-    """Counts what runs inside the block: MACs by the name of the layer."""
+def _count_by_published_rule(detector: nn.Module) -> Counter[str]:
+    """MACs by the name of the layer; every later forward pass of the detector adds to them."""
     counted: Counter[str] = Counter()
-    handles = []
     for name, layer in detector.named_modules():
         kind = type(layer)
         if kind in PUBLISHED_RULE and not (kind in UNSEEN and re.search(UNSEEN[kind], name)):
@@ -231,9 +228,5 @@ def _published_rule(detector: nn.Module) -> Iterator[Counter[str]]:
             def count(layer: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
                 counted[name] += PUBLISHED_RULE[type(layer)](layer, inputs[0], output)
 
-            handles.append(layer.register_forward_hook(count))
-    try:
-        yield counted
-    finally:
-        for handle in handles:
-            handle.remove()
+            layer.register_forward_hook(count)
+    return counted

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,8 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     """
     paths = find_images(args.images)
     device = resolve_device(args.device)
-    detector, setting, _ = load_detector(
-        args.checkpoint,
-        device,
-        use_ema=args.use_ema,
-        trust=args.trust_checkpoint,
-        short_side=args.short_side,
-        long_side=args.long_side,
-        max_detections=args.max_detections,
-    )
+    changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
+    detector, setting, _ = load_detector(args.checkpoint, device, args.use_ema, args.trust_checkpoint, **changes)
     folder = Path(args.out)
     make_folder(folder)
     images: list[dict[str, Any]] = []
@@ -61,7 +54,12 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     unreadable: list[str] = []
     names = _drawing_names(paths)
     with Progress("predict", len(paths), interval=10) as progress:
-        for number, path, image in _read(paths, unreadable):
+        for number, path in enumerate(paths, start=1):
+            try:
+                image = read_image(path)
+            except UserError as err:
+                unreadable.append(str(err))
+                continue
             found = _detect(detector, setting, image, number, device, amp_dtype(args), args.score)
             drawing = draw_detections(image, found, setting.names, args.score, with_masks=not args.no_masks)
             write_atomic(folder / names[path], partial(drawing.save, format="PNG"))
@@ -89,15 +87,6 @@ def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
             name += "_"
         names[path] = f"{name}.png"
     return names
-
-
-def _read(paths: Sequence[Path], unreadable: list[str]) -> Iterator[tuple[int, Path, Image.Image]]:
-    """Yields number (from 1), path and image; adds an error message to ``unreadable`` for each unreadable file."""
-    for number, path in enumerate(paths, start=1):
-        try:
-            yield number, path, read_image(path)
-        except UserError as err:
-            unreadable.append(str(err))
 
 
 @torch.no_grad()

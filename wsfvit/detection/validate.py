@@ -55,14 +55,9 @@ def run_validation(args: argparse.Namespace) -> Row:
 
 
 def _evaluate(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:
+    changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
     detector, setting, meta = load_detector(
-        args.checkpoint,
-        world.device,
-        use_ema=args.use_ema,
-        trust=args.trust_checkpoint,
-        short_side=args.short_side,
-        long_side=args.long_side,
-        max_detections=args.max_detections,
+        args.checkpoint, world.device, args.use_ema, args.trust_checkpoint, **changes
     )
     layout = memory_format(args)
     detector.to(memory_format=layout)  # type: ignore[call-overload]

@@ -76,7 +76,8 @@ def build_train_loader(
     sampler = AspectRatioSampler(ratios, options.batch_size, options.world_size, options.rank, seed)
     seeded = SeededDataset(dataset, seed)
     loader = build_map_style(seeded, options, PaddingCollate(multiple), batch_sampler=sampler)
-    return TrainLoader(loader, {}, _without_prefetcher(options), seed)
+    # timm's prefetcher normalises batches of classification; here the dataset normalises.
+    return TrainLoader(loader, {}, replace(options, use_prefetcher=False), seed)
 
 
 def build_eval_loader(dataset: DetectionDataset, options: LoaderOptions, multiple: int = 1) -> EvalLoader:
@@ -87,9 +88,4 @@ def build_eval_loader(dataset: DetectionDataset, options: LoaderOptions, multipl
     sampler = EvalSampler(len(dataset), options.world_size, options.rank)
     collate = PaddingCollate(multiple)
     loader = build_map_style(dataset, options, collate, batch_size=options.batch_size, sampler=sampler)
-    return EvalLoader(loader, {}, _without_prefetcher(options))
-
-
-def _without_prefetcher(options: LoaderOptions) -> LoaderOptions:
-    """timm's prefetcher normalises batches of classification; here the dataset normalises."""
-    return replace(options, use_prefetcher=False)
+    return EvalLoader(loader, {}, replace(options, use_prefetcher=False))

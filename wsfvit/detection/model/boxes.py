@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
+Sizes = list[tuple[int, int]]  # height and width of each image of a batch, without padding
+Targets = list[dict[str, Tensor]]  # boxes, labels and masks of each image's objects, see Detector
+
 # exp() of a larger size offset would scale a box by more than 1000 / 16.
 MAX_SIZE_OFFSET = math.log(1000 / 16)
 

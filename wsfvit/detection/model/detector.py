@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from wsfvit.detection.model.boxes import Sizes, Targets
 from wsfvit.detection.model.config import DetectorConfig
 from wsfvit.detection.model.masks import paste_masks
 from wsfvit.detection.model.roi_heads import CascadeRoIHeads, Detections
@@ -44,7 +45,7 @@ class Detector(nn.Module):
         return list(self.fpn(maps).values())
 
     def forward(
-        self, images: Tensor, sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self, images: Tensor, sizes: Sizes, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
         """Computes losses with targets, detections without.
 

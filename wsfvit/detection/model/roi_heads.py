@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from wsfvit.detection.model.assign import SampledRoIs, sample_rois
-from wsfvit.detection.model.boxes import decode_boxes, encode_boxes, split_images, suppress
+from wsfvit.detection.model.boxes import Sizes, Targets, decode_boxes, encode_boxes, split_images, suppress
 from wsfvit.detection.model.config import DetectorConfig, StageConfig
 from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, pool_rois
 from wsfvit.detection.model.masks import build_mask_targets
@@ -63,11 +63,7 @@ class CascadeRoIHeads(nn.Module):
         return pool_rois(features, self.strides, boxes, MASK_POOL)
 
     def compute_losses(
-        self,
-        features: list[Tensor],
-        proposals: list[Tensor],
-        sizes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        self, features: list[Tensor], proposals: list[Tensor], sizes: Sizes, targets: Targets
     ) -> dict[str, Tensor]:
         """Samples RoIs and computes the losses of every stage.
 
@@ -100,12 +96,7 @@ class CascadeRoIHeads(nn.Module):
         return losses
 
     def _box_losses(
-        self,
-        stage: StageConfig,
-        logits: Tensor,
-        offsets: Tensor,
-        rois: list[SampledRoIs],
-        targets: list[dict[str, Tensor]],
+        self, stage: StageConfig, logits: Tensor, offsets: Tensor, rois: list[SampledRoIs], targets: Targets
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy over all RoIs and box loss over the objects among them, both over the number of all RoIs."""
         labels = torch.cat([x.labels for x in rois])
@@ -123,9 +114,7 @@ class CascadeRoIHeads(nn.Module):
         cls_loss = F.cross_entropy(logits, labels, reduction="sum")
         return cls_loss / number, box_loss * (self.config.box_loss_weight / number)
 
-    def _mask_loss(
-        self, index: int, features: list[Tensor], rois: list[SampledRoIs], targets: list[dict[str, Tensor]]
-    ) -> Tensor:
+    def _mask_loss(self, index: int, features: list[Tensor], rois: list[SampledRoIs], targets: Targets) -> Tensor:
         """Binary cross-entropy of the object's class, the mean over all cells of the RoIs that are objects.
 
         Without any object the head runs on zero RoIs, so that its parameters get a gradient of zero.
@@ -145,7 +134,7 @@ class CascadeRoIHeads(nn.Module):
         boxes: list[Tensor],
         logits: Tensor,
         offsets: Tensor,
-        sizes: list[tuple[int, int]],
+        sizes: Sizes,
         labels: Tensor | None = None,
     ) -> list[Tensor]:
         """Boxes (N, 4) of each image after a stage, clipped to the image.
@@ -160,10 +149,10 @@ class CascadeRoIHeads(nn.Module):
         return self._split_and_clip(moved, boxes, sizes)
 
     @staticmethod
-    def _split_and_clip(moved: Tensor, boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def _split_and_clip(moved: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
         return [clip_boxes_to_image(part, size) for part, size in zip(split_images(moved, boxes), sizes, strict=True)]
 
-    def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+    def detect(self, features: list[Tensor], proposals: list[Tensor], sizes: Sizes) -> list[Detections]:
         """Detections of each image; arguments as in ``compute_losses``."""
         boxes, stages = proposals, self.config.stages
         all_logits = []

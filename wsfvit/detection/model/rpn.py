@@ -8,7 +8,7 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from wsfvit.detection.model.anchors import ASPECT_RATIOS, build_anchors, find_inside
 from wsfvit.detection.model.assign import IGNORED, match_boxes, sample_matches
-from wsfvit.detection.model.boxes import decode_boxes, encode_boxes, suppress
+from wsfvit.detection.model.boxes import Sizes, Targets, decode_boxes, encode_boxes, suppress
 from wsfvit.detection.model.config import DetectorConfig
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -31,7 +31,7 @@ class RegionProposalNetwork(nn.Module):
         self.head = RPNHead(config.fpn_width, len(ASPECT_RATIOS))
 
     def forward(
-        self, features: list[Tensor], sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self, features: list[Tensor], sizes: Sizes, targets: Targets | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals of each image, and with targets the losses ``loss_rpn_cls`` and ``loss_rpn_box``.
 
@@ -64,12 +64,7 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def propose(
-        self,
-        logits: list[Tensor],
-        offsets: list[Tensor],
-        anchors: list[Tensor],
-        sizes: list[tuple[int, int]],
-        training: bool,
+        self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Sizes, training: bool
     ) -> list[tuple[Tensor, Tensor]]:
         """Boxes (N, 4) and scores (N,) of each image's proposals, best first.
 
@@ -110,12 +105,7 @@ class RegionProposalNetwork(nn.Module):
         return matches
 
     def compute_losses(
-        self,
-        logits: list[Tensor],
-        offsets: list[Tensor],
-        anchors: list[Tensor],
-        sizes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Sizes, targets: Targets
     ) -> dict[str, Tensor]:
         """Losses ``loss_rpn_cls`` and ``loss_rpn_box``: means over the sampled anchors of the batch."""
         config = self.config
