@@ -25,9 +25,9 @@ from wsfvit.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 # Half a minute on one core.
-OVERFIT = ["--epochs", 60, "--eval-interval", 60, "--batch-size", 8, "--lr", 2e-3, "--decay-milestones", 50]
+OVERFIT = ["--epochs", 50, "--eval-interval", 50, "--batch-size", 8, "--lr", 2e-3, "--decay-milestones", 41]
 OVERFIT += ["--hflip", 0, "--crop-prob", 0, "--proposals", 60, "--max-detections", 10, "--warmup-updates", 20]
-OVERFIT += ["--long-side", 96, "--short-sides", 96, "--detector-kwargs", "fpn_width=32", "fc_width=128"]
+OVERFIT += ["--long-side", 80, "--short-sides", 80, "--detector-kwargs", "fpn_width=32", "fc_width=128"]
 OVERFIT += ["roi_samples=32", "rpn_samples=64"]
 ALONE = World(torch.device("cpu"))
 
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 
 def test_eight_images_are_overfitted_and_all_commands_agree_on_them(tmp_path):
-    annotations, images = write_shapes(tmp_path / "shapes", 8, (96, 96), seed=3)
+    annotations, images = write_shapes(tmp_path / "shapes", 8, (80, 80), seed=3)
     files = ["--train-annotations", annotations, "--train-images", images]
     files += ["--val-annotations", annotations, "--val-images", images]
     args = parse("unused", *OVERFIT, *files, "--output", tmp_path, "--experiment", "run")
