@@ -27,13 +27,13 @@ CONTENT = {
 }  # fmt: skip
 
 
-def write_coco(folder, change=None, pictures=True):
+def write_coco(folder, change=None, images=True):
     """Writes the annotation file, after ``change(content)``, and its images; returns both paths."""
     content = copy.deepcopy(CONTENT)
     if change is not None:
         change(content)
     (folder / "images").mkdir()
-    if pictures:
+    if images:
         for image, color in zip(CONTENT["images"], [(200, 10, 10), (10, 10, 200)], strict=True):
             Image.new("RGB", (image["width"], image["height"]), color).save(folder / "images" / image["file_name"])
     (folder / "instances.json").write_text(json.dumps(content))

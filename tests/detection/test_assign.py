@@ -1,4 +1,4 @@
-"""Who is trained on as what, by hand. IoUs here are of boxes 10 high that start at one corner: ratios of widths."""
+"""Assignment and sampling by hand. All boxes are 10 high and start at one corner: IoUs are ratios of widths."""
 
 import pytest
 import torch

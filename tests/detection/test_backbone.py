@@ -225,7 +225,7 @@ def test_misfits_are_refused_and_windows_resized_on_request(tmp_path: Path, capl
     [
         ("wsfvit_t_242", {}, "did you mean wsfvit_t_224"),
         ("vit_tiny_patch16_224", {}, "strides"),
-        ("hiera_tiny_224", dict(stages=(1, 1, 1, 1)), "224 x 224 pixels alone"),
+        ("hiera_tiny_224", dict(stages=(1, 1, 1, 1)), "only images of 224 x 224 pixels"),
         ("wsfvit_t_224", dict(depth=3), "cannot be built as a backbone with depth=3"),
     ],
 )

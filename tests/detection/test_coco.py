@@ -47,13 +47,13 @@ PROBLEMS = [
     ("annotation 1: there is no image [7]", edit(image_id=[7])),
     ("annotation 1: there is no category 4", edit(category_id=4)),
     ("annotation 0: its id is taken", edit(id=0)),
-    ("an annotation without a whole number as id: {'id': None", edit(id=None)),
+    ("an annotation without an integer id: {'id': None", edit(id=None)),
     ("annotation 1: its bbox [0, 0, -2, 10] is not", edit(bbox=[0, 0, -2, 10])),
     ("annotation 1: its bbox [0, 0, 2] is not", edit(bbox=[0, 0, 2])),
     ("annotation 1: its bbox [0, 0, nan, 1] is not", edit(bbox=[0, 0, float("nan"), 1])),
     ("annotation 1: its bbox None is not", edit(bbox=None)),
-    ("annotation 1: its bbox [21, 0, 2, 2] lies beside", edit(bbox=[21, 0, 2, 2])),
-    ("annotation 1: its bbox [0, -5, 2, 2] lies beside", edit(bbox=[0, -5, 2, 2])),
+    ("annotation 1: its bbox [21, 0, 2, 2] lies outside", edit(bbox=[21, 0, 2, 2])),
+    ("annotation 1: its bbox [0, -5, 2, 2] lies outside", edit(bbox=[0, -5, 2, 2])),
     ("annotation 1: its iscrowd is 2", edit(iscrowd=2)),
     ("annotation 1: its area is -1", edit(area=-1)),
     ("annotation 1: its segmentation is neither", edit(segmentation=None)),
@@ -94,7 +94,7 @@ def test_problems_are_named_and_refused_or_skipped(problem, change, tmp_path, ca
 
 def test_images_without_ids_and_what_refers_to_them(tmp_path):
     data = read_coco(*write_coco(tmp_path, edit_image(id="7")), on_bad_annotation="skip")
-    assert "an image without a whole number as id: {'id': '7'" in data.problems[0]
+    assert "an image without an integer id: {'id': '7'" in data.problems[0]
     assert data.problems[1:] == ("annotation 0: there is no image 7", "annotation 1: there is no image 7")
 
 
@@ -107,7 +107,7 @@ def test_number_of_problems(tmp_path):
 
 
 FILES = {
-    "is no JSON file": "{",
+    "is not a JSON file": "{",
     "it has no list 'annotations'": json.dumps({"images": [], "categories": []}),
     "it has no list 'images'": "[]",
     "has no categories": json.dumps({"images": [], "annotations": [], "categories": []}),
@@ -117,7 +117,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("message", FILES)
-def test_files_that_are_no_annotation_files(message, tmp_path):
+def test_files_that_are_not_annotation_files(message, tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(FILES[message])
     with pytest.raises(UserError) as info:
@@ -131,7 +131,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_category_id_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match="needs a name and a whole number of its own"):
+    with pytest.raises(UserError, match="needs a name and a unique integer id"):
         read_coco(*write_coco(tmp_path, lambda content: content["categories"][0].update(id=2)))
 
 
@@ -148,11 +148,11 @@ def test_training_leaves_out_crowds_and_tiny_objects_and_images(tmp_path):
     assert {image.id: len(image.annotations) for image in data.images} == {7: 2, 3: 6, 5: 0}
     assert [image.id for image in data.for_training(min_side=11).images] == [3]
     assert [image.id for image in data.for_training(min_side=10, keep_empty=True).images] == [7, 3, 5]
-    learnt = data.for_training(min_side=10)
-    assert [[entry["id"] for entry in image.annotations] for image in learnt.images] == [[0, 1], [2]]
+    kept = data.for_training(min_side=10)
+    assert [[entry["id"] for entry in image.annotations] for image in kept.images] == [[0, 1], [2]]
 
 
-def test_an_image_of_crowds_alone_is_learnt_from(tmp_path):
+def test_an_image_of_only_crowds_is_trained_on(tmp_path):
     data = read_coco(*write_coco(tmp_path, lambda content: content["annotations"].pop(2)))
     assert [len(image.annotations) for image in data.for_training(min_side=1).images] == [2, 0]
 

@@ -1,4 +1,4 @@
-"""COCO's masks: decoding of the three forms at chosen pixels, and the check that keeps pycocotools from harm."""
+"""COCO's masks: decoding of the three forms at chosen pixels, and the check of what pycocotools gets."""
 
 import builtins
 
@@ -66,7 +66,7 @@ def test_no_masks_and_masks_outside():
     assert encode_masks(np.zeros((0, 4, 5), bool)) == []
 
 
-def test_missing_pycocotools_is_said(monkeypatch):
+def test_missing_pycocotools_is_a_clear_error(monkeypatch):
     real = builtins.__import__
 
     def refuse(name, *rest):

@@ -9,7 +9,7 @@ import torch
 
 from wsfvit.detection.data.coco import read_coco
 from wsfvit.detection.data.coco_masks import encode_masks, sample_masks
-from wsfvit.detection.evaluate import CocoEvaluator
+from wsfvit.detection.evaluation import CocoEvaluator, ImageDetections
 from wsfvit.detection.shapes import write_shapes
 from wsfvit.utils.distributed import World
 
@@ -41,13 +41,14 @@ def ground_truth(*objects):
 def add(evaluator, *detections):
     """Detections as (score, label, box, mask box)."""
     scores, labels, boxes, masks = zip(*detections, strict=True) if detections else ((), (), (), ())
-    evaluator.add(
+    found = ImageDetections(
         5,
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         torch.tensor(scores),
         torch.tensor(labels, dtype=torch.int64),
         torch.from_numpy(np.stack([box_mask(*mask) for mask in masks]) if masks else np.zeros((0, 40, 60), bool)),
     )
+    evaluator.add(found)
 
 
 A, B = (0, 0, 10, 8), (20, 0, 30, 8)
@@ -96,7 +97,7 @@ def test_crowds_are_neither_found_nor_missed(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("added", [True, False])
-def test_no_detections_are_rated_zero(backend, added, capfd):
+def test_no_detections_have_zero_average_precision(backend, added, capfd):
     evaluator = CocoEvaluator(ground_truth(*TWO_OBJECTS), backend)
     if added:
         add(evaluator)
@@ -139,13 +140,13 @@ def test_gathering_counts_an_image_once(tmp_path):
     add_shapes(whole, data.images)
     add_shapes(first, data.images[:4])
     add_shapes(second, data.images[2:])
-    first.summary()  # a figure of its own before
+    first.summary()  # metrics of its own before
     first.gather(TwoProcesses(torch.device("cpu"), size=2, other=second._found))
     assert first.detections_json() == whole.detections_json() and first.summary() == whole.summary()
 
 
 def add_shapes(evaluator, images):
-    """Adds the true objects, moved, relabelled at times and scored by chance, and a false one each."""
+    """Adds the true objects, shifted, sometimes relabelled, with random scores, and a false one each."""
     for image in images:
         random = np.random.default_rng(image.id)
         segmentations = [entry["segmentation"] for entry in image.annotations]
@@ -156,7 +157,8 @@ def add_shapes(evaluator, images):
         boxes[:, 2:] += boxes[:, :2]
         boxes += torch.from_numpy(random.normal(0, 1.5, boxes.shape))
         labels = torch.tensor([entry["category_id"] - 1 for entry in image.annotations] + [int(random.integers(3))])
-        evaluator.add(image.id, boxes, torch.from_numpy(random.random(len(labels))), labels, torch.from_numpy(masks))
+        scores = torch.from_numpy(random.random(len(labels)))
+        evaluator.add(ImageDetections(image.id, boxes, scores, labels, torch.from_numpy(masks)))
 
 
 def test_both_backends_agree(tmp_path):
@@ -174,7 +176,7 @@ def test_both_backends_agree(tmp_path):
     assert np.mean([row["bbox_AP"] for row in rows]) == pytest.approx(one["bbox_AP"])
 
 
-def test_the_ground_truth_is_left_as_it_was_and_unknown_images_are_refused():
+def test_the_ground_truth_is_not_changed_and_unknown_images_are_refused():
     truth = ground_truth(*TWO_OBJECTS)
     before = json.dumps(truth)
     evaluator = CocoEvaluator(truth)
@@ -182,4 +184,4 @@ def test_the_ground_truth_is_left_as_it_was_and_unknown_images_are_refused():
     evaluator.summary()
     assert json.dumps(truth) == before
     with pytest.raises(ValueError, match="no image 6"):
-        evaluator.add(6, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), torch.zeros(0, 40, 60))
+        evaluator.add(ImageDetections(6, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), torch.zeros(0, 40, 60)))

@@ -1,4 +1,4 @@
-"""Samples and batches: targets follow the image, batches are exact, bad images are named or left out."""
+"""Samples and batches: targets follow the image, batches resume exactly, bad images are named or left out."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 PENNFUDAN = Path(__file__).parents[3] / "shared" / "data" / "pennfudan" / "instances_val.json"
 
 
-def test_target_of_an_image_as_it_is(tmp_path):
+def test_target_of_an_unchanged_image(tmp_path):
     data = read_coco(*write_coco(tmp_path))
     sample = DetectionDataset(data, lambda view: view, with_targets=True)[0]
     target = sample.target
@@ -103,14 +103,14 @@ def test_global_batches_do_not_depend_on_the_processes():
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(2, 1), (2, 8), (4, 2)])
-def test_batches_hold_images_of_like_shape(batch_size, world_size):
+def test_batches_hold_images_of_similar_shape(batch_size, world_size):
     """Upright and lying images meet in one batch of each 16 images at most."""
     batches = [batch for ranks in epoch_of(batch_size, world_size) for batch in ranks]
     mixed = sum(min(RATIOS[batch]) < 1 <= max(RATIOS[batch]) for batch in batches)
     assert mixed <= -(-101 // 16)
 
 
-def test_epochs_and_seeds_shuffle_anew_and_batches_come_in_no_order_of_shape():
+def test_epochs_and_seeds_shuffle_and_batches_are_not_ordered_by_shape():
     orders = [epoch_of(2, 1, epoch, seed) for epoch, seed in [(0, 1), (1, 1), (0, 2)]]
     assert all(one != other for one, other in zip(orders, orders[1:] + orders[:1], strict=True))
     shapes = [RATIOS[batch[0]].mean() for batch in orders[0][:8]]
@@ -118,7 +118,7 @@ def test_epochs_and_seeds_shuffle_anew_and_batches_come_in_no_order_of_shape():
 
 
 def test_the_order_of_an_epoch_never_changes():
-    """Fixed for good: a checkpoint resumed by a later version must go on with the same images."""
+    """A checkpoint resumed by a later version must continue with the same images."""
     sampler = AspectRatioSampler(RATIOS[:10], 5, seed=42)
     sampler.set_position(1)
     assert list(sampler) == [[9, 2, 7, 5, 4], [0, 6, 1, 3, 8]]

@@ -1,4 +1,4 @@
-"""The predict command on an untrained detector: files of any folder, names that clash, pictures that are none."""
+"""The predict command on an untrained detector: files of any folder, equal names, unreadable files."""
 
 import json
 
@@ -13,9 +13,9 @@ from wsfvit.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two pictures of the same name in two folders, one grey and upright."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Two images of the same name in two folders, one grey and in portrait format."""
+    folder = tmp_path_factory.mktemp("images")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     for name, image in (("a", Image.fromarray(pixels)), ("b", Image.fromarray(pixels[:, :, 0].T.copy()))):
         (folder / name).mkdir()
@@ -24,14 +24,14 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def predict(folder, out, *argv, images=("a", "b")):
-    paths = [str(folder / name) for name in images]
+def predict(folder, out, *argv, names=("a", "b")):
+    paths = [str(folder / name) for name in names]
     fixed = ["--checkpoint", str(folder / "detector.pth"), "--out", str(out), "--device", "cpu"]
     return run_predict(predict_parser().parse_args([*paths, *fixed, *argv]))
 
 
-def test_every_picture_gets_a_drawing_and_one_file_has_all_detections(pictures, tmp_path):
-    content = predict(pictures, tmp_path / "out", "--score", "0.06")
+def test_every_image_gets_a_drawing_and_one_file_has_all_detections(images, tmp_path):
+    content = predict(images, tmp_path / "out", "--score", "0.06")
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == content
     assert [(image["width"], image["height"]) for image in content["images"]] == [(60, 40), (40, 60)]
     drawings = [image["drawing"] for image in content["images"]]
@@ -43,15 +43,15 @@ def test_every_picture_gets_a_drawing_and_one_file_has_all_detections(pictures, 
     assert {tuple(entry["segmentation"]["size"]) for entry in content["annotations"]} <= {(40, 60), (60, 40)}
 
 
-def test_nothing_found_is_a_picture_without_boxes(pictures, tmp_path):
-    content = predict(pictures, tmp_path, "--score", "1", images=("a",))
+def test_an_image_without_detections_is_drawn_unchanged(images, tmp_path):
+    content = predict(images, tmp_path, "--score", "1", names=("a",))
     assert content["annotations"] == []
-    with Image.open(tmp_path / "cat.png") as drawing, Image.open(pictures / "a" / "cat.png") as original:
+    with Image.open(tmp_path / "cat.png") as drawing, Image.open(images / "a" / "cat.png") as original:
         assert drawing.tobytes() == original.tobytes()
 
 
-def test_unreadable_pictures_are_named_after_the_others(pictures, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_unreadable_images_are_named_after_the_others(images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="1 of 2 images could not be read.*broken.png"):
-        predict(pictures, tmp_path / "out", images=("a", str(tmp_path / "broken.png")))
+        predict(images, tmp_path / "out", names=("a", str(tmp_path / "broken.png")))
     assert (tmp_path / "out" / "cat.png").exists() and (tmp_path / "out" / "detections.json").exists()

@@ -6,8 +6,7 @@ from pretend_device import PretendDevice
 
 from wsfvit.detection.data.batch import DetectionBatch
 from wsfvit.detection.data.transforms import Normalize
-from wsfvit.detection.evaluate import encode_detections
-from wsfvit.detection.evaluation import to_files
+from wsfvit.detection.evaluation import encode_detections, to_image_detections
 from wsfvit.detection.model.config import KINDS
 from wsfvit.detection.model.detector import build_detector
 from wsfvit.detection.train import DetectionTask
@@ -35,6 +34,6 @@ def test_a_training_step_and_detections():
         loss.backward()
         assert {parameter.grad.device.type for parameter in detector.parameters()} == {"lazy"}
         with torch.no_grad():
-            [found] = to_files(detector.eval()(batch.images.to(device), batch.sizes), batch)
+            [found] = to_image_detections(detector.eval()(batch.images.to(device), batch.sizes), batch)
         assert found.masks.device.type == "lazy" and found.masks.shape == (3, 30, 32)
-        assert len(encode_detections(1, found.boxes, found.scores, found.labels, found.masks, [1, 2])) == 3
+        assert len(encode_detections(found, [1, 2])) == 3

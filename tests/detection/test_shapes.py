@@ -9,7 +9,8 @@ from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.data.coco import read_coco
-from wsfvit.detection.draw import category_color, draw_detections
+from wsfvit.detection.evaluation import ImageDetections
+from wsfvit.detection.figures import category_color, draw_detections
 from wsfvit.detection.shapes import CATEGORIES, draw_shapes, write_shapes
 from wsfvit.utils.errors import UserError
 
@@ -67,9 +68,9 @@ def detection(score, label, box):
 
 
 def draw(*found, **options):
-    boxes, scores, labels, masks = (torch.stack(column) for column in zip(*found, strict=True))
+    detections = ImageDetections(1, *(torch.stack(column) for column in zip(*found, strict=True)))
     image = Image.new("RGB", (120, 80), (100, 100, 100))
-    drawn = draw_detections(image, boxes, scores, labels, masks, ["cat", "dog"], **options)
+    drawn = draw_detections(image, detections, ["cat", "dog"], **options)
     assert image.getpixel((50, 50)) == (100, 100, 100) and drawn.size == image.size
     return np.array(drawn)
 

@@ -1,9 +1,8 @@
-"""Where a data folder may have its files, and what is said when they are not there."""
+"""Layouts of a data folder, and the errors where its files are missing."""
 
 import pytest
 
-from wsfvit.detection.data.coco import CocoData
-from wsfvit.detection.data.splits import check_categories, read_split
+from wsfvit.detection.data.coco import CocoData, check_categories, read_split
 from wsfvit.detection.shapes import write_shapes
 from wsfvit.utils.errors import UserError
 

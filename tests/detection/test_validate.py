@@ -52,7 +52,7 @@ def test_both_backends_and_any_batch_size_give_the_same(written):
             assert rows[0][key] == pytest.approx(rows[1][key], abs=1e-9), key
 
 
-def test_what_the_checkpoint_says_can_be_changed(written, capsys):
+def test_settings_of_the_checkpoint_can_be_changed(written, capsys):
     validate(written, "--short-side", 32, "--long-side", 48, "--max-detections", 1)
     assert "sides up to 32 and 48" in capsys.readouterr().out
     config = load_detector(written / "detector.pth", "cpu", max_detections=1)[0].config
@@ -72,7 +72,7 @@ def test_other_categories_and_other_files_are_refused(written, tmp_path):
     save_atomic({"state_dict": {}, "task": "classification"}, written / "classifier.pth")
     with pytest.raises(UserError, match="trained for classification, not for detection"):
         validate(written, checkpoint="classifier.pth")
-    with pytest.raises(UserError, match="does not say how its detector is built"):
+    with pytest.raises(UserError, match="does not describe how to build its detector"):
         read_description({}, "x.pth")
 
 

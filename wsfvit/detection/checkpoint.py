@@ -1,4 +1,4 @@
-"""What a detector's checkpoint says about itself, and the detector built again from it."""
+"""Checkpoints of detectors: the description in them, and the detector built from it."""
 
 import os
 from collections.abc import Mapping
@@ -7,26 +7,26 @@ from typing import Any
 
 import torch
 
-from wsfvit.checkpoint.io import RESERVED_KWARGS, StateDict, apply_state_dict, load_state_dict_file
+from wsfvit.checkpoint.io import RESERVED_KWARGS, apply_state_dict, load_state_dict_file
 from wsfvit.detection.data.transforms import EvalTransform, Normalize
 from wsfvit.detection.model.config import DetectorConfig, StageConfig
 from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.utils.errors import UserError
 
 TASK = "detection"
-# The layers that have a slice for each category.
+# Layers with weights for each category.
 CATEGORY_LAYERS = (".cls.", ".reg.", ".mask_fcn_logits.")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How images reach a detector, and what its labels mean.
+    """How images are prepared for a detector, and what its labels mean.
 
     Attributes:
-        categories: Id to name, by id; the place of an id is its label.
-        transform: Resizes an image to be looked at.
+        categories: Id to name, sorted by id; the index of an id is its label.
+        transform: Resizing in evaluation.
         normalize: Mean and standard deviation.
-        multiple: Batches are padded to a multiple of it.
+        multiple: Batches are padded to a multiple of it, in pixels.
     """
 
     categories: dict[int, str]
@@ -41,7 +41,7 @@ class Setting:
 
 
 def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
-    """What goes into every checkpoint, primitives only."""
+    """Description for a checkpoint: ``task`` and ``config``, primitives only."""
     described = {
         "detector": {**asdict(config), "backbone_options": dict(config.backbone_options)},
         "categories": list(setting.categories.items()),
@@ -55,16 +55,15 @@ def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
 
 
 def read_description(described: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[DetectorConfig, Setting]:
-    """The reverse of ``describe``; ``path`` is named in messages.
+    """Reads the ``config`` that ``describe`` made; ``path`` is for messages.
 
     Raises:
-        UserError: it is no such description.
+        UserError: it describes no detector.
     """
     try:
         fields = dict(described["detector"])
-        fields["stages"] = tuple(
-            StageConfig(**{**stage, "box_stds": tuple(stage["box_stds"])}) for stage in fields["stages"]
-        )
+        stages = ({**stage, "box_stds": tuple(stage["box_stds"])} for stage in fields["stages"])
+        fields["stages"] = tuple(StageConfig(**stage) for stage in stages)
         reserved = set(RESERVED_KWARGS) & set(fields["backbone_options"])
         if reserved:
             raise UserError(f"checkpoint '{path}': its backbone_options may not set {', '.join(sorted(reserved))}")
@@ -76,7 +75,7 @@ def read_description(described: Mapping[str, Any], path: str | os.PathLike[str])
         )
         return DetectorConfig(**fields), setting
     except (KeyError, TypeError, ValueError) as err:
-        raise UserError(f"checkpoint '{path}' does not say how its detector is built ({err!r})") from err
+        raise UserError(f"checkpoint '{path}' does not describe how to build its detector ({err!r})") from err
 
 
 def load_detector(
@@ -92,15 +91,15 @@ def load_detector(
 
     Args:
         path: A checkpoint of the train command.
-        device: Where it is to compute.
-        use_ema: Prefer the moving average of the weights where the file has it.
+        device: Device of the detector.
+        use_ema: Prefer the EMA of the weights where the file has it.
         trust: Unpickle without restrictions. The file can then run any code.
-        short_side: Of the images, instead of the checkpoint's.
-        long_side: Likewise.
-        max_detections: Likewise.
+        short_side: Short side of the images in pixels (default: the checkpoint's).
+        long_side: Long side, likewise.
+        max_detections: Detections per image, likewise.
 
     Returns:
-        Detector, setting, and what else the file says: ``weights`` ("ema" or "raw") and, if there, ``epoch``.
+        Detector, setting, and metadata of the file: ``weights`` ("ema" or "raw") and, if there, ``epoch``.
 
     Raises:
         UserError: the file cannot be read, or holds no detector.
@@ -118,23 +117,21 @@ def load_detector(
 
 
 def start_from(detector: Detector, path: str | os.PathLike[str], trust: bool = False) -> list[str]:
-    """Gives a detector the weights of another one, for fine-tuning.
+    """Loads another detector's weights, for fine-tuning.
 
-    Where the number of categories differs, the layers that have a slice for each keep what they had.
+    Where the number of categories differs, layers with weights for each category keep their own.
 
     Returns:
-        The names of the weights that were kept.
+        Keys of the weights that were kept.
 
     Raises:
-        UserError: the file holds no detector, or another one.
+        UserError: the file holds no detector, or one that does not fit.
     """
     state_dict, _ = load_state_dict_file(path, use_ema=True, trust=trust, task=TASK)
-    own = detector.state_dict()
-    kept = [key for key in own if _is_other_count(key, own, state_dict)]
-    apply_state_dict(detector, {**state_dict, **{key: own[key] for key in kept}}, path)
-    return kept
-
-
-def _is_other_count(key: str, own: StateDict, given: StateDict) -> bool:
-    per_category = any(part in key for part in CATEGORY_LAYERS)
-    return per_category and key in given and own[key].shape != given[key].shape
+    kept = {
+        key: value
+        for key, value in detector.state_dict().items()
+        if any(part in key for part in CATEGORY_LAYERS) and key in state_dict and value.shape != state_dict[key].shape
+    }
+    apply_state_dict(detector, {**state_dict, **kept}, path)
+    return list(kept)

@@ -1,29 +1,44 @@
-"""A detector over a whole split, on all processes together: its detections, its average precision, its speed."""
+"""COCO evaluation: a detector over a whole split, on all processes together, and its average precision (AP).
 
+``CocoValidation`` runs the detector over a loader and collects what it finds in a ``CocoEvaluator``, which computes the
+AP of boxes and masks with pycocotools or faster-coco-eval; both give the same numbers.
+"""
+
+import contextlib
+import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wsfvit.detection.data.batch import DetectionBatch
-from wsfvit.detection.evaluate import Backend, CocoEvaluator
+from wsfvit.detection.data.coco_masks import encode_masks
 from wsfvit.detection.model.detector import to_original
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 
+Backend = Literal["pycocotools", "faster"]
+Entry = dict[str, Any]
+IOU_TYPES = ("bbox", "segm")
+# Index of each reported metric in COCO's summary of twelve.
+METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
+
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one image, in its own pixels.
+class ImageDetections:
+    """Detections in one image file, in pixels of the file.
 
     Attributes:
-        boxes: float32 (M, 4).
+        image_id: Id in the annotation file.
+        boxes: float32 (M, 4), x1, y1, x2, y2.
         scores: float32 (M,), best first.
         labels: int64 (M,).
         masks: bool (M, H, W).
@@ -36,39 +51,188 @@ class Found:
     masks: Tensor
 
 
+def to_image_detections(detections: list[Detections], batch: DetectionBatch) -> Iterator[ImageDetections]:
+    """Yields the detections of a batch in pixels of the files, on their device."""
+    images = zip(detections, batch.sizes, batch.original_sizes, batch.image_ids, strict=True)
+    for found, size, original_size, image_id in images:
+        boxes, masks = to_original(found, size, original_size)
+        yield ImageDetections(image_id, boxes, found.scores, found.labels, masks)
+
+
+def encode_detections(found: ImageDetections, category_ids: Sequence[int]) -> list[Entry]:
+    """Detections in COCO's format of results, ready for JSON; ``category_ids`` has the id of each label."""
+    corners = found.boxes.detach().cpu().double()
+    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1)
+    rles = encode_masks(found.masks.detach().cpu().numpy())
+    columns = zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rles, strict=True)
+    return [
+        {
+            "image_id": found.image_id,
+            "category_id": category_ids[label],
+            "bbox": box,
+            "score": score,
+            "segmentation": rle,
+        }
+        for box, score, label, rle in columns
+    ]
+
+
+class _Result(NamedTuple):
+    """COCO's twelve metrics, and the precision (10 IoU thresholds, 101 recalls, K categories) behind the first."""
+
+    stats: list[float]
+    precision: np.ndarray
+
+
+class CocoEvaluator:
+    """Average precision over the collected detections of all images.
+
+    Masks are kept as run lengths. An image that is added twice counts once, also across processes.
+
+    Args:
+        ground_truth: COCO dictionary, checked as by ``CocoData.ground_truth``. A label is the index of a category id
+            among the sorted ids.
+        backend: Package that computes the metrics.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    def __init__(self, ground_truth: Entry, backend: Backend = "pycocotools") -> None:
+        self._make_coco, self._make_evaluation = _import_backend(backend)
+        categories = sorted(ground_truth["categories"], key=lambda entry: int(entry["id"]))
+        self.categories = {entry["id"]: entry["name"] for entry in categories}
+        self._category_ids = list(self.categories)
+        # Copies, because the backends write into them; ids start at 1, because a match with id 0 counts as none.
+        annotations = [{**entry, "id": number} for number, entry in enumerate(ground_truth["annotations"], start=1)]
+        self._truth = self._index({**ground_truth, "annotations": annotations})
+        self._image_ids = {entry["id"] for entry in ground_truth["images"]}
+        self._found: dict[int, list[Entry]] = {}
+        self._results: dict[str, _Result] | None = None
+
+    def add(self, found: ImageDetections) -> None:
+        """Adds the detections of one image.
+
+        Raises:
+            ValueError: the ground truth has no such image.
+        """
+        if found.image_id not in self._image_ids:
+            raise ValueError(f"the ground truth has no image {found.image_id}")
+        self._results = None
+        self._found[found.image_id] = encode_detections(found, self._category_ids)
+
+    def gather(self, world: World) -> None:
+        """Gives every process the detections of all; of an image that several have, those of the lowest rank."""
+        parts = world.gather(self._found)
+        self._found = {image_id: found for part in reversed(parts) for image_id, found in part.items()}
+        self._results = None
+
+    def detections_json(self) -> list[Entry]:
+        """All detections in COCO's format of results, by image id; ``bbox`` is x, y, width, height."""
+        return [entry for image_id in sorted(self._found) for entry in self._found[image_id]]
+
+    def summary(self) -> dict[str, float]:
+        """COCO's metrics from 0 to 1 over all images of the ground truth.
+
+        Keys are ``bbox_`` or ``segm_`` and AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (areas up to 32^2,
+        up to 96^2 and above), AR100 (recall with 100 detections per image). A metric without any object is -1.
+        """
+        results = self._compute()
+        return {f"{kind}_{name}": results[kind].stats[index] for kind in IOU_TYPES for name, index in METRICS.items()}
+
+    def per_category(self) -> list[Entry]:
+        """One row per category: id, name, number of objects, and AP and AP50 of boxes and masks; -1 without objects."""
+        results = self._compute()
+        rows = []
+        for index, (key, name) in enumerate(self.categories.items()):
+            objects = self._truth.loadAnns(self._truth.getAnnIds(catIds=[key]))
+            row: Entry = {"id": key, "name": name, "objects": sum(not entry["iscrowd"] for entry in objects)}
+            for kind in IOU_TYPES:
+                precision = results[kind].precision[:, :, index]
+                row[f"{kind}_AP"], row[f"{kind}_AP50"] = _mean(precision), _mean(precision[0])
+            rows.append(row)
+        return rows
+
+    def _compute(self) -> dict[str, _Result]:
+        if self._results is None:
+            self._results = {kind: self._compute_type(kind) for kind in IOU_TYPES}
+        return self._results
+
+    def _compute_type(self, kind: str) -> _Result:
+        # With a box in its entry a mask would count as small, medium or large by the area of that box.
+        left_out = "segmentation" if kind == "bbox" else "bbox"
+        found = [{key: value for key, value in entry.items() if key != left_out} for entry in self.detections_json()]
+        with contextlib.redirect_stdout(io.StringIO()):
+            # loadRes of pycocotools fails on an empty list.
+            results = self._truth.loadRes(found) if found else self._index({**self._truth.dataset, "annotations": []})
+            evaluation = self._make_evaluation(self._truth, results, kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # Axes: IoU thresholds, recalls, categories, areas (the first: all), detections per image (the last: 100). A
+        # copy of this part, because the whole evaluation keeps every match of every image.
+        return _Result(evaluation.stats.tolist(), evaluation.eval["precision"][:, :, :, 0, -1].copy())
+
+    def _index(self, content: Entry) -> Any:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = self._make_coco()
+            coco.dataset = content
+            coco.createIndex()
+        return coco
+
+
+def _import_backend(backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        if backend == "faster":
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as err:
+        package = "faster-coco-eval" if backend == "faster" else "pycocotools"
+        raise UserError(f"COCO evaluation needs {package}: pip install {package}") from err
+    return COCO, COCOeval
+
+
+def _mean(precision: np.ndarray) -> float:
+    measured = precision[precision > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
 @dataclass
 class CocoValidation:
-    """Rates a detector by COCO's average precision; called as ``Plan.validate`` says.
+    """Validation pass: COCO's metrics of a detector over the images of a loader.
 
     Attributes:
-        world: The processes, each with a loader of its own share.
+        world: The processes, each with a loader of its own share of the images.
         ground_truth: COCO dictionary of all images.
-        amp_dtype: Mixed precision, or None.
+        amp_dtype: Lower precision of autocast, or None for float32.
         layout: Memory format of the images.
-        backend: Who computes the figures.
+        backend: Package that computes the metrics.
         log_interval: Batches between two progress lines.
-        keep: Images to keep the detections of, for pictures.
+        keep: Number of images whose detections are kept, for figures.
         evaluator: Of the last call.
-        kept: The first images of this process's share in the last call.
-        speed: Of the last call, images per second of all processes: ``images_per_s`` with reading and pasting of masks,
-            ``detector_images_per_s`` of the detector alone.
+        kept: Detections of the first images of this process's share in the last call.
+        speed: Of the last call, images per second of all processes: ``images_per_s`` with data loading and mask
+            pasting, ``detector_images_per_s`` of the detector alone.
     """
 
     world: World
-    ground_truth: dict[str, Any]
+    ground_truth: Entry
     amp_dtype: torch.dtype | None = None
     layout: torch.memory_format = torch.contiguous_format
     backend: Backend = "pycocotools"
     log_interval: int = 50
     keep: int = 0
     evaluator: CocoEvaluator | None = None
-    kept: list[Found] = field(default_factory=list)
+    kept: list[ImageDetections] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
 
-    # Not inference_mode: a model may keep what it computed here, and training could not use that then.
+    # Not inference_mode: a model may cache tensors here, which training could not use then.
     @torch.no_grad()
     def __call__(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        """Returns the columns of ``CocoEvaluator.summary``."""
+        """Evaluates the model; returns ``CocoEvaluator.summary``, the same in every process."""
         evaluator, self.kept = CocoEvaluator(self.ground_truth, self.backend), []
         model.eval()
         images, seconds = 0, 0.0
@@ -77,8 +241,8 @@ class CocoValidation:
                 started = time.perf_counter()
                 detections = self._detect(model, batch)
                 seconds += time.perf_counter() - started
-                for found in to_files(detections, batch):
-                    evaluator.add(found.image_id, found.boxes, found.scores, found.labels, found.masks)
+                for found in to_image_detections(detections, batch):
+                    evaluator.add(found)
                     if len(self.kept) < self.keep:
                         self.kept.append(found)
                 images += len(batch)
@@ -97,11 +261,3 @@ class CocoValidation:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return found
-
-
-def to_files(detections: list[Detections], batch: DetectionBatch) -> Iterator[Found]:
-    """The detections of a batch in the pixels of the files, on their device."""
-    places = zip(detections, batch.sizes, batch.original_sizes, batch.image_ids, strict=True)
-    for found, size, original_size, image_id in places:
-        boxes, masks = to_original(found, size, original_size)
-        yield Found(image_id, boxes, found.scores, found.labels, masks)

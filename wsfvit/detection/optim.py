@@ -1,4 +1,4 @@
-"""The published recipe: what is decayed, and how the learning rate rises and falls."""
+"""Published optimizer and schedule of detection: weight decay groups, learning rate by update."""
 
 import argparse
 from typing import Any
@@ -16,11 +16,8 @@ NOT_DECAYED = ("norm", "relative_position_bias_table")
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of an optimizer, without and with weight decay, by the published rule (``NOT_DECAYED``)."""
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": 0.0},
-        {"params": [], "weight_decay": weight_decay},
-    ]
+    """Parameter groups without and with weight decay, by the published rule (``NOT_DECAYED``)."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.0, weight_decay)]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = not any(part in name for part in NOT_DECAYED)
@@ -29,7 +26,7 @@ def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of ``--opt`` over ``group_parameters``.
+    """Builds the optimizer of ``--opt`` over ``group_parameters``.
 
     Raises:
         UserError: unknown optimizer, a value it does not take, or ``--layer-decay``.
@@ -42,7 +39,7 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
 def build_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler, int]:
-    """Linear warm-up, then steps, a cosine or a constant rate, by update; and the number of epochs."""
+    """Builds the schedule by update: linear warm-up, then steps, a cosine or a constant; also returns the epochs."""
     warmup: dict[str, Any] = {
         "warmup_t": args.warmup_updates,
         "warmup_lr_init": args.warmup_factor * args.lr,

@@ -1,8 +1,8 @@
-"""The predict command: objects in pictures, drawn on them and as JSON."""
+"""The predict command: objects in images, drawn on them and as JSON."""
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from wsfvit.detection.args import predict_parser
 from wsfvit.detection.checkpoint import Setting, load_detector
 from wsfvit.detection.data.batch import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import start_view
-from wsfvit.detection.draw import draw_detections
-from wsfvit.detection.evaluate import encode_detections
-from wsfvit.detection.evaluation import Found, to_files
+from wsfvit.detection.evaluation import ImageDetections, encode_detections, to_image_detections
+from wsfvit.detection.figures import draw_detections
 from wsfvit.detection.model.detector import Detector
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
@@ -35,65 +34,51 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes a drawing of each picture, and ``detections.json``.
+    """Writes a drawing of each image, and ``detections.json``.
 
     Returns:
-        What the JSON file holds: COCO's ``images`` and ``categories``, and ``annotations`` with the detections, best
+        Content of the JSON file: COCO's ``images`` and ``categories``, and ``annotations`` with the detections, best
         first in each image, each with its ``score``.
 
     Raises:
-        UserError: something does not fit, or a picture could not be read (the others are done first).
+        UserError: something does not fit, or an image could not be read (the others are done first).
     """
     paths = find_images(args.images)
     device = resolve_device(args.device)
-    detector, setting, _ = load_detector(
-        args.checkpoint,
-        device,
-        use_ema=args.use_ema,
-        trust=args.trust_checkpoint,
-        short_side=args.short_side,
-        long_side=args.long_side,
-        max_detections=args.max_detections,
-    )
+    changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
+    detector, setting, _ = load_detector(args.checkpoint, device, args.use_ema, args.trust_checkpoint, **changes)
     folder = Path(args.out)
     make_folder(folder)
-    category_ids = list(setting.categories)
-    content: dict[str, Any] = {
-        "images": [],
-        "categories": [{"id": key, "name": name} for key, name in setting.categories.items()],
-        "annotations": [],
-    }
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     unreadable: list[str] = []
     names = _drawing_names(paths)
     with Progress("predict", len(paths), interval=10) as progress:
-        for number, path, image in _read(paths, unreadable):
+        for number, path in enumerate(paths, start=1):
+            try:
+                image = read_image(path)
+            except UserError as err:
+                unreadable.append(str(err))
+                continue
             found = _detect(detector, setting, image, number, device, amp_dtype(args), args.score)
-            masks = None if args.no_masks else found.masks
-            drawing = draw_detections(
-                image, found.boxes, found.scores, found.labels, masks, setting.names, min_score=args.score
-            )
+            drawing = draw_detections(image, found, setting.names, args.score, with_masks=not args.no_masks)
             write_atomic(folder / names[path], partial(drawing.save, format="PNG"))
-            content["images"].append(
-                {
-                    "id": number,
-                    "file_name": str(path),
-                    "height": image.height,
-                    "width": image.width,
-                    "drawing": names[path],
-                }
-            )
-            entries = encode_detections(number, found.boxes, found.scores, found.labels, found.masks, category_ids)
-            content["annotations"] += entries
+            size = {"height": image.height, "width": image.width}
+            images.append({"id": number, "file_name": str(path), **size, "drawing": names[path]})
+            entries = encode_detections(found, list(setting.categories))
+            annotations += entries
             progress.step(1, objects=len(entries))
+    categories = [{"id": key, "name": name} for key, name in setting.categories.items()]
+    content = {"images": images, "categories": categories, "annotations": annotations}
     write_text_atomic(folder / FILE, json.dumps(content) + "\n")
-    print(f"{len(content['annotations'])} objects in {len(content['images'])} pictures: {folder / FILE}")
+    print(f"{len(annotations)} objects in {len(images)} images: {folder / FILE}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}")
     return content
 
 
 def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A file name for the drawing of each picture; pictures of equal names get their folders' names too."""
+    """A file name for the drawing of each image; images of equal names get their folders' names too."""
     stems = [path.stem for path in paths]
     names: dict[Path, str] = {}
     for path in paths:
@@ -102,15 +87,6 @@ def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
             name += "_"
         names[path] = f"{name}.png"
     return names
-
-
-def _read(paths: Sequence[Path], unreadable: list[str]) -> Iterator[tuple[int, Path, Image.Image]]:
-    """Numbers from 1, paths and readable pictures; what cannot be read is noted in ``unreadable``."""
-    for number, path in enumerate(paths, start=1):
-        try:
-            yield number, path, read_image(path)
-        except UserError as err:
-            unreadable.append(str(err))
 
 
 @torch.no_grad()
@@ -122,8 +98,8 @@ def _detect(
     device: torch.device,
     dtype: torch.dtype | None,
     score: float,
-) -> Found:
-    """What is in a picture with at least ``score``, on the CPU."""
+) -> ImageDetections:
+    """Detections of an image that score at least ``score``, on the CPU."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     view = setting.transform(start_view(pixels, torch.zeros(0, 4)))
     sample = Sample(setting.normalize(view.image), None, (image.height, image.width), number)
@@ -132,4 +108,4 @@ def _detect(
         (detections,) = detector(batch.images.to(device), batch.sizes)
     enough = detections.scores >= score
     kept = type(detections)(*(part[enough].cpu() for part in detections))
-    return next(to_files([kept], batch))
+    return next(to_image_detections([kept], batch))

@@ -1,5 +1,6 @@
-"""Generated pictures of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
+"""Generated images of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -12,28 +13,45 @@ from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.args import shapes_parser
-from wsfvit.detection.data.coco_masks import encode_masks
+from wsfvit.detection.data.coco_masks import coco_mask_module, encode_masks
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import write_atomic, write_text_atomic
+from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
 
 CATEGORIES = ("circle", "square", "triangle")
-# Attempts to place one more shape; a crowded picture just gets fewer.
+# Attempts to place one more shape; a crowded image just gets fewer.
 ATTEMPTS = 20
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """Parses the command line and writes the images."""
+    run_shapes(shapes_parser(prog).parse_args(argv))
+
+
+def run_shapes(args: argparse.Namespace) -> None:
+    """Writes a training and a validation folder of different images.
+
+    Raises:
+        UserError: see ``write_shapes``.
+    """
+    for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
+        annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
+        print(f"{count} images: {annotations}")
+    print(f"next: python -m wsfvit.detection train {args.folder} -c configs/detection/shapes.yaml")
 
 
 def write_shapes(
     folder: str | os.PathLike[str], count: int = 64, size: tuple[int, int] = (96, 128), seed: int = 0
 ) -> tuple[Path, Path]:
-    """Writes ``count`` pictures of one to four shapes each, which never overlap.
+    """Writes ``count`` images of one to four shapes each, which never overlap.
 
-    Every picture depends on (seed, its number, size) alone. Every third one is upright, so that batches of detection
-    meet both shapes of pictures.
+    Each image depends only on (seed, its number, size). Every third one is in portrait format, so that batches meet
+    both aspect ratios.
 
     Args:
         folder: Gets ``images/*.png`` and ``instances.json``.
-        count: Number of pictures.
-        size: Short and long side in pixels, from 32 on.
-        seed: Seed of the pictures.
+        count: Number of images.
+        size: Short and long side in pixels, at least 32.
+        seed: Seed of the images.
 
     Returns:
         The annotation file and the folder of images, as ``read_coco`` takes them.
@@ -41,14 +59,10 @@ def write_shapes(
     Raises:
         UserError: a size below 32 pixels, or the folder cannot be written.
     """
-    folder = Path(folder)
     if min(size) < 32 or count < 1:
-        raise UserError(f"{count} pictures of {size[0]}x{size[1]} pixels: at least one, and 32 pixels, are needed")
-    images, annotations = folder / "images", folder / "instances.json"
-    try:
-        images.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError(f"cannot make the folder '{images}': {err.strerror or err}") from err
+        raise UserError(f"{count} images of {size[0]}x{size[1]} pixels: at least one, and 32 pixels, are needed")
+    images, annotations = Path(folder, "images"), Path(folder, "instances.json")
+    make_folder(images)
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -60,16 +74,16 @@ def write_shapes(
         path = images / f"{number:06d}.png"
         write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG"))
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
-        content["annotations"] += _describe(number, labels, masks, first_id=len(content["annotations"]) + 1)
+        content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
     write_text_atomic(annotations, json.dumps(content))
     return annotations, images
 
 
 def draw_shapes(height: int, width: int, seed: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Draws one picture.
+    """Draws one image.
 
     Returns:
-        Pixels uint8 (H, W, 3), labels (places in ``CATEGORIES``), and masks bool (N, H, W): the pixels whose centres
+        Pixels uint8 (H, W, 3), labels (indices in ``CATEGORIES``), and masks bool (N, H, W): the pixels whose centres
         lie inside a shape.
     """
     random = np.random.default_rng(seed)
@@ -104,22 +118,12 @@ def _rasterise(label: int, y: float, x: float, radius: float, height: int, width
     return (dy <= radius) & (2 * abs(dx) <= dy + radius)
 
 
-def _describe(image: int, labels: list[int], masks: np.ndarray, first_id: int) -> list[dict[str, Any]]:
-    """The annotations of one picture, with its masks as compressed RLE."""
+def _annotate(image: int, labels: list[int], masks: np.ndarray, first_id: int) -> list[dict[str, Any]]:
+    """COCO annotations of one image, with its masks as compressed RLE."""
+    module = coco_mask_module()
     entries = []
-    for number, (label, mask, rle) in enumerate(zip(labels, masks, encode_masks(masks), strict=True), start=first_id):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        left, top = int(columns[0]), int(rows[0])
-        box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+    for number, (label, rle) in enumerate(zip(labels, encode_masks(masks), strict=True), start=first_id):
         entry = {"id": number, "image_id": image, "category_id": label + 1, "iscrowd": 0}
-        entries.append({**entry, "bbox": box, "area": int(mask.sum()), "segmentation": rle})
+        box, area = module.toBbox(rle).astype(int).tolist(), int(module.area(rle))
+        entries.append({**entry, "bbox": box, "area": area, "segmentation": rle})
     return entries
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """The shapes command: writes a training and a validation folder of different pictures."""
-    args = shapes_parser(prog).parse_args(argv)
-    for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
-        annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
-        print(f"{count} pictures: {annotations}")
-    print(f"next: python -m wsfvit.detection train {args.folder} -c configs/detection/shapes.yaml")

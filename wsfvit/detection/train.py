@@ -16,17 +16,16 @@ from wsfvit.cli.run import parse_with_config
 from wsfvit.detection.args import train_parser
 from wsfvit.detection.checkpoint import Setting, describe, start_from
 from wsfvit.detection.data.batch import DetectionBatch
-from wsfvit.detection.data.coco import CocoData
+from wsfvit.detection.data.coco import CocoData, check_categories, read_split
 from wsfvit.detection.data.dataset import DetectionDataset
 from wsfvit.detection.data.loader import build_eval_loader, build_train_loader
-from wsfvit.detection.data.splits import check_categories, read_split
 from wsfvit.detection.data.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
 from wsfvit.detection.evaluation import CocoValidation
+from wsfvit.detection.figures import draw_found, draw_targets
 from wsfvit.detection.model.backbone import DetectionBackbone
 from wsfvit.detection.model.config import KINDS, DetectorConfig
 from wsfvit.detection.model.detector import Detector
 from wsfvit.detection.optim import build_optimizer, build_scheduler
-from wsfvit.detection.pictures import draw_found, draw_targets
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.train.loggers import RunLog

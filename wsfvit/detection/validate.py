@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from wsfvit.analysis.flops import markdown_head, markdown_row
 from wsfvit.detection.args import validate_parser
 from wsfvit.detection.checkpoint import load_detector
+from wsfvit.detection.data.coco import check_categories, read_split
 from wsfvit.detection.data.dataset import DetectionDataset
 from wsfvit.detection.data.loader import build_eval_loader
-from wsfvit.detection.data.splits import check_categories, read_split
-from wsfvit.detection.evaluate import FIGURES, KINDS
-from wsfvit.detection.evaluation import CocoValidation
+from wsfvit.detection.evaluation import IOU_TYPES, METRICS, CocoValidation
 from wsfvit.eval.results import ResultsFile, Row
 from wsfvit.factory.data import count_bad_images, loader_options
 from wsfvit.utils.distributed import World, joined_world
@@ -27,10 +27,10 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 
 def run_validation(args: argparse.Namespace) -> Row:
-    """Validates in this process or as one of those that ``torchrun`` started: measures, prints, writes.
+    """Evaluates a checkpoint, in this process or as one of those that ``torchrun`` started, and writes the results.
 
     Returns:
-        Setting and figures: ``bbox_AP``, ``segm_AP``, ... from 0 to 1, and speeds in images per second.
+        Settings and metrics: ``bbox_AP``, ``segm_AP``, ... from 0 to 1, and speeds in images per second.
 
     Raises:
         UserError: the checkpoint, the data or a value does not fit.
@@ -39,12 +39,12 @@ def run_validation(args: argparse.Namespace) -> Row:
     categories_file = ResultsFile(args.categories_file, flag="--categories-file") if args.categories_file else None
     detections = output_file("--detections", args.detections) if args.detections else None
     with joined_world(args.device) as world:
-        row, validation = _measure(args, world)
+        row, validation = _evaluate(args, world)
         evaluator = validation.evaluator
         assert evaluator is not None
         if world.is_main:
             categories = evaluator.per_category()
-            print(_describe(row, categories))
+            print(_report(row, categories))
             if results_file is not None:
                 results_file.write([row], single=True)
             if categories_file is not None:
@@ -54,15 +54,10 @@ def run_validation(args: argparse.Namespace) -> Row:
         return row
 
 
-def _measure(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:
+def _evaluate(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:
+    changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
     detector, setting, meta = load_detector(
-        args.checkpoint,
-        world.device,
-        use_ema=args.use_ema,
-        trust=args.trust_checkpoint,
-        short_side=args.short_side,
-        long_side=args.long_side,
-        max_detections=args.max_detections,
+        args.checkpoint, world.device, args.use_ema, args.trust_checkpoint, **changes
     )
     layout = memory_format(args)
     detector.to(memory_format=layout)  # type: ignore[call-overload]
@@ -72,51 +67,43 @@ def _measure(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidatio
     options = loader_options(args, world, args.batch_size, on_bad_image=args.on_bad_image)
     loader = build_eval_loader(dataset, options, setting.multiple)
     validation = CocoValidation(world, data.ground_truth(), amp_dtype(args), layout, args.backend, args.log_freq)
-    figures = validation(detector, loader, "validate")
-    transform = setting.transform
+    metrics = validation(detector, loader, "validate")
     row: Row = {
         "checkpoint": str(args.checkpoint),
         "weights": meta["weights"],
         "model": detector.config.backbone,
         "stages": len(detector.config.stages),
         "param_count": sum(parameter.numel() for parameter in detector.parameters()) / 1e6,
-        "short_side": transform.short_side,
-        "long_side": transform.long_side,
+        "short_side": setting.transform.short_side,
+        "long_side": setting.transform.long_side,
         "precision": f"amp {args.amp_dtype}" if args.amp else "float32",
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
         "images": len(data.images),
         "left_out": count_bad_images(loader, world),
     }
-    return row | figures | validation.speed, validation
+    return row | metrics | validation.speed, validation
 
 
-def _describe(row: Row, categories: Sequence[dict[str, Any]]) -> str:
-    """The setting, COCO's figures, and a Markdown table of categories."""
+def _report(row: Row, categories: Sequence[dict[str, Any]]) -> str:
+    """Settings, metrics, and a table of categories."""
     kind = "Mask R-CNN" if row["stages"] == 1 else f"Cascade Mask R-CNN ({row['stages']} stages)"
     left_out = f" ({row['left_out']} of them unreadable, counted as without detections)" if row["left_out"] else ""
-    lines = [
+    columns = ("objects", *(f"{kind}_{name}" for kind in IOU_TYPES for name in ("AP", "AP50")))
+    lines = (
         f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "
         f"{row['checkpoint']}",
         f"  {row['images']} images{left_out}, sides up to {row['short_side']} and {row['long_side']}, "
         f"{row['precision']} on {row['device']}",
-        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone",
+        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n",
+        *markdown_head(("", *METRICS)),
+        *(markdown_row((kind, *(_cell(row[f"{kind}_{name}"]) for name in METRICS))) for kind in IOU_TYPES),
         "",
-    ]
-    heads = ["", *FIGURES]
-    lines += _table(heads, [[kind, *(row[f"{kind}_{name}"] for name in FIGURES)] for kind in KINDS])
-    lines.append("")
-    columns = ("objects", *(f"{kind}_{name}" for kind in KINDS for name in ("AP", "AP50")))
-    lines += _table(["category", *columns], [[entry["name"], *(entry[key] for key in columns)] for entry in categories])
+        *markdown_head(("category", *columns)),
+        *(markdown_row((entry["name"], *(_cell(entry[key]) for key in columns))) for entry in categories),
+    )
     return "\n".join(lines)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table; figures without any object to measure, which are negative, are dashes."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:.3f}" if value >= 0 else "-"
-        return str(value)
-
-    lines = [heads, ["---"] * len(heads), *([cell(value) for value in row] for row in rows)]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+def _cell(value: float) -> str:
+    """Empty for a metric without any object, which is negative."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value >= 0 else ""

@@ -1,4 +1,4 @@
-"""What the loaders hand to the detector: images of different sizes in one padded tensor, and what belongs to each."""
+"""Samples and batches of detection: images of different sizes in one padded tensor, with their targets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ class Sample:
     """One transformed image.
 
     Attributes:
-        image: (3, h, w) float32, normalised.
+        image: float32 (3, h, w), normalised.
         target: ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``labels`` int64 (N,) counted from 0,
-            ``masks`` uint8 (N, h, w), ``image_id``; None at test time.
+            ``masks`` uint8 (N, h, w), ``image_id``; None in evaluation.
         original_size: (h, w) of the file.
         image_id: Id in the annotation file.
     """
@@ -34,9 +34,9 @@ class DetectionBatch:
     """B images in one tensor.
 
     Attributes:
-        images: (B, 3, H, W) float32, normalised, zeros to the right of each image and below it.
+        images: float32 (B, 3, H, W), normalised, padded with zeros to the right and below.
         sizes: (h, w) of each image within ``images``.
-        targets: The ``Sample.target`` of each image; empty at test time.
+        targets: ``Sample.target`` of each image; empty in evaluation.
         original_sizes: (h, w) of each file.
         image_ids: Ids in the annotation file.
     """
@@ -55,8 +55,8 @@ class DetectionBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "DetectionBatch":
-        """The same batch in page-locked memory; ``DataLoader`` calls it."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """The same batch in page-locked memory; called by ``DataLoader``."""
+        return self._map(Tensor.pin_memory)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "DetectionBatch":
         targets = [
@@ -67,12 +67,9 @@ class DetectionBatch:
 
 
 class PaddingCollate:
-    """Makes a ``DetectionBatch`` of samples, whose sides are the smallest multiples of a number that hold all images.
+    """Pads samples to a ``DetectionBatch`` whose sides are the smallest multiples of ``multiple`` that hold all images.
 
-    A class, not a closure, so that loading processes can be started by spawning too.
-
-    Args:
-        multiple: What the sides must be a multiple of; the ``multiple`` of the backbone.
+    A class, not a closure, so that spawned dataloader workers can unpickle it.
     """
 
     def __init__(self, multiple: int = 1) -> None:
@@ -82,8 +79,8 @@ class PaddingCollate:
         sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
         height, width = (-(-max(sides) // self.multiple) * self.multiple for sides in zip(*sizes, strict=True))
         images = torch.zeros(len(samples), 3, height, width)
-        for place, sample, (h, w) in zip(images, samples, sizes, strict=True):
-            place[:, :h, :w] = sample.image
+        for canvas, sample, (h, w) in zip(images, samples, sizes, strict=True):
+            canvas[:, :h, :w] = sample.image
         return DetectionBatch(
             images=images,
             sizes=sizes,

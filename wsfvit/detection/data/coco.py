@@ -1,7 +1,7 @@
-"""COCO annotation files: read, checked entry by entry, and filtered for training.
+"""COCO annotation files: found in a data folder, read, checked entry by entry, and filtered for training.
 
-pycocotools takes whatever it is given, so everything is checked here first. Problems are named by the id of their
-entry: under ``raise`` they end the reading, under ``skip`` they are left out and counted.
+pycocotools does not check its input, so everything is checked here first. Problems are named by the id of their entry:
+under ``raise`` they end the reading, under ``skip`` they are left out and counted.
 """
 
 import json
@@ -20,8 +20,16 @@ OnBadAnnotation = Literal["raise", "skip"]
 Entry = dict[str, Any]
 _logger = logging.getLogger(__name__)
 MAX_LOGGED = 10
-# What is kept of an annotation.
+# Keys of an annotation that are kept.
 KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
+# Annotations and images of a split within a data folder, the first that exists: as COCO comes, then others.
+ANNOTATIONS = (
+    "annotations/instances_{}2017.json",
+    "annotations/instances_{}.json",
+    "instances_{}.json",
+    "{}/instances.json",
+)
+IMAGES = ("{}2017", "images/{}2017", "{}/images", "{}", "images/{}", "images")
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,11 @@ class CocoImage:
     """An image of an annotation file.
 
     Attributes:
-        id: Its id in the file.
-        path: Where it lies.
-        height: In pixels, as the file says.
+        id: Id in the file.
+        path: The image file.
+        height: In pixels, as the annotation file says.
         width: In pixels.
-        annotations: Its entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``,
+        annotations: Entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``,
             ``area``, the last two filled in where the file leaves them out.
     """
 
@@ -46,10 +54,10 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoData:
-    """What an annotation file holds, without its problems.
+    """Content of an annotation file, without its problems.
 
     Attributes:
-        categories: Id to name, by id; the place of an id in it is the label that the detector learns.
+        categories: Id to name, sorted by id; the index of an id is its label.
         images: In the order of the file.
         problems: One line for each entry that was left out.
     """
@@ -64,24 +72,24 @@ class CocoData:
         return list(self.categories.values())
 
     def for_training(self, min_side: int = 32, keep_empty: bool = False) -> "CocoData":
-        """Leaves out what the published training leaves out.
+        """Filters images and annotations as the published training does.
 
-        These are crowds, objects less than a pixel wide or high, of no area, or beside the image, and images smaller
-        than ``min_side`` or without annotations. An image whose annotations are all left out stays.
+        Left out are crowds, objects less than a pixel wide or high, without area, or outside the image, and images
+        smaller than ``min_side`` or without annotations. An image whose annotations are all left out stays.
 
         Args:
-            min_side: Smallest height and width of an image.
-            keep_empty: Keep images without annotations, to learn from what is no object.
+            min_side: Smallest height and width of an image in pixels.
+            keep_empty: Keep images without annotations, as background.
         """
         images = tuple(
-            replace(image, annotations=tuple(entry for entry in image.annotations if _is_learnt(entry, image)))
+            replace(image, annotations=tuple(entry for entry in image.annotations if _is_trained_on(entry, image)))
             for image in self.images
             if min(image.height, image.width) >= min_side and (image.annotations or keep_empty)
         )
         return replace(self, images=images)
 
     def ground_truth(self) -> Entry:
-        """The checked images and annotations as a COCO dictionary, for an evaluation."""
+        """The checked images and annotations as a COCO dictionary, for evaluation."""
         return {
             "images": [{"id": image.id, "height": image.height, "width": image.width} for image in self.images],
             "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
@@ -89,10 +97,60 @@ class CocoData:
         }
 
 
-def _is_learnt(entry: Entry, image: CocoImage) -> bool:
+def _is_trained_on(entry: Entry, image: CocoImage) -> bool:
     x, y, w, h = entry["bbox"]
     overlap = min(x + w, image.width) > max(x, 0) and min(y + h, image.height) > max(y, 0)
     return not entry["iscrowd"] and w >= 1 and h >= 1 and entry["area"] > 0 and overlap
+
+
+def check_categories(data: CocoData, expected: Mapping[int, str], owner: str) -> None:
+    """Checks that data has the categories of a detector; ``owner`` names the detector or its data.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    for key in sorted(data.categories.keys() | expected.keys()):
+        here, there = data.categories.get(key, "none"), expected.get(key, "none")
+        if here != there:
+            raise UserError(f"category {key} is '{here}' in this data and '{there}' in {owner}: they must be the same")
+
+
+def read_split(
+    root: str | None,
+    split: str,
+    images: str | None,
+    annotations: str | None,
+    on_bad_annotation: OnBadAnnotation,
+    flags: str = "",
+) -> CocoData:
+    """Finds and reads the training or validation data of a command line.
+
+    Args:
+        root: Data folder, or None.
+        split: ``train`` or ``val``.
+        images: Folder of the images, or None: the one in ``root``.
+        annotations: JSON file, or None: the one in ``root``.
+        on_bad_annotation: See ``read_coco``.
+        flags: Prefix of the flags of ``images`` and ``annotations``, for messages.
+
+    Raises:
+        UserError: a file or folder is neither named nor found, or the annotations are wrong.
+    """
+    found_annotations = annotations or _find(root, split, ANNOTATIONS, f"--{flags}annotations FILE")
+    found_images = images or _find(root, split, IMAGES, f"--{flags}images DIR")
+    return read_coco(found_annotations, found_images, on_bad_annotation)
+
+
+def _find(root: str | None, split: str, patterns: tuple[str, ...], flag: str) -> Path:
+    if root is None:
+        raise UserError(f"no data for '{split}': name a folder in COCO's layout, or pass {flag}")
+    if not Path(root).is_dir():
+        raise UserError(f"the data folder '{root}' does not exist")
+    names = [pattern.format(split) for pattern in patterns]
+    for name in names:
+        if (Path(root) / name).exists():
+            return Path(root) / name
+    raise UserError(f"'{root}' has none of {', '.join(names)}: pass {flag}")
 
 
 def read_coco(
@@ -102,11 +160,11 @@ def read_coco(
 
     Args:
         annotations: The JSON file.
-        images: The folder that its file names start from.
+        images: The folder that its file names are relative to.
         on_bad_annotation: ``raise`` ends with the first problem and their number; ``skip`` leaves them out and warns.
 
     Raises:
-        UserError: the file cannot be read or is no such file, its categories are wrong, an entry is bad under
+        UserError: the file cannot be read, is not an annotation file, has wrong categories, has a bad entry under
             ``raise``, or no image is left.
     """
     content = _load(Path(annotations))
@@ -128,11 +186,11 @@ def _load(path: Path) -> Entry:
         content = json.loads(path.read_bytes())
     except OSError as err:
         raise UserError(f"cannot read '{path}': {err.strerror or err}") from err
-    except ValueError as err:  # no JSON, or no UTF-8
-        raise UserError(f"'{path}' is no JSON file: {err}") from err
+    except ValueError as err:  # not JSON, or not UTF-8
+        raise UserError(f"'{path}' is not a JSON file: {err}") from err
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"'{path}' is no COCO annotation file: it has no list '{key}'")
+            raise UserError(f"'{path}' is not a COCO annotation file: it has no list '{key}'")
     return dict(content)
 
 
@@ -140,8 +198,8 @@ def _read_categories(entries: list[Any], path: Any) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
         key = entry.get("id") if isinstance(entry, dict) else None
-        if not _is_whole(key) or key in categories or not isinstance(entry.get("name"), str):
-            raise UserError(f"'{path}': the category {entry!r} needs a name and a whole number of its own as id")
+        if not _is_integer(key) or key in categories or not isinstance(entry.get("name"), str):
+            raise UserError(f"'{path}': the category {entry!r} needs a name and a unique integer id")
         categories[key] = entry["name"]
     if not categories:
         raise UserError(f"'{path}' has no categories")
@@ -162,7 +220,7 @@ def _report(problems: Sequence[str], path: Any, on_bad_annotation: OnBadAnnotati
         _logger.warning("left out in all: %d entries of '%s'", len(problems), path)
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -172,7 +230,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Takes the entries of a file one by one and notes what is wrong with them."""
+    """Checks the entries of a file one by one and collects the problems."""
 
     categories: Mapping[int, str]
     folder: Path
@@ -185,8 +243,8 @@ class _Reader:
 
     def add_image(self, entry: Any) -> None:
         key = entry.get("id") if isinstance(entry, dict) else None
-        if not _is_whole(key):
-            self.problems.append(f"an image without a whole number as id: {_shorten(entry)}")
+        if not _is_integer(key):
+            self.problems.append(f"an image without an integer id: {_shorten(entry)}")
         elif problem := self._check_image(entry):
             self.problems.append(f"image {key}: {problem}")
             self._bad_images.add(key)
@@ -199,27 +257,27 @@ class _Reader:
         if entry["id"] in self.images:
             return "its id is taken by an image before it"
         for side in ("height", "width"):
-            if not _is_whole(entry.get(side)) or entry[side] < 1:
-                return f"its {side} is {entry.get(side)!r}, not a positive whole number"
+            if not _is_integer(entry.get(side)) or entry[side] < 1:
+                return f"its {side} is {entry.get(side)!r}, not a positive integer"
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
             return "it has no file_name"
         return "" if self._exists(self.folder / name) else f"there is no file '{self.folder / name}'"
 
     def _exists(self, path: Path) -> bool:
-        """Looks a file up in the list of its folder, which is asked for once: a network disk is slow per file."""
+        """Looks a file up in the listing of its folder, read once: network disks are slow per file."""
         if path.parent not in self._folders:
             self._folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
         return path.name in self._folders[path.parent]
 
     def add_annotation(self, entry: Any) -> None:
         key = entry.get("id") if isinstance(entry, dict) else None
-        if not _is_whole(key):
-            self.problems.append(f"an annotation without a whole number as id: {_shorten(entry)}")
+        if not _is_integer(key):
+            self.problems.append(f"an annotation without an integer id: {_shorten(entry)}")
             return
         image = entry.get("image_id")
-        if _is_whole(image) and image in self._bad_images and image not in self.images:
-            return  # named already, with its image
+        if _is_integer(image) and image in self._bad_images and image not in self.images:
+            return  # reported with its image
         if problem := self._check_annotation(entry):
             self.problems.append(f"annotation {key}: {problem}")
             return
@@ -232,17 +290,17 @@ class _Reader:
 
     def _check_annotation(self, entry: Entry) -> str:
         key, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
-        image = self.images.get(key) if _is_whole(key) else None
+        image = self.images.get(key) if _is_integer(key) else None
         if entry["id"] in self._annotation_ids:
             return "its id is taken by an annotation before it"
         if image is None:
             return f"there is no image {key!r}"
-        if not _is_whole(category) or category not in self.categories:
+        if not _is_integer(category) or category not in self.categories:
             return f"there is no category {category!r}"
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
             return f"its bbox {_shorten(box)} is not x, y, width, height"
         if box[0] > image.width or box[1] > image.height or box[0] + box[2] < 0 or box[1] + box[3] < 0:
-            return f"its bbox {box} lies beside the image of {image.width}x{image.height}"
+            return f"its bbox {box} lies outside the image of {image.width}x{image.height}"
         if entry.get("iscrowd") not in (None, 0, 1):
             return f"its iscrowd is {entry['iscrowd']!r}, not 0 or 1"
         if entry.get("area") is not None and (not _is_number(entry["area"]) or entry["area"] < 0):

@@ -1,7 +1,7 @@
 """Masks in COCO's three forms (polygons, RLE, uncompressed RLE): checked, decoded and encoded by pycocotools.
 
 RLE lists the lengths of alternating runs of zeros and ones down the columns. pycocotools writes beyond its memory for
-run lengths that do not add up to the image, so every mask of a file is checked before it gets there.
+run lengths that do not add up to the image, so every mask of a file is checked first.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from wsfvit.utils.errors import UserError
 
 Segmentation = list[list[float]] | dict[str, Any]
-# Coordinates of polygons may be this many times the longer side; sound annotations leave the image by some pixels.
+# Largest coordinate of a polygon, in longer sides of the image; sound annotations leave the image by some pixels.
 MAX_REACH = 4
 
 
@@ -30,7 +30,7 @@ def coco_mask_module() -> Any:
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with a segmentation of an image of this size; an empty text if nothing is."""
+    """Checks a segmentation against the size of its image; returns the problem, or an empty string."""
     if isinstance(segmentation, dict):
         return _check_rle(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
@@ -38,7 +38,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not _all_finite(polygon):
             return "a polygon is not a list of x, y, x, y, ... with at least three points"
-        # pycocotools walks along the outline pixel by pixel, however long it is.
+        # pycocotools follows the outline pixel by pixel, however long it is.
         if max(map(abs, polygon)) > MAX_REACH * max(height, width):
             return "a polygon lies far outside the image"
     return ""
@@ -61,7 +61,7 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str:
     elif isinstance(counts, list):
         counts = np.asarray(counts) if _all_finite(counts) else None
     if not isinstance(counts, np.ndarray) or counts.dtype.kind != "i":
-        return "its RLE counts are neither a list of whole numbers nor a compressed text"
+        return "its RLE counts are neither a list of integers nor a compressed string"
     pixels = height * width
     if counts.min(initial=0) < 0 or counts.max(initial=0) > pixels or counts.sum() != pixels:
         return f"its RLE counts do not add up to {pixels}, the pixels of the image"
@@ -69,10 +69,10 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str:
 
 
 def decompress_counts(text: str) -> np.ndarray | None:
-    """Run lengths (int64) of a compressed RLE; None if the text is none.
+    """Run lengths (int64) of a compressed RLE, or None if the text is malformed.
 
     The format is pycocotools' own: five bits of a number per character, lowest first, bit 5 set where more follow, and
-    bit 4 of the last one for the sign; from the fourth number on it is the difference to the number two before.
+    bit 4 of the last one for the sign; from the fourth number on it is the difference from the number two before.
     """
     codes = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
@@ -80,7 +80,7 @@ def decompress_counts(text: str) -> np.ndarray | None:
     last = (codes & 32) == 0
     first = np.flatnonzero(np.concatenate(([True], last[:-1])))
     place = np.arange(len(codes)) - np.repeat(first, np.diff(np.append(first, len(codes))))
-    if place.max() > 6:  # more than 35 bits: no count of pixels
+    if place.max() > 6:  # more than 35 bits: too large for a count of pixels
         return None
     values = np.add.reduceat((codes & 31) << (5 * place), first)
     values -= np.where(codes[last] & 16, 1 << (5 * (place[last] + 1)), 0)
@@ -109,18 +109,18 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 def sample_masks(
     segmentations: Sequence[Segmentation], height: int, width: int, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Decodes masks of a (height, width) image at chosen pixels only.
+    """Decodes masks of a (height, width) image at selected rows and columns.
 
     Args:
         segmentations: N checked segmentations.
         height: Height of the image.
         width: Width of the image.
-        rows: (h,) row of the image that each row of the result shows, increasing or decreasing throughout.
+        rows: (h,) source row of each row of the result, monotonic.
         columns: (w,) columns likewise.
 
     Returns:
-        uint8 (N, h, w). Nearest-neighbour resizing, flipping and cropping are such choices of pixels, so a chain of
-        them costs one pass over the objects' own boxes.
+        uint8 (N, h, w). Nearest-neighbour resizing, flipping and cropping are such selections, so a chain of them costs
+        one pass over the objects' boxes.
     """
     masks = np.zeros((len(segmentations), len(rows), len(columns)), np.uint8)
     module = coco_mask_module()

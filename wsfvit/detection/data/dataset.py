@@ -1,4 +1,4 @@
-"""The images of an annotation file, transformed together with their objects."""
+"""Dataset of the images of an annotation file, transformed together with their objects."""
 
 import pickle
 from collections.abc import Callable
@@ -23,9 +23,9 @@ class DetectionDataset(Dataset[Any]):
     """Items are ``Sample``, or a ``BadImage`` for an image that cannot be read.
 
     Args:
-        data: Images and annotations; for training what ``CocoData.for_training`` leaves.
+        data: Images and annotations; for training from ``CocoData.for_training``.
         transform: Flips, resizes and crops.
-        with_targets: Whether items carry boxes, labels and masks.
+        with_targets: Whether items have boxes, labels and masks.
         normalize: Mean and standard deviation of the backbone.
     """
 
@@ -36,12 +36,11 @@ class DetectionDataset(Dataset[Any]):
         with_targets: bool,
         normalize: Normalize | None = None,
     ) -> None:
-        self.transform, self.with_targets = transform, with_targets
-        self.normalize = normalize or Normalize()
+        self.transform, self.with_targets, self.normalize = transform, with_targets, normalize or Normalize()
         self.labels = {category: label for label, category in enumerate(data.categories)}
         self.aspect_ratios = np.array([image.width / image.height for image in data.images])
-        # One block of bytes instead of millions of Python objects: forked workers would copy all of those, page by
-        # page, as soon as their reference counts change.
+        # One block of bytes instead of millions of Python objects: forked workers would copy the memory pages of those
+        # as soon as their reference counts change.
         packed = [pickle.dumps(image, pickle.HIGHEST_PROTOCOL) for image in data.images]
         self._ends = np.cumsum([len(part) for part in packed])
         self._bytes = np.frombuffer(b"".join(packed), np.uint8)
@@ -50,7 +49,7 @@ class DetectionDataset(Dataset[Any]):
         return len(self._ends)
 
     def record(self, index: int) -> CocoImage:
-        """The entry of one image."""
+        """Entry of one image."""
         start = self._ends[index - 1] if index else 0
         image: CocoImage = pickle.loads(self._bytes[start : self._ends[index]].tobytes())
         return image
@@ -59,7 +58,7 @@ class DetectionDataset(Dataset[Any]):
         record = self.record(index)
         try:
             pixels = read_pixels(record)
-        # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
+        # Damaged bytes make PIL's formats raise nearly any exception, and only the reading runs here.
         except Exception as err:
             reason = str(err) if isinstance(err, ValueError) else describe(err)
             return BadImage(index, str(BadImageError(str(record.path), index, reason)))
@@ -71,9 +70,8 @@ class DetectionDataset(Dataset[Any]):
 
     def _build_target(self, record: CocoImage, view: View) -> Target:
         entries = [record.annotations[place] for place in view.kept.tolist()]
-        masks = sample_masks(
-            [entry["segmentation"] for entry in entries], record.height, record.width, view.rows, view.columns
-        )
+        segmentations = [entry["segmentation"] for entry in entries]
+        masks = sample_masks(segmentations, record.height, record.width, view.rows, view.columns)
         return {
             "boxes": view.boxes,
             "labels": torch.tensor([self.labels[entry["category_id"]] for entry in entries], dtype=torch.int64),
@@ -83,10 +81,7 @@ class DetectionDataset(Dataset[Any]):
 
 
 def read_pixels(record: CocoImage) -> Tensor:
-    """Reads an image as uint8 (3, H, W), RGB.
-
-    Annotations count pixels as the file says its size is: if that is the size of the image turned upright by its EXIF
-    tag, and not of the image as it is stored, it is turned.
+    """Reads an image as uint8 (3, H, W), RGB, turned by its EXIF tag where only that gives the annotated size.
 
     Raises:
         ValueError: the image has another size than the annotation file says.
@@ -96,8 +91,7 @@ def read_pixels(record: CocoImage) -> Tensor:
         expected = record.width, record.height
         image = stored if stored.size == expected else ImageOps.exif_transpose(stored)
         if image.size != expected:
-            raise ValueError(
-                f"it is {stored.width}x{stored.height}, the annotation file says {record.width}x{record.height}"
-            )
+            size = f"{stored.width}x{stored.height}"
+            raise ValueError(f"it is {size}, the annotation file says {record.width}x{record.height}")
         pixels = np.array(convert_image(image, "RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Batches of detection: images of like shape together in training, every image once in evaluation."""
+"""Dataloaders of detection: batches of similar aspect ratios in training, every image once in evaluation."""
 
 from dataclasses import replace
 
@@ -11,21 +11,20 @@ from wsfvit.detection.data.batch import PaddingCollate
 from wsfvit.detection.data.dataset import DetectionDataset
 from wsfvit.utils.errors import UserError
 
-# The published batch.
-WINDOW = 16
+WINDOW = 16  # images of the published batch
 
 
 class AspectRatioSampler(TrainSampler):
-    """A ``TrainSampler`` whose batches hold images of like shape, so that little of them is padding.
+    """A ``TrainSampler`` whose batches hold images of similar aspect ratio, which need little padding.
 
     The permutation of the epoch, drawn from (seed, epoch), is cut into windows of whole global batches, at least
-    ``WINDOW`` images. Within a window images are sorted by aspect ratio and cut into global batches, whose order is
-    drawn anew; each rank takes consecutive images of a global batch. So
+    ``WINDOW`` images. Within a window images are sorted by aspect ratio and cut into global batches, which are then
+    shuffled; each rank takes consecutive images of a global batch. So
 
-    - a batch depends on (seed, epoch, batch) alone,
-    - the images of a global batch do not depend on the number of processes, as long as its size is the same,
+    - a batch depends only on (seed, epoch, batch),
+    - the images of a global batch do not depend on the number of processes, for equal global batch sizes,
     - an update on ``WINDOW`` images, or a multiple, has the same images however they are divided into processes,
-      batches and accumulated steps; global batches that divide ``WINDOW`` are needed for that.
+      batches and accumulated steps, if the global batch size divides ``WINDOW``.
 
     The last, incomplete global batch of an epoch is left out.
 
@@ -59,43 +58,34 @@ class AspectRatioSampler(TrainSampler):
 def build_train_loader(
     dataset: DetectionDataset, options: LoaderOptions, multiple: int = 1, seed: int = 42
 ) -> TrainLoader:
-    """Builds the loader of a training: batches are ``DetectionBatch`` with targets.
+    """Builds the training loader: batches are ``DetectionBatch`` with targets, on the CPU.
 
     Args:
         dataset: With targets.
-        options: How batches are made; ``device`` and ``use_prefetcher`` are not used, batches lie on the CPU.
-        multiple: What the sides of the batches must be a multiple of.
+        options: How batches are made; ``device`` and ``use_prefetcher`` are not used.
+        multiple: The sides of the batches are multiples of it, in pixels.
         seed: Seed of order and augmentation.
 
     Raises:
         UserError: fewer images than one global batch.
     """
-    sampler = None
-    if len(dataset):
-        ratios = dataset.aspect_ratios
-        sampler = AspectRatioSampler(ratios, options.batch_size, options.world_size, options.rank, seed)
-    if not sampler:
-        total = options.batch_size * options.world_size
+    total = options.batch_size * options.world_size
+    if len(dataset) < total:
         raise UserError(f"--batch-size {total} (all processes) is more than the {len(dataset)} training images")
+    ratios = dataset.aspect_ratios
+    sampler = AspectRatioSampler(ratios, options.batch_size, options.world_size, options.rank, seed)
     seeded = SeededDataset(dataset, seed)
     loader = build_map_style(seeded, options, PaddingCollate(multiple), batch_sampler=sampler)
-    return TrainLoader(loader, {}, _without_prefetcher(options), seed)
+    # timm's prefetcher normalises batches of classification; here the dataset normalises.
+    return TrainLoader(loader, {}, replace(options, use_prefetcher=False), seed)
 
 
 def build_eval_loader(dataset: DetectionDataset, options: LoaderOptions, multiple: int = 1) -> EvalLoader:
-    """Builds the loader of an evaluation: batches are ``DetectionBatch``, over all processes every image once.
+    """Builds the evaluation loader: every image once over all processes, in ``DetectionBatch`` without targets.
 
-    Args:
-        dataset: Without targets.
-        options: As in ``build_train_loader``.
-        multiple: What the sides of the batches must be a multiple of.
+    Arguments are those of ``build_train_loader``; ``dataset`` has no targets.
     """
     sampler = EvalSampler(len(dataset), options.world_size, options.rank)
     collate = PaddingCollate(multiple)
     loader = build_map_style(dataset, options, collate, batch_size=options.batch_size, sampler=sampler)
-    return EvalLoader(loader, {}, _without_prefetcher(options))
-
-
-def _without_prefetcher(options: LoaderOptions) -> LoaderOptions:
-    """timm's prefetcher normalises classification batches; here the dataset does."""
-    return replace(options, use_prefetcher=False)
+    return EvalLoader(loader, {}, replace(options, use_prefetcher=False))

@@ -1,7 +1,7 @@
-"""The published augmentation of detection: images, boxes and masks flipped, resized and cropped together.
+"""Published augmentation of detection: images, boxes and masks flipped, resized and cropped together.
 
 With equal chance an image is either resized to one of several short sides, or resized, cropped and resized again, as in
-DETR's recipe (Carion et al., 2020), which Sparse R-CNN and Swin Transformer took over. Sides after resizing are
+DETR's recipe (Carion et al., 2020), also used by Sparse R-CNN and Swin Transformer. Sides after resizing are
 ``int(side * scale + 0.5)``, images are interpolated bilinearly without antialiasing, and masks take the nearest pixel.
 """
 
@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import clip_boxes_to_image
 
 from wsfvit.detection.data.batch import Size
 
@@ -27,8 +29,8 @@ class TrainSizes:
         short_sides: Short side of the result, one drawn per image.
         long_side: The long side is at most this long.
         crop_short_sides: Short side before the crop.
-        crop_range: Height and width of the crop are drawn from this range, both ends included, as far as the image
-            reaches.
+        crop_range: Height and width of the crop are drawn from this range, both ends included, and are at most those of
+            the image.
     """
 
     short_sides: tuple[int, ...] = (448, 672, 896)
@@ -43,7 +45,7 @@ class TrainSizes:
             raise ValueError(f"{self}: sizes must be positive, lists not empty and crop_range (lowest, highest)")
 
     def scaled_to(self, long_side: int) -> "TrainSizes":
-        """The same augmentation for smaller or larger images: every size times the ratio of the long sides."""
+        """The same augmentation at another image size: every size times the ratio of the long sides."""
 
         def scale(sides: Sequence[int]) -> tuple[int, ...]:
             return tuple(max(1, round(side * long_side / self.long_side)) for side in sides)
@@ -54,13 +56,13 @@ class TrainSizes:
 
 @dataclass(frozen=True)
 class View:
-    """An image on its way through the transforms, with its boxes and the pixels of the file that it shows.
+    """State of an image during the transforms: pixels, boxes, and where in the file they come from.
 
     Attributes:
         image: uint8 (3, h, w).
         boxes: float32 (N, 4), x1, y1, x2, y2 in pixels of ``image``.
-        kept: int64 (N,), places of the objects among those at the start.
-        rows: int64 array (h,), row of the file that each row shows by nearest neighbour.
+        kept: int64 (N,), indices of the remaining objects among those at the start.
+        rows: int64 array (h,), source row of each row by nearest neighbour.
         columns: int64 array (w,), columns likewise.
     """
 
@@ -77,15 +79,9 @@ class View:
 
 
 def start_view(image: Tensor, boxes: Tensor) -> View:
-    """The whole image, uint8 (3, h, w), with boxes float32 (N, 4) cut off at its edges."""
+    """View of a whole image, uint8 (3, h, w), with boxes, float32 (N, 4), clipped to it."""
     _, h, w = image.shape
-    boxes = _clip(boxes, (h, w))
-    return View(image, boxes, torch.arange(len(boxes)), np.arange(h), np.arange(w))
-
-
-def _clip(boxes: Tensor, size: Size) -> Tensor:
-    h, w = size
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
+    return View(image, clip_boxes_to_image(boxes, (h, w)), torch.arange(len(boxes)), np.arange(h), np.arange(w))
 
 
 def flip(view: View) -> View:
@@ -97,34 +93,34 @@ def flip(view: View) -> View:
 
 
 def fitted_size(size: Size, short_side: int, long_side: int) -> Size:
-    """The largest (h, w) of the same shape whose sides are within both limits; a 480x640 image becomes 840x1120."""
+    """Largest (h, w) of the same aspect ratio within both limits; 480x640 becomes 840x1120 for 896 and 1120."""
     scale = min(short_side / min(size), long_side / max(size))
     h, w = (max(1, int(side * scale + 0.5)) for side in size)
     return h, w
 
 
 def resize(view: View, size: Size) -> View:
-    """Resizes to (h, w); each side has its own scale, because sides are whole numbers."""
+    """Resizes to (h, w); each side has its own scale, because sides are integers."""
     old, (h, w) = view.size, size
     image = view.image
     if old != size:
-        # Memory in the order of pixels, which this kernel is fastest on.
+        # The kernel is fastest on channels-last memory.
         pixels = image[None].contiguous(memory_format=torch.channels_last)
         image = F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0]
     scale = view.boxes.new_tensor([w / old[1], h / old[0]]).repeat(2)
     return replace(
         view,
         image=image,
-        boxes=_clip(view.boxes * scale, size),
+        boxes=clip_boxes_to_image(view.boxes * scale, size),
         rows=view.rows[np.arange(h) * old[0] // h],
         columns=view.columns[np.arange(w) * old[1] // w],
     )
 
 
 def crop(view: View, top: int, left: int, size: Size) -> View:
-    """Cuts out (h, w) pixels; boxes are cut off at its edges, objects whose boxes lie outside are left out."""
+    """Crops to (h, w) pixels; boxes are clipped, and objects whose boxes lie outside are dropped."""
     h, w = size
-    boxes = _clip(view.boxes - view.boxes.new_tensor([left, top, left, top]), size)
+    boxes = clip_boxes_to_image(view.boxes - view.boxes.new_tensor([left, top, left, top]), size)
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return View(
         image=view.image[:, top : top + h, left : left + w],
@@ -136,17 +132,17 @@ def crop(view: View, top: int, left: int, size: Size) -> View:
 
 
 def _draw(low: int, high: int) -> int:
-    """A whole number from low to high, both included, from torch's generator."""
+    """A random integer from low to high, both included, from torch's global generator."""
     return int(torch.randint(low, high + 1, ()))
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The published augmentation; draws from torch's global generator.
+    """Published augmentation; draws from torch's global generator.
 
     Attributes:
-        sizes: What it draws from.
-        flip_chance: Probability of the mirror image.
+        sizes: Sizes to draw from.
+        flip_chance: Probability of a horizontal flip.
         crop_chance: Probability of a crop.
     """
 
@@ -174,12 +170,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """One size: as large as both limits allow.
-
-    Attributes:
-        short_side: The short side is at most this long.
-        long_side: The long side is at most this long.
-    """
+    """Resizes as large as both limits, in pixels, allow."""
 
     short_side: int = 896
     long_side: int = PUBLISHED_LONG_SIDE
@@ -190,7 +181,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Bytes (3, h, w) to float32, minus the mean and divided by the standard deviation of each channel.
+    """Converts uint8 (3, h, w) to float32, minus the mean, divided by the standard deviation of each channel.
 
     Attributes:
         mean: For values from 0 to 1; the defaults are the published 123.675, 116.28, 103.53 of 255.
@@ -199,6 +190,12 @@ class Normalize:
 
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    @classmethod
+    def of_model(cls, name: str) -> "Normalize":
+        """Mean and standard deviation of a registered model."""
+        cfg = timm.get_pretrained_cfg(name)
+        return cls(tuple(cfg.mean), tuple(cfg.std))
 
     def __call__(self, image: Tensor) -> Tensor:
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))

@@ -1,6 +1,6 @@
-"""Which anchors and proposals are trained on as which objects.
+"""Assignment of anchors and proposals to objects in training, and their sampling.
 
-Matches are integers: n + 1 for object n, 0 for background, -1 for neither.
+Matches are integers: n + 1 for object n, 0 for background, -1 for ignored.
 """
 
 from typing import NamedTuple
@@ -21,13 +21,13 @@ def match_boxes(
     Args:
         boxes: Anchors or proposals, (N, 4).
         objects: Boxes of the image's objects, (G, 4); G may be 0.
-        positive: A box is matched to its best object from this IoU on.
+        positive: Lowest IoU at which a box is matched to its best object.
         negative: A box is background below this IoU; between the two it is ignored.
-        low_quality: From this IoU on an object also takes the boxes that overlap it most, all that tie, even from
-            another object that they overlap more; where two objects want a box, the later has it. None: no such rule.
+        low_quality: Lowest IoU at which an object also gets the boxes that overlap it most, all ties, even those that
+            overlap another object more; of several such objects the last gets a box. None: no such rule.
 
     Returns:
-        int64, shape (N,).
+        int64 (N,).
     """
     matches = torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
     if not len(boxes) or not len(objects):
@@ -46,32 +46,32 @@ def match_boxes(
 
 
 def sample_matches(matches: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Chooses at random at most ``number`` boxes, of which at most ``positive_fraction`` are objects.
+    """Samples at most ``number`` boxes, of which at most ``positive_fraction`` are objects; background fills the rest.
 
-    Background fills the places that objects leave. Draws from torch's global generator of the matches' device.
+    Draws from torch's global generator of the matches' device.
 
     Returns:
         Indices of the objects and of the background, int64.
     """
-    positives = _choose((matches > BACKGROUND).nonzero()[:, 0], int(number * positive_fraction))
-    negatives = _choose((matches == BACKGROUND).nonzero()[:, 0], number - len(positives))
+    positives = _sample((matches > BACKGROUND).nonzero()[:, 0], int(number * positive_fraction))
+    negatives = _sample((matches == BACKGROUND).nonzero()[:, 0], number - len(positives))
     return positives, negatives
 
 
-def _choose(indices: Tensor, number: int) -> Tensor:
+def _sample(indices: Tensor, number: int) -> Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
 
 class SampledRoIs(NamedTuple):
-    """Proposals of one image that a stage is trained on: first the objects, then the background.
+    """Training samples of a stage in one image: first the objects, then the background.
 
     Attributes:
-        boxes: float32, (N, 4).
-        labels: int64, (N,): the class, or the number of classes for background.
-        objects: int64, (P,): index of the object that each of the first P RoIs is matched to.
-        is_object: bool, (N,): whether the RoI is an object's own box, added to the proposals.
+        boxes: float32 (N, 4).
+        labels: int64 (N,): the class, or the number of classes for background.
+        objects: int64 (P,): index of the object that each of the first P RoIs is matched to.
+        is_object: bool (N,): whether the RoI is an object's own box, added to the proposals.
     """
 
     boxes: Tensor
@@ -91,8 +91,8 @@ def sample_rois(
 ) -> SampledRoIs:
     """Adds the objects' own boxes to an image's proposals, (N, 4), and samples ``number`` of all of them.
 
-    A proposal is an object from the IoU ``threshold`` on. With ``low_quality`` an object's best proposals are its own
-    (see ``match_boxes``), also from the threshold on.
+    A proposal with an IoU of at least ``threshold`` is an object. With ``low_quality`` each object also gets its best
+    proposals (see ``match_boxes``), at the same threshold.
     """
     objects = target["boxes"].float()
     matches = match_boxes(proposals, objects, threshold, threshold, threshold if low_quality else None)

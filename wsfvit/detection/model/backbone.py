@@ -1,13 +1,13 @@
-"""Any timm model with a pyramid of features as the backbone of a detector.
+"""Detection backbones: any timm model with a feature pyramid.
 
     backbone = DetectionBackbone("wsfvit_t_224", drop_path_rate=0.2)
     backbone.load_classifier("imagenet.pth.tar")
     c2, c3, c4, c5 = backbone(images)  # strides 4, 8, 16, 32
 
-The published detector's backbone is the classification model without its head, plus a LayerNorm per stage on the way to
-the neck. The published tiny detector has other inter-subband heads than the classifier of the same name, and no
-parameter's shape tells. Here both have the classifier's, which its weights were trained with, unless
-`inter_heads=(4, 8, 16, 32)` asks for the detector's.
+The published detector's backbone is the classification model without its head, plus a LayerNorm after each stage for
+the pyramid. The published tiny detector has other inter-subband heads than the classifier of the same name, which no
+parameter shape shows. Here both have the classifier's, which its weights were trained with;
+`inter_heads=(4, 8, 16, 32)` selects the detector's.
 """
 
 import logging
@@ -30,11 +30,11 @@ from wsfvit.utils.errors import UserError
 
 LEVELS = 4
 NORM_EPS = 1e-6
-# What makes a family take images of other sizes than its nominal one, where it does not do so by itself.
+# Options that let a family take images of other sizes than its nominal one, tried in order.
 SIZE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})
-# What models raise on arguments or image sizes that they cannot take.
+# Exceptions that models raise on arguments or image sizes that they cannot take.
 REFUSALS = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
-# Parts of an attention block as the published detector's code calls them, and as the published classifier's does.
+# Names of attention modules in the published detector's code, and in the published classifier's.
 PUBLISHED_NAMES = {"attn_block": "attn_local", "attn_channel": "attn_inter", "attn_grid": "attn_global"}
 BIAS_TABLE = "relative_position_bias_table"
 
@@ -42,27 +42,27 @@ _logger = logging.getLogger(__name__)
 
 
 class DetectionBackbone(nn.Module):
-    """Images -> the last four stages' maps, each with its own LayerNorm.
+    """Feature maps of the last four stages, each with its own LayerNorm.
 
     Args:
         name: Registered model, ours or any other of timm's with at least four strides.
-        frozen_stats: Keep every BatchNorm's running statistics as they are, also in training mode; its weight and bias
-            are trained all the same. As published, and right for pretrained weights and small batches. Without
-            pretrained weights there are no statistics to keep: pass False then.
-        output_norm: The LayerNorm (eps 1e-6, over channels) on each map put out; the next stage sees the map before it.
+        frozen_stats: Keep every BatchNorm's running statistics unchanged, also in training mode; weight and bias are
+            still trained. As published, and right for pretrained weights and small batches. Pass False without
+            pretrained weights, where there are no statistics to keep.
+        output_norm: A LayerNorm (eps 1e-6, over channels) on each output map; the next stage gets the map before it.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 over all blocks.
         **options: For `timm.create_model`, such as ``inter_heads``, ``img_size`` or ``pretrained``.
 
     Shape: images (B, 3, H, W) -> four maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
     Attributes:
-        channels: Of each map.
-        strides: Of each map, in pixels of the image.
+        channels: Channels of each map.
+        strides: Stride of each map, in pixels of the image.
         multiple: The model takes images whose sides are multiples of this. Others are padded with zeros at the bottom
-            and the right, and the maps cut again; callers that pad to it themselves save a copy.
+            and the right, and the maps cropped; callers that pad to it themselves save a copy.
 
     Raises:
-        UserError: no such model, it does not take the options, or it has no four strides or no free image size.
+        UserError: no such model, it does not take the options, has fewer than four strides, or a fixed image size.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DetectionBackbone(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "DetectionBackbone":
-        """As in torch; with ``frozen_stats`` the BatchNorms stay in evaluation mode."""
+        """Sets the mode as in torch; with ``frozen_stats`` the BatchNorms stay in evaluation mode."""
         super().train(mode)
         if self.frozen_stats:
             for module in self.body.modules():
@@ -117,11 +117,11 @@ class DetectionBackbone(nn.Module):
     ) -> list[str]:
         """Loads an image classifier's checkpoint into the model; every key and shape has to match.
 
-        Left out are the classifier's own head and last norm, which a backbone does not have, and which the log names.
+        The classifier's head and last norm, which a backbone does not have, are left out and logged.
 
         Args:
             path: Any file that `wsfvit.checkpoint.io.read_checkpoint` takes.
-            use_ema: Prefer the moving average of the weights where the file has it.
+            use_ema: Prefer the EMA of the weights where the file has it.
             trust: Unpickle without restrictions. The file can then run any code.
             resize_bias_tables: Interpolate the position bias tables of a classifier with another window.
 
@@ -129,7 +129,7 @@ class DetectionBackbone(nn.Module):
             The keys that were left out.
 
         Raises:
-            UserError: the file cannot be read, or it does not hold this model.
+            UserError: the file cannot be read, or it holds another model.
         """
         state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
         state_dict = {_classifier_key(key): value for key, value in state_dict.items()}
@@ -150,7 +150,7 @@ class DetectionBackbone(nn.Module):
         return left_out
 
     def _head_keys(self) -> set[str]:
-        """Keys of the image classifier that have no place in the backbone."""
+        """Keys of the image classifier that the backbone does not have."""
         with torch.device("meta"):
             classifier = timm.create_model(self.name, **_without_weights(self.options))
         own = {_flat(key) for key in self.body.state_dict()}
@@ -159,7 +159,7 @@ class DetectionBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a model is built and fed: see `DetectionBackbone`."""
+    """Construction and input of a model: see `DetectionBackbone`."""
 
     size_options: dict[str, Any]
     out_indices: tuple[int, ...]
@@ -171,17 +171,17 @@ class _Plan:
 
 @cache
 def _plan(name: str, **options: Any) -> _Plan:
-    """Finds out by running the model, on the meta device where nothing is computed.
+    """Determines the plan by running the model on the meta device, where nothing is computed.
 
-    The multiple is never less than the last stride: convolutions of stride 2 that pad as TensorFlow does sample an odd
-    map one place off from an even one, and others drop its last row, so maps would not lie where the boxes do.
+    The multiple is at least the last stride: strided convolutions with SAME padding sample an odd map one cell off from
+    an even one, and others drop its last row, so that maps and boxes would not be aligned.
     """
     check_model_name(name)
     body = _create_meta(name, options)
     strides, channels = tuple(body.feature_info.reduction()[-LEVELS:]), tuple(body.feature_info.channels()[-LEVELS:])
     if len(set(strides)) < LEVELS:
         raise UserError(
-            f"model {name} cannot be a detector's backbone: its features have strides {list(strides)}, and four "
+            f"model {name} cannot be a detector's backbone: its features have strides {list(strides)}, but four "
             "different ones are needed"
         )
     nominal = _nominal_size(name, options)
@@ -197,8 +197,7 @@ def _plan(name: str, **options: Any) -> _Plan:
                 indices = tuple(body.feature_info.out_indices[-LEVELS:])
                 return _Plan(size_options, indices, channels, strides, multiple, channels_last)
     raise UserError(
-        f"model {name} cannot be a detector's backbone: it takes images of {nominal} x {nominal} pixels alone, "
-        "not of other sizes"
+        f"model {name} cannot be a detector's backbone: it takes only images of {nominal} x {nominal} pixels"
     )
 
 
@@ -212,7 +211,7 @@ def _create_meta(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say what the model is, without those that fetch values for it."""
+    """The options without those that load weights."""
     return {key: value for key, value in options.items() if key not in RESERVED_KWARGS}
 
 
@@ -224,7 +223,7 @@ def _nominal_size(name: str, options: Mapping[str, Any]) -> int:
 def _takes_multiples(
     body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int], channels_last: bool
 ) -> bool:
-    """Whether an image of sides that ``multiple`` divides, neither square nor nominal, gives maps of side / stride."""
+    """Whether an image with sides of 2 and 3 times ``multiple`` gives maps of the expected shapes."""
     H, W = 2 * multiple, 3 * multiple
     try:
         with torch.no_grad():
@@ -243,7 +242,7 @@ def _classifier_key(key: str) -> str:
 
 
 def _flat(key: str) -> str:
-    """A name that a classifier and timm's extractor agree on, which writes stages_0.x or model.stages.0.x."""
+    """Common name of a classifier's stages.0.x and of stages_0.x or model.stages.0.x in timm's feature extractors."""
     return key.removeprefix("model.").replace(".", "_")
 
 
@@ -253,5 +252,5 @@ def _check_bias_tables(own: Mapping[str, Tensor], given: Mapping[str, Tensor], p
         if own[key].shape != given[key].shape:
             raise UserError(
                 f"checkpoint '{path}' has bias tables of another window ({tuple(given[key].shape)} for "
-                f"{tuple(own[key].shape)}): build the backbone with its img_size, or ask for them to be resized"
+                f"{tuple(own[key].shape)}): build the backbone with its img_size, or pass --resize-bias-tables"
             )

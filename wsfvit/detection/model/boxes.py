@@ -1,7 +1,7 @@
 """Boxes as offsets from other boxes, in float32.
 
-A box is x1, y1, x2, y2 in pixels, without the historic "+ 1". Girshick et al., arXiv 1311.2524, appendix C, has the
-offsets; the limit of their sizes is the usual one of Faster R-CNN codes.
+A box is x1, y1, x2, y2 in pixels, without the historic "+ 1". The offsets are those of Girshick et al., arXiv
+1311.2524, appendix C. torchvision's BoxCoder is not used: it does not limit how small a box can become.
 """
 
 import math
@@ -9,6 +9,9 @@ import math
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
+
+Sizes = list[tuple[int, int]]  # height and width of each image of a batch, without padding
+Targets = list[dict[str, Tensor]]  # boxes, labels and masks of each image's objects, see Detector
 
 # exp() of a larger size offset would scale a box by more than 1000 / 16.
 MAX_SIZE_OFFSET = math.log(1000 / 16)
@@ -24,9 +27,9 @@ def encode_boxes(boxes: Tensor, references: Tensor, stds: tuple[float, float, fl
 
 
 def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
-    """Boxes that lie at ``offsets`` from ``references``, (..., 4) each and broadcast: undoes ``encode_boxes``.
+    """Boxes at ``offsets`` from ``references``, (..., 4) each, broadcast: inverts ``encode_boxes``.
 
-    The offsets of width and height are limited on both sides, to a factor of 1000 / 16. Nothing is clipped to an image.
+    The offsets of width and height are limited on both sides, to a factor of 1000 / 16. Boxes are not clipped.
     """
     offsets, references = offsets.float(), references.float()
     offsets = offsets * offsets.new_tensor(stds)
@@ -37,15 +40,15 @@ def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, 
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression of boxes (N, 4) without negative coordinates, each group (N,) by itself.
+    """Non-maximum suppression of boxes (N, 4) without negative coordinates, within each group (N,).
 
     Returns:
-        Indices of the boxes that are kept, best score (N,) first: int64, (M,).
+        Indices of the boxes that are kept, best score (N,) first: int64 (M,).
     """
     if not torch.compiler.is_exporting():
         return batched_nms(boxes, scores, groups, threshold)
-    # What that does with few boxes; it chooses by their number, which a graph cannot. torchvision tells tracers that at
-    # least two boxes are kept, so two that overlap with none and come last take part.
+    # The form that batched_nms takes for few boxes; it depends on their number, which a graph cannot. torchvision
+    # tells tracers that at least two boxes are kept, so two are added that overlap with none and come last.
     spare = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
     limit = torch.cat([boxes, spare]).max() + 1
     shifted = torch.cat([boxes + (groups.to(boxes) * limit)[:, None], spare])
@@ -53,7 +56,7 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
 
 
 def split_images(values: Tensor, boxes: list[Tensor]) -> list[Tensor]:
-    """The part of each image, of ``values`` (N of all images, ...) that belong to ``boxes`` (N, 4) of each."""
-    if len(boxes) == 1:  # not asking how many boxes it has, which nobody knows while a graph is exported
+    """Splits ``values`` (N of all images, ...) by image, as many as each has ``boxes`` (N, 4)."""
+    if len(boxes) == 1:  # in an exported graph their number is unknown
         return [values]
     return list(values.split([x.shape[0] for x in boxes]))

@@ -1,4 +1,4 @@
-"""What defines a detector: one frozen dataclass, and a builder for each of the two published kinds."""
+"""Configuration of a detector: one frozen dataclass, and a builder for each of the two published kinds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class StageConfig:
     """One stage of box and mask heads.
 
     Attributes:
-        iou_threshold: A RoI is an object from this IoU on, and background below it.
+        iou_threshold: An RoI is an object at or above this IoU, and background below it.
         loss_weight: Factor of the stage's three losses.
         box_stds: Standard deviations that the targets (dx, dy, dw, dh) are divided by.
     """
@@ -31,24 +31,24 @@ CASCADE_STAGES = (
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Everything that defines a detector. The defaults are Mask R-CNN's; proposals are counted per image.
+    """Settings of a detector. The defaults are Mask R-CNN's; proposals are counted per image.
 
     Attributes:
         backbone: Name of a registered model that can be built as a feature extractor.
         num_classes: Number of categories, K; the background is class K of the classifier.
-        backbone_options: Options of the backbone, as its class takes them.
+        backbone_options: Arguments of ``DetectionBackbone``.
         stages: One stage is Mask R-CNN, several are a cascade, each refining the boxes of the one before.
         box_head: Hidden layers of a box head: "2fc", two linear layers, or "4conv1fc", four 3x3 convolutions with batch
             norm and one linear layer.
         box_loss: "l1" on the encoded boxes, or "giou" on the decoded ones.
-        box_loss_weight: Factor of the box loss, beside the stage's own.
-        low_quality_rois: Also match each object's best proposals to it, from the stage's IoU threshold on.
+        box_loss_weight: Factor of the box loss, in addition to the stage's.
+        low_quality_rois: Also match each object's best proposals to it, if they reach the stage's IoU threshold.
         fpn_width: Channels of the pyramid, and of the convolutions of all heads.
         fc_width: Width of the box heads' linear layers.
         rpn_box_loss: "l1" or "smooth_l1" (beta 1/9) on the encoded boxes.
         rpn_border: Pixels by which an anchor may leave the image and still be trained on; None sets no limit.
-        rpn_positive_iou: An anchor is an object from this IoU on.
-        rpn_negative_iou: An anchor is background below this IoU; an object's best anchors count from here on.
+        rpn_positive_iou: An anchor is an object at or above this IoU.
+        rpn_negative_iou: An anchor is background below this IoU; an object's best anchors match at or above it.
         rpn_samples: Anchors sampled for the loss, per image.
         rpn_positive_fraction: At most this share of the sampled anchors are objects.
         rpn_nms_threshold: IoU above which the worse of two proposals of one pyramid level is dropped.
@@ -92,21 +92,18 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
-            raise UserError(f"num_classes is {self.num_classes}; a detector needs at least one category")
+            raise UserError(f"num_classes is {self.num_classes}: a detector needs at least one category")
         if not self.stages:
-            raise UserError("stages is empty; a detector needs at least one stage")
-        for name, choices in (
-            ("box_head", ("2fc", "4conv1fc")),
-            ("box_loss", ("l1", "giou")),
-            ("rpn_box_loss", ("l1", "smooth_l1")),
-        ):
+            raise UserError("stages is empty: a detector needs at least one stage")
+        known = {"box_head": ("2fc", "4conv1fc"), "box_loss": ("l1", "giou"), "rpn_box_loss": ("l1", "smooth_l1")}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
 
 
 def mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 80, **changes: Any) -> DetectorConfig:
     """Mask R-CNN (He et al., arXiv 1703.06870) as published with WSF-ViT: two linear layers, L1 losses, one stage."""
-    return _build_config(backbone, num_classes, {}, changes)
+    return _build_config(backbone, num_classes, changes)
 
 
 def cascade_mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 80, **changes: Any) -> DetectorConfig:
@@ -125,17 +122,17 @@ def cascade_mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 
         "rpn_border": 0.0,
         "proposals_train": 2000,
     }
-    return _build_config(backbone, num_classes, cascade, changes)
+    return _build_config(backbone, num_classes, {**cascade, **changes})
 
 
-def _build_config(backbone: str, num_classes: int, kind: dict[str, Any], changes: dict[str, Any]) -> DetectorConfig:
+def _build_config(backbone: str, num_classes: int, changes: dict[str, Any]) -> DetectorConfig:
     unknown = sorted(set(changes) - set(DetectorConfig.__dataclass_fields__))
     if unknown:
-        raise UserError(f"a detector has no setting {', '.join(unknown)}; see wsfvit/detection/config.py for all")
-    return DetectorConfig(backbone, num_classes, **{**kind, **changes})
+        raise UserError(f"a detector has no setting {', '.join(unknown)}; see wsfvit/detection/model/config.py for all")
+    return DetectorConfig(backbone, num_classes, **changes)
 
 
-# What the commands call them.
+# Names on the command line.
 KINDS: dict[str, Callable[..., DetectorConfig]] = {
     "mask_rcnn": mask_rcnn_config,
     "cascade_mask_rcnn": cascade_mask_rcnn_config,

@@ -1,6 +1,6 @@
-"""The detector: backbone, feature pyramid, proposals, and heads over them.
+"""The detector: backbone, feature pyramid, region proposals, and heads on them.
 
-Read in this order: config.py, Detector, rpn.py, roi_heads.py; assign.py has who is trained on what.
+Reading order: config.py, Detector, rpn.py, roi_heads.py; assign.py matches anchors and proposals to objects.
 """
 
 from collections import OrderedDict
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from wsfvit.detection.model.boxes import Sizes, Targets
 from wsfvit.detection.model.config import DetectorConfig
 from wsfvit.detection.model.masks import paste_masks
 from wsfvit.detection.model.roi_heads import CascadeRoIHeads, Detections
@@ -21,7 +22,7 @@ class Detector(nn.Module):
 
     Args:
         config: The detector's settings.
-        backbone: Gives a list of feature maps (B, C, H / stride, W / stride), finest first, and has the attributes
+        backbone: Returns a list of feature maps (B, C, H / stride, W / stride), finest first, and has the attributes
             ``channels`` and ``strides``.
     """
 
@@ -34,22 +35,22 @@ class Detector(nn.Module):
         for layer in self.fpn.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight)
-        # The pyramid's last level, a subsampled copy of the one before, is for proposals alone.
+        # The pyramid's last level, a subsampled copy of the one before, is only for proposals.
         self.rpn = RegionProposalNetwork(config, (*strides, 2 * strides[-1]))
         self.roi_heads = CascadeRoIHeads(config, strides)
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
-        """The pyramid's maps (B, fpn_width, H / stride, W / stride), finest first, the last for proposals alone."""
+        """Maps of the pyramid (B, fpn_width, H / stride, W / stride), finest first, the last only for proposals."""
         maps = OrderedDict((str(level), x) for level, x in enumerate(self.backbone(images)))
         return list(self.fpn(maps).values())
 
     def forward(
-        self, images: Tensor, sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self, images: Tensor, sizes: Sizes, targets: Targets | None = None
     ) -> dict[str, Tensor] | list[Detections]:
-        """Losses with targets, detections without.
+        """Computes losses with targets, detections without.
 
         Args:
-            images: float32, (B, 3, H, W), normalised, padded at the bottom and the right.
+            images: float32 (B, 3, H, W), normalised, padded at the bottom and the right.
             sizes: Height and width of each image without its padding.
             targets: Of each image ``boxes``, float32 (N, 4); ``labels``, int64 (N,) from 0 to K - 1; ``masks``, uint8
                 (N, height, width) of the image without its padding. N may be 0.
@@ -69,16 +70,16 @@ class Detector(nn.Module):
 def to_original(
     detections: Detections, size: tuple[int, int], original_size: tuple[int, int], threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Boxes and masks in the picture before it was resized.
+    """Converts detections to boxes and masks in the image before it was resized.
 
     Args:
-        detections: What was found in the transformed image.
+        detections: Detections in the transformed image.
         size: Height and width of the transformed image without its padding.
-        original_size: Height and width of the picture.
-        threshold: A pixel belongs to an object from this probability on.
+        original_size: Height and width of the original image.
+        threshold: A pixel belongs to an object at or above this probability.
 
     Returns:
-        Boxes, float32 (M, 4), in the picture's pixels, and masks, bool (M, height, width).
+        Boxes, float32 (M, 4), in pixels of the original image, and masks, bool (M, height, width).
     """
     y_scale, x_scale = original_size[0] / size[0], original_size[1] / size[1]
     boxes = detections.boxes * detections.boxes.new_tensor([x_scale, y_scale, x_scale, y_scale])
@@ -88,7 +89,7 @@ def to_original(
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """Builds the detector that ``config`` describes, with a new backbone."""
+    """Builds the detector of ``config``, with randomly initialised weights."""
     from wsfvit.detection.model.backbone import DetectionBackbone
 
     return Detector(config, DetectionBackbone(config.backbone, **config.backbone_options))

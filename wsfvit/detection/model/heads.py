@@ -1,4 +1,4 @@
-"""Box head and mask head of one stage, of torchvision's layers, and the pooling that feeds them."""
+"""Box head and mask head of one stage, from torchvision's layers, and RoI pooling."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ FINEST_SIDE = 56
 
 
 def pyramid_levels(boxes: Tensor, levels: int) -> Tensor:
-    """Index of the level that each box (N, 4) is pooled from: int64, (N,) (Lin et al., arXiv 1612.03144, eq. 1)."""
+    """Index of the level that each box (N, 4) is pooled from: int64 (N,) (Lin et al., arXiv 1612.03144, eq. 1)."""
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt()
     return torch.log2(sides / FINEST_SIDE + 1e-6).floor().clamp(0, levels - 1).long()
 
@@ -25,16 +25,16 @@ def pyramid_levels(boxes: Tensor, levels: int) -> Tensor:
 def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tensor], side: int) -> Tensor:
     """RoIAlign (He et al., arXiv 1703.06870), each box from the level of its size.
 
-    torchvision's ``MultiScaleRoIAlign`` cannot take the half-pixel shift (``aligned``) that this needs.
+    torchvision's ``MultiScaleRoIAlign`` lacks the half-pixel shift (``aligned``) that this needs.
 
     Args:
-        features: Maps of the levels, (B, C, H / stride, W / stride), float32.
+        features: Maps of the levels, float32 (B, C, H / stride, W / stride).
         strides: Stride of each level in pixels.
         boxes: Boxes (N, 4) of each image.
         side: Height and width of the result.
 
     Returns:
-        Shape (N of all images, C, side, side).
+        float32 (N of all images, C, side, side).
     """
     flat = torch.cat(boxes)
     images = torch.cat([torch.full_like(x[:, :1], index) for index, x in enumerate(boxes)])
@@ -84,7 +84,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A mask in the grid of each RoI, of the RoI's class, as logits.
+    """Mask logits of each RoI's class, on a grid over the RoI.
 
     Shape: (N, C, 14, 14) and labels (N,) -> (N, 28, 28), float32.
     """

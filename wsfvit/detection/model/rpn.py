@@ -1,4 +1,4 @@
-"""Region proposal network: which anchors hold an object, and where (Ren et al., arXiv 1506.01497)."""
+"""Region proposal network (Ren et al., arXiv 1506.01497): objectness and box offsets of anchors."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from wsfvit.detection.model.anchors import ASPECT_RATIOS, build_anchors, find_inside
 from wsfvit.detection.model.assign import IGNORED, match_boxes, sample_matches
-from wsfvit.detection.model.boxes import decode_boxes, encode_boxes, suppress
+from wsfvit.detection.model.boxes import Sizes, Targets, decode_boxes, encode_boxes, suppress
 from wsfvit.detection.model.config import DetectorConfig
 
 STDS = (1.0, 1.0, 1.0, 1.0)
-# Proposals with a shorter side are dropped, in pixels: what lay beyond the image has been clipped flat.
+# Proposals with a shorter side, in pixels, are dropped: those outside the image have been clipped to nothing.
 MIN_SIDE = 1e-3
 
 
 class RegionProposalNetwork(nn.Module):
-    """One convolutional head that all levels of the pyramid share, and what becomes of its outputs.
+    """One convolutional head for all levels of the pyramid, with selection of proposals and losses.
 
     Args:
         config: The detector's settings.
@@ -31,7 +31,7 @@ class RegionProposalNetwork(nn.Module):
         self.head = RPNHead(config.fpn_width, len(ASPECT_RATIOS))
 
     def forward(
-        self, features: list[Tensor], sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]] | None = None
+        self, features: list[Tensor], sizes: Sizes, targets: Targets | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals of each image, and with targets the losses ``loss_rpn_cls`` and ``loss_rpn_box``.
 
@@ -50,7 +50,7 @@ class RegionProposalNetwork(nn.Module):
         return [boxes for boxes, _ in proposals], losses
 
     def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each level: logits (B, N), offsets (B, N, 4) and anchors (N, 4), in float32 and in the anchors' order."""
+        """Logits (B, N), offsets (B, N, 4) and anchors (N, 4) of each level, float32, in the anchors' order."""
         logits, offsets = self.head(features)
         batch = features[0].shape[0]
         anchors = [
@@ -64,16 +64,11 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def propose(
-        self,
-        logits: list[Tensor],
-        offsets: list[Tensor],
-        anchors: list[Tensor],
-        sizes: list[tuple[int, int]],
-        training: bool,
+        self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Sizes, training: bool
     ) -> list[tuple[Tensor, Tensor]]:
         """Boxes (N, 4) and scores (N,) of each image's proposals, best first.
 
-        The best anchors of each level are decoded, clipped to the image and suppressed within their level.
+        The best anchors of each level are decoded, clipped to the image, and suppressed within their level.
         """
         config = self.config
         candidates = config.candidates_train if training else config.candidates_test
@@ -93,13 +88,13 @@ class RegionProposalNetwork(nn.Module):
             image_boxes, image_scores = image_boxes[wide], image_scores[wide]
             keep = suppress(image_boxes, image_scores, level_of[wide], config.rpn_nms_threshold)[:number]
             if torch.compiler.is_exporting():
-                # Box heads without any box cannot be traced; what anchors become always has one that is wide enough.
+                # Box heads cannot be traced without boxes; at least one proposal is always wide enough.
                 torch._check(keep.shape[0] > 0)
             proposals.append((image_boxes[keep], image_scores[keep]))
         return proposals
 
     def match_anchors(self, anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> Tensor:
-        """Match of each anchor, int64 (N,), as in ``assign``; anchors outside the permitted border are ignored."""
+        """Match of each anchor, int64 (N,), see ``assign``; anchors beyond the border are ignored."""
         config = self.config
         positive, negative = config.rpn_positive_iou, config.rpn_negative_iou
         if config.rpn_border is None:
@@ -110,14 +105,9 @@ class RegionProposalNetwork(nn.Module):
         return matches
 
     def compute_losses(
-        self,
-        logits: list[Tensor],
-        offsets: list[Tensor],
-        anchors: list[Tensor],
-        sizes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]],
+        self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Sizes, targets: Targets
     ) -> dict[str, Tensor]:
-        """Both losses are sums over the sampled anchors of the batch, divided by their number."""
+        """Losses ``loss_rpn_cls`` and ``loss_rpn_box``: means over the sampled anchors of the batch."""
         config = self.config
         all_logits, all_offsets, all_anchors = torch.cat(logits, 1), torch.cat(offsets, 1), torch.cat(anchors)
         chosen_logits, labels, chosen_offsets, aims = [], [], [], []
