@@ -5,6 +5,8 @@
 
 Models have random weights and their own image size; the batch is dynamic unless told otherwise. A model that cannot be
 exported, or differs, is recorded with its error and the others go on; the program then ends with exit code 1.
+
+Prints a table and writes it to --out after every model. Takes seconds to minutes per model and format, aoti longest.
 """
 
 import argparse
@@ -14,10 +16,11 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks.common import build_parser, markdown_table, write_run
+from benchmarks.common import add_out, build_parser, write_run
 from wsfvit.cli.tools import FORMATS
 from wsfvit.inference.export import DYNAMIC_BATCHES, compare_outputs, export_model, load_runner
 from wsfvit.utils.errors import UserError, run_main
+from wsfvit.utils.tables import markdown_table
 
 # The smallest of each kind, the quickest first: larger ones repeat the same blocks.
 MODELS = (
@@ -63,7 +66,7 @@ def show(record: dict[str, Any]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("export", __doc__)
+    parser = build_parser("benchmarks.export", __doc__)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -73,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="what to write (default: onnx)")
     parser.add_argument("--fixed-batch", action="store_true", help="one image per call")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    add_out(parser)
     return parser.parse_args(argv)
 
 
@@ -84,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         for format in args.formats:
             records.append(bench_export(name, format, not args.fixed_batch))
             print(*show(records[-1]), flush=True)
-            write_run(args, results=records)  # each takes long: an interrupted run keeps what it has
+            write_run(args, results=records)  # an interrupted run keeps its records
     if not records:
         raise UserError(f"no model is called {' or '.join(args.models)}")
     header = ["model", "format", "batch", "difference", "largest output", "s", "CPU s", "MB"]
