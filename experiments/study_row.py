@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not result["finished"]:
         sys.exit(STOPPED_EXIT_CODE)
     rows, best = result["rows"], result["best"]
-    # Measured before the timing, whose batch may differ, and kept: if that is interrupted, no training follows.
+    # Taken before the timing, whose batch may be another, and kept: where that is interrupted, no training follows.
     memory = folder / "memory.json"
     if not memory.is_file():
         write_text_atomic(memory, json.dumps(describe_memory(resolve_device(args.device))) + "\n")

@@ -6,8 +6,8 @@ Each file must either load bit-equal content or end in one ``UserError`` of one 
 malicious ones would create a file if they did. Damaged files have formats with a checksum (a sealed checkpoint, a
 plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none and are malicious only.
 
-Prints the counts by kind, format and outcome, --out writes them as JSON; exit code 1 if a file did not end as it should.
-Takes seconds for 1000 files.
+Prints the counts by kind, format and outcome, --out writes them as JSON; exit code 1 if a file did not end so. Takes
+seconds for 1000 files.
 """
 
 import argparse

@@ -24,7 +24,9 @@ from wsfvit.utils.errors import UserError, run_main
 from wsfvit.utils.files import write_text_atomic
 from wsfvit.utils.tables import markdown_table
 
-TABLE = re.compile(r"^<!-- table: *(.*?) *-->\n(.*?)^<!-- (end of table|table:.*?) -->$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(
+    r"^<!-- table: *(.*?) *-->\n(.*?)^(?:<!-- (end of table|table:.*?) -->$|\Z)", re.MULTILINE | re.DOTALL
+)
 # The files of `wsfvit.models` that hold models: all other names are timm's.
 OWN_FAMILIES = ("wsfvit", "wavemix", "wacnn", "mwa")
 # Label, record, what the case must have, and how the name of the slower candidate ends.
