@@ -45,7 +45,7 @@ PARTS = {
     "RandAugment": "RandAugment",
     "MaybePILToTensor": "to tensor",
 }
-COLUMNS = ("seed", "read", "decode", "crop and resize", "flip", "RandAugment", "to tensor")
+COLUMNS = ("seed", "read", "decode", *dict.fromkeys(PARTS.values()))
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,10 @@ def measure_parts(datasets: dict[Case, Any], args: argparse.Namespace) -> list[d
     for case, dataset in datasets.items():
         timed = rounds[case][1:]
         totals = [sum(seconds.values()) * 1e3 / len(dataset) for seconds in timed]
-        record = {
-            **asdict(case),
-            "cpu_ms_per_image": statistics.median(totals),
-            "cpu_ms_min_max": [min(totals), max(totals)],
-            "images_per_cpu_second": 1e3 / statistics.median(totals),
-            "parts_ms": {part: statistics.median(s[part] * 1e3 / len(dataset) for s in timed) for part in timed[0]},
-        }
-        records.append(record)
+        median = statistics.median(totals)
+        record = {"cpu_ms_per_image": median, "cpu_ms_min_max": [min(totals), max(totals)]}
+        parts = {part: statistics.median(s[part] * 1e3 / len(dataset) for s in timed) for part in timed[0]}
+        records.append(asdict(case) | record | {"images_per_cpu_second": 1e3 / median, "parts_ms": parts})
     return records
 
 

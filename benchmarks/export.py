@@ -25,15 +25,8 @@ from wsfvit.utils.tables import markdown_table
 # The smallest of each kind, the quickest first: larger ones repeat the same blocks.
 MODELS = (
     *(f"{mixer}_vit_xs_patch4_32" for mixer in ("gfn", "sa", "afno", "mwa")),
-    "wacnn_resnet18",
-    "wavemix_lite_64_6",
-    "wsfvit_p0_224",
-    "wsfvit_dwt_p0_224",
-    "wacnn_vgg16_bn",
-    "wacnn_mobilenetv2",
-    "wavemix_v1_128_7",
-    "wavemix_v3_144_16",
-    "wavemix_192_16_l3",
+    *("wacnn_resnet18", "wavemix_lite_64_6", "wsfvit_p0_224", "wsfvit_dwt_p0_224", "wacnn_vgg16_bn"),
+    *("wacnn_mobilenetv2", "wavemix_v1_128_7", "wavemix_v3_144_16", "wavemix_192_16_l3"),
 )
 
 

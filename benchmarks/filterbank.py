@@ -28,65 +28,48 @@ from wsfvit.wavelets import BoundaryMode, dwt2d, filterbank, idwt2d
 CONVOLUTION = "wsfvit, convolution only"
 # Largest difference from PyWavelets, or of the image that comes back, over the largest value.
 TOLERANCE = 1e-5
-# What pytorch_wavelets calls the modes.
+# The modes' names in pytorch_wavelets.
 PYTORCH_WAVELETS_MODES = {"zero": "zero", "symmetric": "symmetric", "reflect": "reflect", "periodization": "per"}
 
-# From images (B, C, H, W) to cA and the details, and on to the images again.
+# From images (B, C, H, W) to cA and the details, and to the images again.
 RoundTrip = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _wsfvit(wavelet: str, mode: Any, x: Tensor) -> RoundTrip:
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+def build_candidates(wavelet: str, mode: Any, x: Tensor) -> dict[str, RoundTrip]:
+    """The candidates that are installed and have the mode."""
+
+    def ours(x: Tensor) -> tuple[Tensor, Tensor]:
         coeffs = dwt2d(x, wavelet, mode=mode)
         return coeffs[0], idwt2d(coeffs, wavelet, mode)  # type: ignore[return-value]
 
-    return run
-
-
-def _convolution(wavelet: str, mode: Any, x: Tensor) -> RoundTrip:
-    chosen = _wsfvit(wavelet, mode, x)
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+    def convolution(x: Tensor) -> tuple[Tensor, Tensor]:
         side, filterbank.MAX_MATRIX_SIDE = filterbank.MAX_MATRIX_SIDE, 0
         try:
-            return chosen(x)
+            return ours(x)
         finally:
             filterbank.MAX_MATRIX_SIDE = side
 
-    return run
-
-
-def _pytorch_wavelets(wavelet: str, mode: Any, x: Tensor) -> RoundTrip:
-    import pytorch_wavelets
-
-    name = PYTORCH_WAVELETS_MODES[mode]
-    forward = pytorch_wavelets.DWTForward(J=1, wave=wavelet, mode=name).to(x)
-    inverse = pytorch_wavelets.DWTInverse(wave=wavelet, mode=name).to(x)
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = forward(x)
-        return low, inverse((low, high))
-
-    return run
-
-
-def _ptwt(wavelet: str, mode: Any, x: Tensor) -> RoundTrip:
-    import ptwt
-
-    def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        coeffs = ptwt.wavedec2(x, wavelet, mode=mode, level=1)
-        return coeffs[0], ptwt.waverec2(coeffs, wavelet)
-
-    return run
-
-
-def build_candidates(wavelet: str, mode: str, x: Tensor) -> dict[str, RoundTrip]:
-    """The candidates that are installed and have the mode."""
-    candidates = {"wsfvit": _wsfvit(wavelet, mode, x), CONVOLUTION: _convolution(wavelet, mode, x)}
+    candidates: dict[str, RoundTrip] = {"wsfvit": ours, CONVOLUTION: convolution}
     if mode in PYTORCH_WAVELETS_MODES and importlib.util.find_spec("pytorch_wavelets"):
-        candidates["pytorch_wavelets"] = _pytorch_wavelets(wavelet, mode, x)
+        import pytorch_wavelets
+
+        name = PYTORCH_WAVELETS_MODES[mode]
+        forward = pytorch_wavelets.DWTForward(J=1, wave=wavelet, mode=name).to(x)
+        inverse = pytorch_wavelets.DWTInverse(wave=wavelet, mode=name).to(x)
+
+        def with_pytorch_wavelets(x: Tensor) -> tuple[Tensor, Tensor]:
+            low, high = forward(x)
+            return low, inverse((low, high))
+
+        candidates["pytorch_wavelets"] = with_pytorch_wavelets
     if mode != "periodization" and importlib.util.find_spec("ptwt"):
-        candidates["ptwt"] = _ptwt(wavelet, mode, x)
+        import ptwt
+
+        def with_ptwt(x: Tensor) -> tuple[Tensor, Tensor]:
+            coeffs = ptwt.wavedec2(x, wavelet, mode=mode, level=1)
+            return coeffs[0], ptwt.waverec2(coeffs, wavelet)
+
+        candidates["ptwt"] = with_ptwt
     return candidates
 
 

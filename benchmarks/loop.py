@@ -107,17 +107,15 @@ def our_epoch(args: argparse.Namespace, folder: Path, device: torch.device) -> C
     return run
 
 
-class WithCpuTime:
-    """Calls ``run`` and records the CPU seconds of this process for each call."""
+def with_cpu_time(run: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    """``run``, which also appends the CPU seconds of this process to ``seconds``."""
 
-    def __init__(self, run: Callable[[], None]) -> None:
-        self.run = run
-        self.seconds: list[float] = []
-
-    def __call__(self) -> None:
+    def timed() -> None:
         start = time.process_time()
-        self.run()
-        self.seconds.append(time.process_time() - start)
+        run()
+        seconds.append(time.process_time() - start)
+
+    return timed
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -135,10 +133,11 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         write_images(folder, args.images, args.img_size)
         epochs = {"bare": bare_epoch(args, folder, device), "ours": our_epoch(args, folder, device)}
-        loops = {loop: WithCpuTime(run) for loop, run in epochs.items()}
+        seconds: dict[str, list[float]] = {loop: [] for loop in epochs}
+        loops = {loop: with_cpu_time(run, seconds[loop]) for loop, run in epochs.items()}
         timings = time_candidates(loops, args, device)
     images = args.images // args.batch_size * args.batch_size
-    cpu = {loop: statistics.median(timed.seconds[-args.repeats :]) for loop, timed in loops.items()}
+    cpu = {loop: statistics.median(seconds[loop][-args.repeats :]) for loop in epochs}
     results: list[dict[str, Any]] = [
         {"loop": loop, "images_per_second": images / timing.median, "cpu_seconds": cpu[loop], **asdict(timing)}
         for loop, timing in timings.items()

@@ -6,7 +6,7 @@ For each system of a study: bytes of activations per image that autograd keeps b
 and without activation checkpointing, and those of weights, gradients and AdamW's two moments. The peak of a training is
 at least their sum at its batch size; temporary buffers of operators and the allocator's waste come on top.
 
-Prints a table in MiB, --out writes bytes as JSON. Takes about a minute per image size.
+Prints a table in MiB, --out writes bytes as JSON. Takes a minute or two per image size.
 """
 
 import argparse
@@ -81,14 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     study = load_study(args.study)
     results = {name: _measure_sizes(row_settings(study, Row(name, 0)), args.img_size) for name in study.systems}
     sizes = list(dict.fromkeys(size for found in results.values() for size in found["activations_per_image"]))
-    rows = [
-        [
-            name,
-            *(_mebibytes(found["activations_per_image"].get(size)) for size in sizes),
-            _mebibytes(found["weights_and_optimizer"]),
-        ]
-        for name, found in results.items()
-    ]
+    rows = []
+    for name, found in results.items():
+        activations = [found["activations_per_image"].get(size) for size in sizes]
+        rows.append([name, *map(_mebibytes, [*activations, found["weights_and_optimizer"]])])
     print("MiB of activations per image of a size, and of weights, gradients and moments\n")
     print(markdown_table(["system", *sizes, "weights and AdamW"], rows))
     write_run(args, results=results)

@@ -48,15 +48,9 @@ PREFIX = "baseline:"
 FUSED_PREFIX = "fused:"
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 PEERS = (
-    "wavemix_lite_144_7",
-    "wacnn_mobilenetv2",
-    "wacnn_mobilenetv2_baseline",
-    "wacnn_resnet18",
-    "wacnn_resnet18_baseline",
-    "mwa_vit_xs_patch4_32",
-    "afno_vit_xs_patch4_32",
-    "gfn_vit_xs_patch4_32",
-    "sa_vit_xs_patch4_32",
+    *("wavemix_lite_144_7", "wacnn_mobilenetv2", "wacnn_mobilenetv2_baseline"),
+    *("wacnn_resnet18", "wacnn_resnet18_baseline"),
+    *(f"{mixer}_vit_xs_patch4_32" for mixer in ("mwa", "afno", "gfn", "sa")),
 )
 
 
@@ -137,17 +131,21 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     return checks
 
 
-def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Timings by mode ("inference", "training") and name."""
+def random_batch(args: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Images (B, 3, img_size, img_size) and labels (B,) on the device, and the context of mixed precision."""
     dtype = DTYPES[args.dtype]
     generator = torch.Generator().manual_seed(args.seed)
     x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
-    # The peers have 10 classes.
-    target = torch.randint(10, (args.batch_size,), generator=generator).to(device)
+    target = torch.randint(10, (args.batch_size,), generator=generator).to(device)  # the peers have 10 classes
     x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=memory_format(args))
+    return x, target, partial(autocast, device, dtype if args.amp else None)
+
+
+def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Timings by mode ("inference", "training") and name."""
+    x, target, precision = random_batch(args, device)
     for model in models.values():
         model.to(dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
-    precision = partial(autocast, device, dtype if args.amp else None)
 
     def compiled(training: bool) -> dict[str, nn.Module]:
         if not args.compile:
@@ -179,32 +177,19 @@ def baseline_of(name: str, names: list[str]) -> str | None:
 
 
 def summarise(mode: str, timings: dict[str, Timing], models: dict[str, nn.Module], batch: int) -> list[dict[str, Any]]:
-    """One record per candidate; `speed` is the baseline's time over the candidate's."""
-    records = []
+    """One record per candidate, printed as a table; `speed` is the baseline's time over the candidate's."""
+    records, rows = [], []
     for name, timing in timings.items():
         baseline = baseline_of(name, list(timings))
-        records.append(
-            {
-                "mode": mode,
-                "model": name,
-                "params": sum(p.numel() for p in models[name].parameters()),
-                "images_per_second": batch / timing.median,
-                "baseline": baseline,
-                "speed": timings[baseline].median / timing.median if baseline else None,
-                **asdict(timing),
-            }
-        )
-    return records
-
-
-def print_table(mode: str, timings: dict[str, Timing], records: list[dict[str, Any]]) -> None:
-    rows = []
-    for record in records:
-        name, params = record["model"], f"{record['params'] / 1e6:.1f}"
-        speed = "" if record["speed"] is None else f"{record['speed']:.2f}"
-        rows.append([name, params, *timings[name].cells(), f"{record['images_per_second']:.1f}", speed])
+        speed = timings[baseline].median / timing.median if baseline else None
+        params, rate = sum(p.numel() for p in models[name].parameters()), batch / timing.median
+        record = {"mode": mode, "model": name, "params": params, "images_per_second": rate, "baseline": baseline}
+        records.append(record | {"speed": speed} | asdict(timing))
+        cells = f"{params / 1e6:.1f}", *timing.cells(), f"{rate:.1f}", "" if speed is None else f"{speed:.2f}"
+        rows.append([name, *cells])
     header = ["model", "params (M)", "ms", "20 to 80 %", "peak MiB", "images/s", "speed vs baseline"]
-    print(f"\n{mode}\n\n{markdown_table(header, rows)}")
+    print(f"\n{mode}\n\n{markdown_table(header, rows)}", flush=True)
+    return records
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -218,11 +203,9 @@ def main(argv: list[str] | None = None) -> None:
 
     set_up_device(args.device, args.threads, args.tf32)
     timings = time_models(models, args, device)
-    results = []
-    for mode, by_name in timings.items():
-        records = summarise(mode, by_name, models, args.batch_size)
-        print_table(mode, by_name, records)
-        results += records
+    results = [
+        record for mode, by_name in timings.items() for record in summarise(mode, by_name, models, args.batch_size)
+    ]
     write_run(args, checks=checks, results=results)
 
 

@@ -41,14 +41,14 @@ from benchmarks.common import (
     set_up_device,
     write_run,
 )
-from benchmarks.models import create_timm_model
+from benchmarks.models import create_timm_model, random_batch
 from benchmarks.part_timer import BACKWARD, REST, PartTimer, average_middle
 from benchmarks.timing import Clock, classification_loss, cpu_or_wall_clock, inference_step, time_candidates
 from wsfvit.analysis.flop_counter import count_complexity
 from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAttention, PublishedHaarSWT2d, WaveletStem
 from wsfvit.models.wsfvit import WSFBlock, WSFViT
 from wsfvit.utils.errors import UserError, run_main
-from wsfvit.utils.precision import autocast, memory_format
+from wsfvit.utils.precision import memory_format
 from wsfvit.utils.tables import markdown_table
 
 STEM_TRANSFORM, BLOCK_TRANSFORMS = "stem: transform", "DWT and IDWT"
@@ -190,13 +190,8 @@ def measure_limits(args: argparse.Namespace, device: torch.device, clock: Clock)
 
 def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.device) -> dict[str, Pass]:
     """The passes to split by mode, "inference" and with --train "training"; brings the model to device and dtype."""
-    dtype, weights = DTYPES[args.dtype], torch.float32 if args.amp else DTYPES[args.dtype]
-    model.to(device=device, dtype=weights, memory_format=memory_format(args))  # type: ignore[call-overload]
-    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    x = x.to(device=device, dtype=weights, memory_format=memory_format(args))
-    target = torch.randint(10, (args.batch_size,), device=device)
-
-    precision = partial(autocast, device, dtype if args.amp else None)
+    x, target, precision = random_batch(args, device)
+    model.to(device=device, dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
 
     def compute_loss() -> Tensor:
         model.zero_grad(set_to_none=True)
@@ -228,57 +223,47 @@ def time_passes(
 def describe_pass(
     args: argparse.Namespace,
     mode: str,
+    seconds: float,
     phases: dict[str, dict[str, float]],
     macs: dict[str, int],
     moved: Counter[str],
     limits: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """One record per phase and label, and one of the label "total"; shares are None where there is nothing to count."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of a whole pass, ``seconds`` long without marks, and one per phase and label, "total" among them.
 
-    def share_of(limit: float, amount: int, seconds: float) -> float | None:
-        return amount / seconds / limit if amount and seconds else None
-
+    Shares are None where there is nothing to count.
+    """
+    speed, bandwidth = limits["matrix_flops_per_second"], limits["copy_bytes_per_second"]
     records = []
-    for phase, seconds in phases.items():
-        total = sum(seconds.values())
-        for label, spent in (seconds | {"total": total}).items():
-            count = macs[label] if label in macs else sum(macs.values())
+    for phase, parts in phases.items():
+        total = sum(parts.values())
+        for label, spent in (parts | {"total": total}).items():
             # A backward pass has the products of a forward pass twice: for the inputs' gradients and the weights'.
+            count = macs.get(label, sum(macs.values()))
             flops = 2 * args.batch_size * count * (2 if phase == BACKWARD else 1)
             records.append(
                 {
-                    "mode": mode,
-                    "phase": phase,
-                    "part": label,
-                    "seconds": spent,
-                    "share_of_pass": spent / total,
-                    "flops": flops,
-                    "transform_bytes": moved[label],
-                    "share_of_matrix_speed": share_of(limits["matrix_flops_per_second"], flops, spent),
-                    "share_of_bandwidth": share_of(limits["copy_bytes_per_second"], moved[label], spent),
+                    **{"mode": mode, "phase": phase, "part": label, "seconds": spent, "share_of_pass": spent / total},
+                    **{"flops": flops, "transform_bytes": moved[label]},
+                    "share_of_matrix_speed": flops / spent / speed if flops and spent else None,
+                    "share_of_bandwidth": moved[label] / spent / bandwidth if moved[label] and spent else None,
                 }
             )
-    return records
-
-
-def describe_whole(
-    args: argparse.Namespace, mode: str, seconds: float, phases: dict[str, dict[str, float]], macs: int, speed: float
-) -> dict[str, Any]:
-    """The record of a whole pass: ``seconds`` without marks, ``macs`` of one image, ``speed`` of the matrix product."""
-    flops_per_image = 2 * macs * (3 if BACKWARD in phases else 1)
+    flops_per_image = 2 * sum(macs.values()) * (3 if BACKWARD in phases else 1)
     achieved = flops_per_image * args.batch_size / seconds
-    return {
-        "mode": mode,
-        "seconds": seconds,
+    whole = {
+        **{"mode": mode, "seconds": seconds, "images_per_second": args.batch_size / seconds},
         "seconds_with_marks": sum(sum(phase.values()) for phase in phases.values()),
-        "images_per_second": args.batch_size / seconds,
         "flops_per_image": flops_per_image,
         "flops_per_second": achieved,
         "share_of_matrix_speed": achieved / speed,
     }
+    return whole, records
 
 
 def print_tables(whole: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """A table per phase, and a line about the whole pass."""
+
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
@@ -302,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = set_up_device(args.device, args.threads, args.tf32)
     if device.type not in LIMIT_SIZES:
-        raise UserError(f"--device {args.device}: times are taken on {' and '.join(LIMIT_SIZES)} only")
+        raise UserError(f"--device {args.device}: only {' and '.join(LIMIT_SIZES)} are supported")
     clock, kind = cpu_or_wall_clock(device)
     torch.manual_seed(args.seed)
     model = create_timm_model(args.model, args.img_size)
@@ -320,10 +305,9 @@ def main(argv: list[str] | None = None) -> None:
     for mode, each in passes.items():
         model.train(mode == "training")
         seconds, phases = time_passes(args, PartTimer(model, parts, device), each, clock)
-        speed = limits["matrix_flops_per_second"]
-        wholes.append(describe_whole(args, mode, seconds, phases, sum(macs.values()), speed))
-        found = describe_pass(args, mode, phases, macs, moved, limits)
-        print_tables(wholes[-1], found)
+        whole, found = describe_pass(args, mode, seconds, phases, macs, moved, limits)
+        print_tables(whole, found)
+        wholes.append(whole)
         records += found
     kind = kind if device.type == "cpu" else f"CUDA events; of whole passes and limits {kind}"
     write_run(args, clock=kind, limits=limits, whole_passes=wholes, results=records)

@@ -79,17 +79,6 @@ def measure_saves(content: dict[str, Any], folder: Path, repeats: int, operand: 
     return {"bytes": newest[1].stat().st_size, "load_seconds": seconds, "saves": saves}
 
 
-def print_saves(saves: list[dict[str, Any]]) -> None:
-    header = ["save", "stall s", "write s", "step before ms", "while writing ms", "longest ms"]
-    rows = []
-    for index, save in enumerate(saves):
-        steps = [save[key] for key in ("step_seconds_before", "step_seconds_while_writing", "longest_step_seconds")]
-        shown = ["" if value is None else f"{value * 1e3:.2f}" for value in steps]
-        name = f"{index}" if save["background"] else f"{index}, no thread"
-        rows.append([name, f"{save['stall_seconds']:.2f}", f"{save['write_seconds']:.2f}", *shown])
-    print(markdown_table(header, rows))
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser("benchmarks.save", __doc__)
     parser.add_argument("--model", default="wsfvit_b_224", metavar="NAME", help="timm name")
@@ -103,7 +92,14 @@ def main(argv: list[str] | None = None) -> None:
     parameters = sum(value.numel() for value in content["state_dict"].values())
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         results = measure_saves(content, Path(folder), args.repeats, torch.randn(400, 400, device=device))
-    print_saves(results["saves"])
+    rows = []
+    for index, save in enumerate(results["saves"]):
+        steps = [save[key] for key in ("step_seconds_before", "step_seconds_while_writing", "longest_step_seconds")]
+        name = f"{index}" if save["background"] else f"{index}, no thread"
+        seconds = f"{save['stall_seconds']:.2f}", f"{save['write_seconds']:.2f}"
+        rows.append([name, *seconds, *("" if value is None else f"{value * 1e3:.2f}" for value in steps)])
+    header = ["save", "stall s", "write s", "step before ms", "while writing ms", "longest ms"]
+    print(markdown_table(header, rows))
     print(
         f"{parameters / 1e6:.1f} M numbers in the model, {results['bytes'] / 1e9:.2f} GB per file, "
         f"read and checked in {results['load_seconds']:.1f} s"

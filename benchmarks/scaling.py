@@ -151,16 +151,10 @@ def print_exchange(records: list[dict[str, Any]]) -> None:
     rows = []
     for record in records:
         efficiency = record["images_per_second"] * records[0]["processes"] / record["processes"]
-        rows.append(
-            [
-                str(record["processes"]),
-                f"{record['seconds'] * 1e3:.4g}",
-                f"{record['seconds_without_exchange'] * 1e3:.4g}",
-                f"{record['share_of_exchange']:.1%}",
-                f"{record['images_per_second']:.4g}",
-                f"{efficiency / records[0]['images_per_second']:.0%}",
-            ]
-        )
+        share, speed = f"{record['share_of_exchange']:.1%}", f"{record['images_per_second']:.4g}"
+        times = [f"{record[key] * 1e3:.4g}" for key in ("seconds", "seconds_without_exchange")]
+        relative = f"{efficiency / records[0]['images_per_second']:.0%}"
+        rows.append([str(record["processes"]), *times, share, speed, relative])
     header = ["processes", "ms per step", "without exchange", "share", "images/s", "of proportional"]
     print(markdown_table(header, rows))
 

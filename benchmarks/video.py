@@ -14,7 +14,7 @@ Prints tables of the median, the 20 % and 80 % quantiles, and the speed relative
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -107,43 +107,39 @@ def time_part(
 
 
 def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """One record per part, mode and candidate, the whole model first; `speed` is the baseline's time over its own."""
-    half = DTYPES[args.precision] if args.precision in HALF else None
-    precision = partial(autocast, device, half)
+    """One record per part, mode and candidate, the whole model first, with tables.
+
+    `speed` is the baseline's time over the candidate's.
+    """
+    precision = partial(autocast, device, DTYPES[args.precision] if args.precision in HALF else None)
     generator = torch.Generator().manual_seed(args.seed)
     frames = torch.rand(args.batch_size, args.frames, 1, args.size, args.size, generator=generator).to(device)
     parts = ["", *part_names(SimVPConfig())]
     with precision():
         inputs = {name: record_inputs(model, parts, frames) for name, model in models.items()}
-    records = []
+    records, whole = [], {}
+    wholes: list[list[str]] = []
+    shares: dict[str, list[list[str]]] = {"inference": [], "training": []}
     for part in parts:
         for mode, timings in time_part(part, models, inputs, args, device, precision).items():
-            for candidate, timing in timings.items():
-                speed = timings[BASELINE].median / timing.median
-                record = {"part": part or "total", "mode": mode, "model": candidate, "speed": speed}
+            speeds = {name: timings[BASELINE].median / timing.median for name, timing in timings.items()}
+            for name, timing in timings.items():
+                record = {"part": part or "total", "mode": mode, "model": name, "speed": speeds[name]}
                 records.append(record | asdict(timing))
+            if not part:
+                whole[mode] = timings[OURS].median
+                for name, timing in timings.items():
+                    rate = f"{args.batch_size / timing.median:.2f}"
+                    wholes.append([f"{mode}, {name}", *timing.cells(), rate, f"{speeds[name]:.2f}"])
+                continue
+            share = f"{100 * timings[OURS].median / whole[mode]:.1f}"
+            shares[mode].append([f"{mode}, {part}", *timings[OURS].cells()[:2], share, f"{speeds[OURS]:.2f}"])
         print(f"timed {part or 'the whole model'}", flush=True)
-    return records
-
-
-def print_tables(records: list[dict[str, Any]], batch: int) -> None:
-    """The whole models, then where the time goes."""
     header = ["whole model", "ms", "20 to 80 %", "peak MiB", "sequences/s", "speed vs baseline"]
-    rows, parts = [], []
-    for record in records:
-        timing = Timing(**{field.name: record[field.name] for field in fields(Timing)})
-        if record["part"] == "total":
-            name, rate = f"{record['mode']}, {record['model']}", f"{batch / timing.median:.2f}"
-            rows.append([name, *timing.cells(), rate, f"{record['speed']:.2f}"])
-        elif record["model"] == OURS:
-            whole = next(
-                r for r in records if r["part"] == "total" and r["mode"] == record["mode"] and r["model"] == OURS
-            )
-            share = f"{100 * timing.median / whole['median']:.1f}"
-            parts.append([f"{record['mode']}, {record['part']}", *timing.cells()[:2], share, f"{record['speed']:.2f}"])
-    print(f"\n{markdown_table(header, rows)}\n\nwhere the time goes\n")
-    columns = ["part (alone)", "ms", "20 to 80 %", "% of the model", "speed vs baseline"]
-    print(markdown_table(columns, sorted(parts, key=lambda row: row[0].split(",")[0])))
+    print(f"\n{markdown_table(header, wholes)}\n\nwhere the time goes\n")
+    header = ["part by itself", "ms", "20 to 80 %", "% of the model", "speed vs baseline"]
+    print(markdown_table(header, [*shares["inference"], *shares["training"]]))
+    return records
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,7 +152,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{OURS} agrees with its baseline, relative error {error}", flush=True)
     set_up_device(args.device, args.threads, tf32=args.precision == "tf32")
     records = time_models(models, args, device)
-    print_tables(records, args.batch_size)
     write_run(args, relative_error=error, results=records)
 
 

@@ -29,7 +29,6 @@ from benchmarks.common import DTYPES, build_timing_parser, parse_shape, set_up_d
 from benchmarks.timing import (
     DIRECTIONS,
     Step,
-    Timing,
     build_step,
     capture,
     host_seconds,
@@ -290,31 +289,18 @@ def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, d
         steps, refused = capture_steps(steps, device)
         left_out |= refused
     timings = time_candidates(steps, args, device)
-    title = f"{op} {'x'.join(map(str, shape))} {args.dtype}, {direction}"
-    print_table(title, timings, candidates, left_out)
-    results = [
-        {"candidate": name, "relative_error": errors.get(name), "of_limit": timings[COPY].median / timing.median}
-        | {"border": candidates[name].border if name in candidates else None}
-        | asdict(timing)
-        | ({"host_seconds": host[name]} if host else {})
-        for name, timing in timings.items()
-    ]
-    return {"op": op, "shape": shape, "results": results, "left_out": left_out}
-
-
-def print_table(
-    title: str, timings: dict[str, Timing], candidates: dict[str, Candidate], left_out: dict[str, str]
-) -> None:
-    rows = []
+    rows, results = [], []
     for name, timing in timings.items():
-        of_limit = f"{100 * timings[COPY].median / timing.median:.0f} %"
+        share = timings[COPY].median / timing.median
+        border = candidates[name].border if name in candidates else None
+        record = {"candidate": name, "relative_error": errors.get(name), "of_limit": share, "border": border}
+        results.append(record | asdict(timing) | ({"host_seconds": host[name]} if host else {}))
         speed = f"{timings[FFT].median / timing.median:.2f}" if FFT in timings else ""
-        border = candidates[name].border if name in candidates else ""
-        rows.append([name, *timing.cells(), of_limit, speed, border])
-    for name, reason in left_out.items():
-        rows.append([name, reason, "", "", "", "", ""])
+        rows.append([name, *timing.cells(), f"{100 * share:.0f} %", speed, border or ""])
+    rows += [[name, reason, "", "", "", "", ""] for name, reason in left_out.items()]
     header = ["candidate", "ms", "20 to 80 %", "peak MiB", "of limit", "speed vs fft", "border"]
-    print(f"\n{title}\n\n{markdown_table(header, rows)}")
+    print(f"\n{op} {'x'.join(map(str, shape))} {args.dtype}, {direction}\n\n{markdown_table(header, rows)}", flush=True)
+    return {"op": op, "shape": shape, "results": results, "left_out": left_out}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

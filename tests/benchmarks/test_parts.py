@@ -225,7 +225,7 @@ def test_settings_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             parts.parse_args(wrong)
     assert "--amp needs --dtype" in capsys.readouterr().err
-    with pytest.raises(UserError, match="cuda and cpu only"):
+    with pytest.raises(UserError, match="only cuda and cpu are supported"):
         parts.main(["--device", "meta"])
     with pytest.raises(UserError, match="unknown model 'wsfvit_x_224': did you mean"):
         parts.main(["--model", "wsfvit_x_224"])
