@@ -6,7 +6,7 @@
 
 KIND:BACKBONE is one of ours, of kind mask_rcnn or cascade_mask_rcnn; torchvision is its maskrcnn_resnet50_fpn_v2. All
 start from random weights, train all of them, batch norms included, and get the same normalised images of shapes.
-torchvision's transform is told to keep their size and values (min_size, max_size, mean 0, standard deviation 1), and
+torchvision's transform is set to keep their size and values (min_size, max_size, mean 0, standard deviation 1), and
 its numbers of proposals, RoIs and detections are those of our Mask R-CNN, --detector-kwargs included.
 
 Training is forward, losses, backward and AdamW. Inference ends with masks pasted into the images; untrained detectors
@@ -122,7 +122,7 @@ def build_ours(name: str, samples: list[Sample], args: argparse.Namespace, devic
     """A detector of this package, with the images padded to what its backbone takes.
 
     Raises:
-        UserError: there is no such backbone, or it or the detector does not take its settings.
+        UserError: the backbone does not exist, or it or the detector does not take its settings.
     """
     kind, _, backbone_name = name.partition(":")
     options = {"frozen_stats": False, **args.model_kwargs}
@@ -189,7 +189,7 @@ def time_detectors(candidates: dict[str, Candidate], args: argparse.Namespace, d
     """Trains, then detects: one record per mode and detector.
 
     Raises:
-        UserError: a loss stopped being finite; the cost of such steps says nothing about training.
+        UserError: a loss became non-finite; the cost of such steps is not that of training.
     """
     context = partial(autocast, device, torch.bfloat16 if args.precision == "bfloat16" else None)
     optimizers = {name: torch.optim.AdamW(each.model.parameters(), lr=1e-4) for name, each in candidates.items()}

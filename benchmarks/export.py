@@ -3,7 +3,7 @@
     python -m benchmarks.export --formats onnx torch --out results/cpu/export.json
     python -m benchmarks.export --models "wsfvit*_p?_224" --formats aoti --fixed-batch
 
-Models have random weights and their own image size; the batch is dynamic unless told otherwise. A model that cannot be
+Models have random weights and their own image size; the batch is dynamic by default. A model that cannot be
 exported, or differs, is recorded with its error and the others go on; the program then ends with exit code 1.
 
 Prints a table and writes it to --out after every model. Takes seconds to minutes per model and format, aoti longest.

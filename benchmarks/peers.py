@@ -6,11 +6,11 @@
 
 wavemix  The pyramid of subbands of levels 1 to L, computed once per block. The published block transforms its map to
          depth i again for each level i and keeps that level only: with pytorch_wavelets, as published, and with our
-         Haar operator, which leaves the repetition alone (at most 2.7 times the work for three levels).
+         Haar operator, so that only the repetition differs (at most 2.7 times the work for three levels).
 wacnn    Wavelet attention in closed form. The published block multiplies with dense band matrices and computes a fourth
          subband that it does not use; here its matrices are made once, not in each forward.
 afno     AFNO's block product as one real product per layer. The published layer runs eight einsums on real and
-         imaginary parts into buffers filled with zeros. Timed alone, and in the whole mixer with its FFTs.
+         imaginary parts into buffers filled with zeros. Timed by itself, and in the whole mixer with its FFTs.
 
 Outputs and gradients of all candidates are checked to be equal before forward and forward + backward are timed. Takes
 one to a few minutes per peer on one CPU core; prints a table per case, --out writes them as JSON.
@@ -70,7 +70,7 @@ class Candidate:
     unpack_input: Callable[[Tensor], Tensor] = lambda x: x
 
 
-# What is timed: what tells it apart in the record, and candidates by name, ours first.
+# What identifies a case in the record, and its candidates by name, ours first.
 Case = tuple[dict[str, Any], dict[str, Candidate]]
 
 

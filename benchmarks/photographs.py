@@ -23,7 +23,7 @@ def read_jpegs(path: str, count: int) -> list[bytes]:
     """``count`` files of an image folder or .tar, evenly spread over it; all where it holds fewer.
 
     Raises:
-        UserError: there is no such folder or file, or it holds no images.
+        UserError: the folder or file does not exist or holds no images.
     """
     reader = create_dataset("", path, "train").reader  # type: ignore[attr-defined]
     blobs = []

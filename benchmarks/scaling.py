@@ -120,15 +120,15 @@ def measure_exchange(args: argparse.Namespace, world: World) -> dict[str, Any]:
         name: [max(of_all) for of_all in zip(*world.gather(own[args.warmup :]), strict=True)]
         for name, own in seconds.items()
     }
-    full, alone = (statistics.median(slowest[name]) for name in ("with", "without"))
+    full, without_exchange = (statistics.median(slowest[name]) for name in ("with", "without"))
     return {
         "processes": world.size,
         "batch_size_per_process": batch,
         "img_size": size,
         "gradient_bytes": gradient_bytes,
         "seconds": full,
-        "seconds_without_exchange": alone,
-        "share_of_exchange": 1 - alone / full,
+        "seconds_without_exchange": without_exchange,
+        "share_of_exchange": 1 - without_exchange / full,
         "images_per_second": batch * world.size / full,
     }
 

@@ -3,7 +3,7 @@
     python -m benchmarks.video --batch-size 2 --threads 1 --repeats 5 --out results/cpu/video.json
     python -m benchmarks.video --device cuda --batch-size 16 --precision bfloat16 --compile --out gpu.json
 
-Both models are at the published setting (10 frames of 64x64 in and out) unless told otherwise, and must agree in
+Both models are at the published setting (10 frames of 64x64 in and out) by default, and must agree in
 float32, outputs and gradients, before anything is timed. Candidates take turns. "Where the time goes" runs every part
 by itself, on its inputs inside the model.
 
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="float32",
         help="half precisions are autocast's",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part alone")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part by itself")
     parser.add_argument(
         "--processor-time", action="store_true", help="on a CPU: measure CPU time, which other programs change little"
     )

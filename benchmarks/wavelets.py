@@ -53,7 +53,7 @@ ORACLE = PYWAVELETS if importlib.util.find_spec("pywt") else "our plain formulas
 
 
 class NotApplicable(Exception):
-    """A candidate that cannot run here; the message says why."""
+    """A candidate that cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Candidate:
     """One way to compute the transform.
 
     `run` maps (B, C, H, W) to the library's own output, and `unpack` maps that to (B, 4, C, h, w) in the order cA, cH,
-    cV, cD. `signs` are its signs relative to PyWavelets. `border` says what follows the last row and column.
+    cV, cD. `signs` are its signs relative to PyWavelets. `border` is what follows the last row and column.
     """
 
     run: Callable[[torch.Tensor], Any]
@@ -313,7 +313,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cuda-graph",
         action="store_true",
-        help="time the GPU alone, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
+        help="time only the GPU, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
     )
     args = parser.parse_args(argv)
     if args.cuda_graph and not args.device.startswith("cuda"):

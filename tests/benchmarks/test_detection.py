@@ -44,7 +44,7 @@ def test_program_gives_both_the_same_work(
     out = tmp_path / "run.json"
     detection.main([*SMALL, "--channels-last", "--out", str(out)])
 
-    # torchvision's transform pads to 64 x 64 as ours does, and otherwise leaves alone what it gets.
+    # torchvision's transform pads to 64 x 64 as ours does, and changes nothing else.
     torch.testing.assert_close(seen[PEER][0], seen[OURS][0], rtol=0, atol=1e-6)
     ours, theirs = objects[0][0], objects[1][0]
     torch.testing.assert_close(theirs["boxes"], ours["boxes"])

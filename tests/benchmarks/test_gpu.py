@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, parts
 from wsfvit.utils.errors import UserError
 
 
@@ -27,6 +27,8 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     stand_in = SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(gpu, "subprocess", stand_in)
     monkeypatch.setattr(torch, "compile", lambda model, options: model)  # minutes of a CPU
+    monkeypatch.setattr(gpu, "TINY_MODELS", ["resnet10t"])
+    monkeypatch.setattr(parts, "LIMIT_SIZES", {"cpu": (64, 2**12)})
     # The rest of the plan differs from these in sizes and models only, which the test below checks.
     names = ["tests_models", "wavelets_reference_small_backward", "models_t_train_compiled", "parts_wsfvit_t"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
