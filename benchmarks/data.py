@@ -109,7 +109,7 @@ def build_steps(transform: str, args: argparse.Namespace) -> list[Any]:
 
 
 def load_image(dataset: Any, index: int, epoch: int, steps: list[Any], seconds: Counter[str]) -> Any:
-    """What a worker makes of one image; adds the CPU seconds of each part to ``seconds``."""
+    """Load one image as a worker does; adds the CPU seconds of each part to ``seconds``."""
     last = time.process_time()
 
     def lap(part: str) -> None:
@@ -171,10 +171,10 @@ def measure_loader(dataset: Any, args: argparse.Namespace) -> float:
 
 
 def print_tables(records: list[dict[str, Any]]) -> None:
-    """Prints the cost of each case, and the parts of it."""
+    """Print the cost of each case and its parts."""
     rows = []
     for record in records:
-        side = str(record["longer_side"] or "as given")
+        side = str(record["longer_side"] or "unchanged")
         parts = [f"{record['parts_ms'][part]:.2f}" if part in record["parts_ms"] else "" for part in COLUMNS]
         name = " ".join((side, record["source"], record["decoder"], record["transform"]))
         rows.append([name, *parts, f"{record['cpu_ms_per_image']:.2f}", f"{record['images_per_cpu_second']:.0f}"])
@@ -186,17 +186,15 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     photographs = read_jpegs(args.images, args.count) if args.images else generate_jpegs(args.count)
     with tempfile.TemporaryDirectory() as root:
-        datasets, kilobytes = {}, {}
+        datasets, kilobytes, places = {}, {}, {}
         for case in plan(args):
             folder = Path(root, str(case.longer_side), case.source)
-            if not folder.exists():
+            if folder not in places:
                 folder.mkdir(parents=True)
                 blobs = resize_jpegs(photographs, case.longer_side, args.quality)
                 kilobytes[case.longer_side] = sum(map(len, blobs)) / len(blobs) / 1e3
-                place = write_source(case.source, folder, blobs)
-                (folder / "place").write_text("\n".join(place))
-            name, path = (folder / "place").read_text().split("\n")
-            datasets[case] = create_dataset(name, path, "train", decoder=case.decoder)
+                places[folder] = write_source(case.source, folder, blobs)
+            datasets[case] = create_dataset(*places[folder], "train", decoder=case.decoder)
         records = measure_parts(datasets, args)
         print_tables(records)
         workers = {

@@ -62,10 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2, help="images")
     parser.add_argument("--num-classes", type=int, default=80, help="categories")
     parser.add_argument(
-        "--precision",
-        choices=("float32", "tf32", "bfloat16"),
-        default="float32",
-        help="bfloat16 is autocast's",
+        "--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="bfloat16 is autocast's"
     )
     parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
     kwargs: dict[str, Any] = {"nargs": "*", "default": {}, "action": KeyValues, "metavar": "K=V"}

@@ -36,12 +36,8 @@ HALF = ["--dtype", "bfloat16", "--amp"]
 TRAIN = [*HALF, "--train"]
 COMPILED = [*TRAIN, "--compile"]
 # Inductor without this project's options.
-PLAIN = [
-    "--compile-options",
-    "realize_opcount_threshold=30",
-    "realize_reads_threshold=4",
-    "realize_acc_reads_threshold=8",
-]
+LIMITS = ("realize_opcount_threshold=30", "realize_reads_threshold=4", "realize_acc_reads_threshold=8")
+PLAIN = ["--compile-options", *LIMITS]
 
 
 @dataclass(frozen=True)

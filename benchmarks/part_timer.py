@@ -34,11 +34,7 @@ class PartTimer:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        parts: Mapping[str, str],
-        device: torch.device,
-        clock: Callable[[], float] | None = None,
+        self, model: nn.Module, parts: Mapping[str, str], device: torch.device, clock: Callable[[], float] | None = None
     ) -> None:
         self.model = model
         self.parts = dict(parts)

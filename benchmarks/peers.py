@@ -27,14 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import build_timing_parser, parse_shape, parse_wavelet, set_up_device, write_run
-from benchmarks.timing import (
-    DIRECTIONS,
-    build_step,
-    relative_error,
-    require_small,
-    tensors_of,
-    time_candidates,
-)
+from benchmarks.timing import DIRECTIONS, build_step, relative_error, require_small, tensors_of, time_candidates
 from wsfvit.layers import AFNO2d, WaveletAttention
 from wsfvit.models.wavemix_blocks import WaveletPyramid
 from wsfvit.utils.errors import UserError, run_main

@@ -42,10 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hid-s", type=int, default=64, help="width of encoder and decoder")
     parser.add_argument("--hid-t", type=int, default=512, help="width of the translator")
     parser.add_argument(
-        "--precision",
-        choices=("float32", "tf32", *HALF),
-        default="float32",
-        help="half precisions are autocast's",
+        "--precision", choices=("float32", "tf32", *HALF), default="float32", help="half precisions are autocast's"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part by itself")
     parser.add_argument(

@@ -45,7 +45,7 @@ def save_epochs(folder: Path, acknowledged: int, background: bool, count: float)
 
 
 def run(folder: Path, step: int | None, seconds: float) -> tuple[int, bool]:
-    """One run in a fork, killed at a step or after ``seconds``; returns the epochs reported and whether it was killed."""
+    """One run in a fork, killed at a step or after ``seconds``; returns the reported epochs and if it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
