@@ -1,8 +1,8 @@
-"""The published WSF-ViT computation, rebuilt plainly, as the thing our models are measured against.
+"""The published WSF-ViT computation, rebuilt plainly, as the baseline of our models.
 
 FFT stem, attention as matmul, softmax, matmul, the relative position bias gathered on every forward, permutes between
 channels-first and channels-last: the way such code is usually written, neither slowed down nor tuned. It uses torch and
-timm.layers alone and shares no code with wsfvit.layers or wsfvit.models. Its state-dict keys and shapes are those of
+timm.layers only and shares no code with wsfvit.layers or wsfvit.models. Its state-dict keys and shapes are those of
 the published checkpoints, so one set of weights runs through both sides of a comparison.
 
 Shapes: B batch, C channels, H and W rows and columns, N tokens, P window side; conv parts see NCHW, window and grid
@@ -38,7 +38,7 @@ class BaselineCfg:
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """In what the published systems' blocks differ besides their sizes; the defaults are the classifier's."""
+    """Differences between the published systems' blocks besides their sizes; the defaults are the classifier's."""
 
     gelu: str = "tanh"  # or "none", exact: in convolutions and in the MLPs of local and global attention
     bn_eps: float = 1e-3

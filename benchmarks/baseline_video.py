@@ -1,4 +1,4 @@
-"""The published SimVP with WSF blocks, rebuilt plainly, as the thing our video model is measured against.
+"""The published SimVP with WSF blocks, rebuilt plainly, as the baseline of our video model.
 
 The rules of `baseline.py` hold: the way such code is usually written, neither slowed down nor tuned, no code shared
 with wsfvit.video. Channels-first throughout, FFT front-end, explicit attention. Its state-dict keys are those of

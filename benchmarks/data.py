@@ -1,13 +1,14 @@
-"""How many images per second one core reads and augments, and what takes the time.
+"""Time reading and augmenting images on one CPU core, part by part.
 
     python -m benchmarks.data --images IMAGES --sides 0 500 1024 --out results/cpu/loader.json
     python -m benchmarks.data --gpu-speed 2000
 
-One process does what a worker does, image after image: seed, read the file, decode, crop and resize, augment. Each part
-is timed in CPU time of this process, so that other load on the machine shows as little as possible; then a real loader
-with workers is timed the same way, collating included. Random erasing, mixup and normalisation run on the device.
-
+One process does the work of a dataloader worker, image after image: seed, read the file, decode, crop and resize,
+augment. Each part is timed in CPU time of this process, so that other load on the machine shows little; then a real
+loader is timed the same way, collating included. Random erasing, mixup and normalisation run on the device.
 A GPU that trains N images/s needs N / (images per CPU second) cores.
+
+Prints CPU milliseconds by part and case, --out writes them as JSON. Takes about two minutes per size of the images.
 """
 
 import argparse
@@ -26,12 +27,13 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from benchmarks.common import build_parser, markdown_table, write_run
+from benchmarks.common import add_out, build_parser, write_run
 from benchmarks.photographs import generate_jpegs, read_jpegs, resize_jpegs, write_source
 from wsfvit.data import Augmentation, LoaderOptions, build_train_loader, create_dataset, seed_all
 from wsfvit.data.decoders import DECODERS, decode_image
 from wsfvit.data.transforms import build_eval_transform, build_train_transform
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.tables import markdown_table
 
 SEED = 1
 SOURCES = ("folder", "tar", "parquet")
@@ -43,7 +45,7 @@ PARTS = {
     "RandAugment": "RandAugment",
     "MaybePILToTensor": "to tensor",
 }
-COLUMNS = ("seed", "read", "decode", "crop and resize", "flip", "RandAugment", "to tensor")
+COLUMNS = ("seed", "read", "decode", *dict.fromkeys(PARTS.values()))
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class Case:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("data", __doc__)
+    parser = build_parser("benchmarks.data", __doc__)
     parser.add_argument("--images", metavar="PATH", help="image folder or .tar (default: generated photographs)")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="photographs of them")
     parser.add_argument(
-        "--sides", type=int, nargs="+", default=[500], metavar="N", help="longer sides, 0: as they are (default: 500)"
+        "--sides", type=int, nargs="+", default=[500], metavar="N", help="longer sides, 0: unchanged (default: 500)"
     )
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files that are resized")
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES, help="default: all")
@@ -74,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="passes over the photographs")
     parser.add_argument("-j", "--workers", type=int, default=2, help="of the real loader")
     parser.add_argument("--gpu-speed", type=float, metavar="N", help="images/s of a GPU: print the cores that feed it")
-    parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
+    add_out(parser)
     return parser.parse_args(argv)
 
 
@@ -107,7 +109,7 @@ def build_steps(transform: str, args: argparse.Namespace) -> list[Any]:
 
 
 def load_image(dataset: Any, index: int, epoch: int, steps: list[Any], seconds: Counter[str]) -> Any:
-    """What a worker makes of one image; adds the CPU seconds of each part to ``seconds``."""
+    """Load one image as a worker does; adds the CPU seconds of each part to ``seconds``."""
     last = time.process_time()
 
     def lap(part: str) -> None:
@@ -144,14 +146,10 @@ def measure_parts(datasets: dict[Case, Any], args: argparse.Namespace) -> list[d
     for case, dataset in datasets.items():
         timed = rounds[case][1:]
         totals = [sum(seconds.values()) * 1e3 / len(dataset) for seconds in timed]
-        record = {
-            **asdict(case),
-            "cpu_ms_per_image": statistics.median(totals),
-            "cpu_ms_min_max": [min(totals), max(totals)],
-            "images_per_cpu_second": 1e3 / statistics.median(totals),
-            "parts_ms": {part: statistics.median(s[part] * 1e3 / len(dataset) for s in timed) for part in timed[0]},
-        }
-        records.append(record)
+        median = statistics.median(totals)
+        record = {"cpu_ms_per_image": median, "cpu_ms_min_max": [min(totals), max(totals)]}
+        parts = {part: statistics.median(s[part] * 1e3 / len(dataset) for s in timed) for part in timed[0]}
+        records.append(asdict(case) | record | {"images_per_cpu_second": 1e3 / median, "parts_ms": parts})
     return records
 
 
@@ -173,10 +171,10 @@ def measure_loader(dataset: Any, args: argparse.Namespace) -> float:
 
 
 def print_tables(records: list[dict[str, Any]]) -> None:
-    """Prints the cost of each case, and the parts of it."""
+    """Print the cost of each case and its parts."""
     rows = []
     for record in records:
-        side = str(record["longer_side"] or "as given")
+        side = str(record["longer_side"] or "unchanged")
         parts = [f"{record['parts_ms'][part]:.2f}" if part in record["parts_ms"] else "" for part in COLUMNS]
         name = " ".join((side, record["source"], record["decoder"], record["transform"]))
         rows.append([name, *parts, f"{record['cpu_ms_per_image']:.2f}", f"{record['images_per_cpu_second']:.0f}"])
@@ -187,19 +185,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(1)
     photographs = read_jpegs(args.images, args.count) if args.images else generate_jpegs(args.count)
-    load = [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as root:
-        datasets, kilobytes = {}, {}
+        datasets, kilobytes, places = {}, {}, {}
         for case in plan(args):
             folder = Path(root, str(case.longer_side), case.source)
-            if not folder.exists():
+            if folder not in places:
                 folder.mkdir(parents=True)
                 blobs = resize_jpegs(photographs, case.longer_side, args.quality)
                 kilobytes[case.longer_side] = sum(map(len, blobs)) / len(blobs) / 1e3
-                place = write_source(case.source, folder, blobs)
-                (folder / "place").write_text("\n".join(place))
-            name, path = (folder / "place").read_text().split("\n")
-            datasets[case] = create_dataset(name, path, "train", decoder=case.decoder)
+                places[folder] = write_source(case.source, folder, blobs)
+            datasets[case] = create_dataset(*places[folder], "train", decoder=case.decoder)
         records = measure_parts(datasets, args)
         print_tables(records)
         workers = {
@@ -214,7 +209,6 @@ def main(argv: list[str] | None = None) -> None:
         args,
         images=os.path.basename(args.images) if args.images else "generated, amplitude 1/f",
         kilobytes_per_image=kilobytes,
-        load_average_at_start=load,
         loader_images_per_cpu_second=workers,
         results=records,
     )

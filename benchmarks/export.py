@@ -3,8 +3,10 @@
     python -m benchmarks.export --formats onnx torch --out results/cpu/export.json
     python -m benchmarks.export --models "wsfvit*_p?_224" --formats aoti --fixed-batch
 
-Models have random weights and their own image size; the batch is dynamic unless told otherwise. A model that cannot be
+Models have random weights and their own image size; the batch is dynamic by default. A model that cannot be
 exported, or differs, is recorded with its error and the others go on; the program then ends with exit code 1.
+
+Prints a table and writes it to --out after every model. Takes seconds to minutes per model and format, aoti longest.
 """
 
 import argparse
@@ -14,23 +16,17 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks.common import build_parser, markdown_table, write_run
+from benchmarks.common import add_out, build_parser, write_run
 from wsfvit.cli.tools import FORMATS
 from wsfvit.inference.export import DYNAMIC_BATCHES, compare_outputs, export_model, load_runner
 from wsfvit.utils.errors import UserError, run_main
+from wsfvit.utils.tables import markdown_table
 
 # The smallest of each kind, the quickest first: larger ones repeat the same blocks.
 MODELS = (
     *(f"{mixer}_vit_xs_patch4_32" for mixer in ("gfn", "sa", "afno", "mwa")),
-    "wacnn_resnet18",
-    "wavemix_lite_64_6",
-    "wsfvit_p0_224",
-    "wsfvit_dwt_p0_224",
-    "wacnn_vgg16_bn",
-    "wacnn_mobilenetv2",
-    "wavemix_v1_128_7",
-    "wavemix_v3_144_16",
-    "wavemix_192_16_l3",
+    *("wacnn_resnet18", "wavemix_lite_64_6", "wsfvit_p0_224", "wsfvit_dwt_p0_224", "wacnn_vgg16_bn"),
+    *("wacnn_mobilenetv2", "wavemix_v1_128_7", "wavemix_v3_144_16", "wavemix_192_16_l3"),
 )
 
 
@@ -63,7 +59,7 @@ def show(record: dict[str, Any]) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("export", __doc__)
+    parser = build_parser("benchmarks.export", __doc__)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -73,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="what to write (default: onnx)")
     parser.add_argument("--fixed-batch", action="store_true", help="one image per call")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    add_out(parser)
     return parser.parse_args(argv)
 
 
@@ -84,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         for format in args.formats:
             records.append(bench_export(name, format, not args.fixed_batch))
             print(*show(records[-1]), flush=True)
-            write_run(args, results=records)  # each takes long: an interrupted run keeps what it has
+            write_run(args, results=records)  # an interrupted run keeps its records
     if not records:
         raise UserError(f"no model is called {' or '.join(args.models)}")
     header = ["model", "format", "batch", "difference", "largest output", "s", "CPU s", "MB"]

@@ -1,11 +1,13 @@
-"""What the training loop costs: images per second against a bare loop on timm's loader, with the same data and model.
+"""Time the training loop against a bare loop on timm's loader, with the same data and model.
 
     python -m benchmarks.loop --out results/cpu/loop.json
 
 The bare loop is a forward pass, a backward pass and an optimizer step per batch of ``timm.data.create_loader``; ours
 has besides these a seed per image, a seed per batch, the check of the loss, the sums and the progress. Both run whole
-epochs over the same JPEG files in turns, without workers, so that no cost hides beside the training. On a machine that
-others use too, the CPU time of the process tells more than the clock; both are given.
+epochs over the same JPEG files in turns, without workers, so that no cost hides beside the training. On a shared
+machine the CPU time of the process is the better figure; both are given.
+
+Prints images per second and the share that our loop loses; --out writes them as JSON. Takes about two minutes.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import torch.nn.functional as F
 from timm.data import create_dataset, create_loader
 from torch import nn
 
-from benchmarks.common import build_parser, format_timing, markdown_table, measure_together, set_up_device, write_run
+from benchmarks.common import add_out, build_parser, set_up_device, write_run
+from benchmarks.timing import time_candidates
 from wsfvit import data
 from wsfvit.cli.train import parse_train_args
 from wsfvit.data import Augmentation, LoaderOptions
@@ -33,31 +36,32 @@ from wsfvit.train.loop import StepConfig, train_one_epoch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.tables import markdown_table
 
 CLASSES = 10
 CONFIG = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("loop", __doc__)
+    parser = build_parser("benchmarks.loop", __doc__)
     parser.add_argument("--model", default="resnet18", help="timm model")
     parser.add_argument("--img-size", type=int, default=64, help="image size")
     parser.add_argument("--images", type=int, default=128, help="images of an epoch")
     parser.add_argument("-b", "--batch-size", type=int, default=16, help="batch size")
-    parser.add_argument("-j", "--workers", type=int, default=0, help="data loading processes of either loop")
+    parser.add_argument("-j", "--workers", type=int, default=0, help="dataloader workers of either loop")
     parser.add_argument("--device", default="cpu", help="device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--warmup", type=int, default=1, help="epochs before the timing")
     parser.add_argument("--repeats", type=int, default=15, help="timed epochs of either loop")
-    parser.add_argument("--out", help="JSON file to write")
+    add_out(parser)
     return parser.parse_args(argv)
 
 
 def write_images(folder: Path, count: int, size: int) -> None:
     """Writes ``count`` generated JPEG files of ``size`` pixels, one subfolder per class."""
-    pictures: Any = data.create_dataset("synthetic", None, "train", num_samples=count, num_classes=CLASSES)
+    dataset: Any = data.create_dataset("synthetic", None, "train", num_samples=count, num_classes=CLASSES)
     for index in range(count):
-        image, label = pictures[index]
+        image, label = dataset[index]
         place = folder / str(label)
         place.mkdir(exist_ok=True)
         image.resize((size, size)).save(place / f"{index}.jpg")
@@ -106,17 +110,15 @@ def our_epoch(args: argparse.Namespace, folder: Path, device: torch.device) -> C
     return run
 
 
-class WithCpuTime:
-    """Calls ``run`` and notes the CPU seconds of this process for each call."""
+def with_cpu_time(run: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    """``run``, which also appends the CPU seconds of this process to ``seconds``."""
 
-    def __init__(self, run: Callable[[], None]) -> None:
-        self.run = run
-        self.seconds: list[float] = []
-
-    def __call__(self) -> None:
+    def timed() -> None:
         start = time.process_time()
-        self.run()
-        self.seconds.append(time.process_time() - start)
+        run()
+        seconds.append(time.process_time() - start)
+
+    return timed
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -134,10 +136,11 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         write_images(folder, args.images, args.img_size)
         epochs = {"bare": bare_epoch(args, folder, device), "ours": our_epoch(args, folder, device)}
-        loops = {loop: WithCpuTime(run) for loop, run in epochs.items()}
-        timings = measure_together(loops, args.warmup, args.repeats, device)
+        seconds: dict[str, list[float]] = {loop: [] for loop in epochs}
+        loops = {loop: with_cpu_time(run, seconds[loop]) for loop, run in epochs.items()}
+        timings = time_candidates(loops, args, device)
     images = args.images // args.batch_size * args.batch_size
-    cpu = {loop: statistics.median(timed.seconds[-args.repeats :]) for loop, timed in loops.items()}
+    cpu = {loop: statistics.median(seconds[loop][-args.repeats :]) for loop in epochs}
     results: list[dict[str, Any]] = [
         {"loop": loop, "images_per_second": images / timing.median, "cpu_seconds": cpu[loop], **asdict(timing)}
         for loop, timing in timings.items()
@@ -147,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         "of_images_per_cpu_second": 1 - cpu["bare"] / cpu["ours"],
     }
     rows = [
-        [loop, f"{images / timing.median:.1f}", f"{images / cpu[loop]:.1f}", *format_timing(timing)[:2]]
+        [loop, f"{images / timing.median:.1f}", f"{images / cpu[loop]:.1f}", *timing.cells()[:2]]
         for loop, timing in timings.items()
     ]
     print(markdown_table(["loop", "images/s", "images/CPU s", "ms per epoch", "20 to 80 %"], rows))

@@ -1,10 +1,12 @@
-"""What training holds for the backward pass, counted in bytes: no timing, no GPU, the same on every machine.
+"""Count the bytes that training holds for the backward pass: no timing, no GPU, the same on every machine.
 
     python -m benchmarks.memory configs/cifar10/study.yaml --img-size 32 64 128 --out results/cpu/memory.json
 
 For each system of a study: bytes of activations per image that autograd keeps between forward and backward, in float32
 and without activation checkpointing, and those of weights, gradients and AdamW's two moments. The peak of a training is
-at least their sum at its batch size; what operators use for a moment, and what an allocator wastes, come on top.
+at least their sum at its batch size; temporary buffers of operators and the allocator's waste come on top.
+
+Prints a table in MiB, --out writes bytes as JSON. Takes a minute or two per image size.
 """
 
 import argparse
@@ -16,18 +18,19 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from benchmarks.common import build_parser, markdown_table, write_run
+from benchmarks.common import add_out, build_parser, write_run
 from experiments.study_plan import Row, load_study, row_settings
 from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.data import resolve_data
 from wsfvit.factory.model import build_model
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.tables import markdown_table
 
 
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes that the backward pass of ``model(images)`` waits for: every memory once, without weights and buffers."""
+    """Bytes that autograd keeps for the backward pass of ``model(images)``; each storage once, without weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    held: dict[int, Tensor] = {}  # kept alive, so that no memory is given out twice
+    held: dict[int, Tensor] = {}  # kept alive, so that no storage is used twice
 
     def note(tensor: Tensor) -> Tensor:
         held[tensor.untyped_storage().data_ptr()] = tensor
@@ -66,10 +69,10 @@ def _mebibytes(count: int | None) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("memory", __doc__)
+    parser = build_parser("benchmarks.memory", __doc__)
     parser.add_argument("study", metavar="FILE.yaml", help="names the systems, see experiments.study")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="of images (default: each system's own)")
-    parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
+    add_out(parser)
     return parser.parse_args(argv)
 
 
@@ -78,14 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     study = load_study(args.study)
     results = {name: _measure_sizes(row_settings(study, Row(name, 0)), args.img_size) for name in study.systems}
     sizes = list(dict.fromkeys(size for found in results.values() for size in found["activations_per_image"]))
-    rows = [
-        [
-            name,
-            *(_mebibytes(found["activations_per_image"].get(size)) for size in sizes),
-            _mebibytes(found["weights_and_optimizer"]),
-        ]
-        for name, found in results.items()
-    ]
+    rows = []
+    for name, found in results.items():
+        activations = [found["activations_per_image"].get(size) for size in sizes]
+        rows.append([name, *map(_mebibytes, [*activations, found["weights_and_optimizer"]])])
     print("MiB of activations per image of a size, and of weights, gradients and moments\n")
     print(markdown_table(["system", *sizes, "weights and AdamW"], rows))
     write_run(args, results=results)

@@ -1,85 +1,73 @@
-"""Time models against the published computation, in one run and with the same weights.
+"""Time whole models, inference and training, against the published computation with the same weights.
 
     python -m benchmarks.models --models wsfvit_t_224 convnext_tiny --batch-size 4 --threads 2 --repeats 10
     python -m benchmarks.models --models wsfvit_t_224 maxvit_tiny_tf_224 --device cuda --batch-size 256 \\
         --channels-last --dtype bfloat16 --amp --compile --train --out results/models_t_224.json
     python -m benchmarks.models --models wsfvit_p0_224 peers --img-size 32 --batch-size 32 --threads 1
 
-A published WSF-ViT name brings its baseline along: both get the same weights and must agree in float32 before anything
-is timed. Other names are timm's; `baseline:NAME` asks for a baseline alone, and `peers` for the other wavelet networks
-and token mixers, which are made for images of 32 pixels. `fused:NAME` is the copy for inference that
-`wsfvit.models.fuse` makes of a model, with the same weights if that is in the run too; it is not trained. Candidates
-take turns, and the tables give the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1
-is faster). With --train the forward, backward and AdamW of an update are timed too, with a learning rate of 0. With
---compile every candidate is compiled, the baseline too; "reduce-overhead" replays CUDA graphs, for small batches.
+A published WSF-ViT name is timed beside its baseline, which has the same weights and must agree in float32 first. Other
+names are timm's; `baseline:NAME` is a baseline without its model, and `peers` the other wavelet networks and token
+mixers, made for images of 32 pixels. `fused:NAME` is the copy for inference that `wsfvit.models.fuse` makes, with
+its weights if NAME is in the run too; it is not trained. Candidates take turns. With --train the forward,
+backward and AdamW of an update are timed too, with a learning rate of 0. With --compile all of them are compiled, the
+baseline too; "reduce-overhead" replays CUDA graphs, for small batches.
+
+Prints a table per mode: median, 20 % and 80 % quantiles, images/s, and speed relative to the baseline (above 1 is
+faster); --out writes them as JSON. Takes about a second per model and round at 4 images of 224 pixels on a CPU.
 """
 
 import argparse
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import resolve_model_input_args
 from torch import nn
 
-from benchmarks.agreement import check_equal, check_equal_output
 from benchmarks.baseline import BASELINE_CFGS, create_baseline
 from benchmarks.common import (
     DTYPES,
-    Timing,
     add_compile_options,
+    add_precision_options,
     build_timing_parser,
-    format_timing,
-    markdown_table,
-    measure_together,
+    check_precision,
     set_up_device,
     write_run,
 )
+from benchmarks.timing import Timing, check_equal, classification_loss, inference_step, time_candidates, training_step
 from wsfvit.factory.model import check_model_name
 from wsfvit.models.fuse import fuse_for_inference
 from wsfvit.utils.compiling import compile_options, set_memory_budget
 from wsfvit.utils.errors import UserError, run_main
-from wsfvit.utils.precision import memory_format
+from wsfvit.utils.precision import autocast, memory_format
+from wsfvit.utils.tables import markdown_table
 
 PREFIX = "baseline:"
 FUSED_PREFIX = "fused:"
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 PEERS = (
-    "wavemix_lite_144_7",
-    "wacnn_mobilenetv2",
-    "wacnn_mobilenetv2_baseline",
-    "wacnn_resnet18",
-    "wacnn_resnet18_baseline",
-    "mwa_vit_xs_patch4_32",
-    "afno_vit_xs_patch4_32",
-    "gfn_vit_xs_patch4_32",
-    "sa_vit_xs_patch4_32",
+    *("wavemix_lite_144_7", "wacnn_mobilenetv2", "wacnn_mobilenetv2_baseline"),
+    *("wacnn_resnet18", "wacnn_resnet18_baseline"),
+    *(f"{mixer}_vit_xs_patch4_32" for mixer in ("mwa", "afno", "gfn", "sa")),
 )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_timing_parser("models", __doc__)
+    parser = build_timing_parser("benchmarks.models", __doc__)
     parser.add_argument(
         "--models", nargs="+", required=True, metavar="NAME", help="timm names, baseline:NAME, fused:NAME, peers"
     )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
-    parser.add_argument("--amp", action="store_true", help="float32 weights and input under autocast to --dtype")
-    parser.add_argument("--channels-last", action="store_true", help="memory format of weights and input")
-    parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA while timing")
+    add_precision_options(parser)
     parser.add_argument("--train", action="store_true", help="also time forward + backward + AdamW in training mode")
     parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
     add_compile_options(parser)
     parser.set_defaults(repeats=10)
     args = parser.parse_args(argv)
-    if args.amp and args.dtype not in ("bfloat16", "float16"):
-        parser.error("--amp needs --dtype bfloat16 or float16")
+    check_precision(parser, args)
     if (args.compile_options or args.memory_budget is not None) and not args.compile:
         parser.error("--compile-options and --memory-budget need --compile")
     return args
@@ -112,14 +100,14 @@ def _create_baseline(name: str, img_size: int) -> nn.Module:
 
 
 def create_timm_model(name: str, img_size: int) -> nn.Module:
-    """A model by timm's name, built for the size where it is made for one.
+    """Build a model by timm's name, for the image size if it has a fixed one.
 
     Raises:
-        UserError: no such model, or it does not take the size.
+        UserError: the model does not exist or does not take the size.
     """
     check_model_name(name)
     try:
-        # The size goes to those models alone that are built for one.
+        # Only models that are built for one size take it.
         model: nn.Module = timm.create_model(**resolve_model_input_args(name, {"img_size": img_size}))
     except (AssertionError, TypeError, ValueError) as err:
         raise UserError(f"model {name} cannot be built for {img_size} pixels: {err}") from err
@@ -134,7 +122,7 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     for name in models:
         own = name.removeprefix(FUSED_PREFIX)
         if own != name and own in models:
-            found = check_equal_output(name, models[name], models[own], x)
+            found = check_equal(name, models[name], models[own], x, gradients=False)
             checks.append({"model": name, "baseline": own, "relative_error": found})
         if PREFIX + name not in models:
             continue
@@ -143,59 +131,40 @@ def check_models(models: dict[str, nn.Module], img_size: int, device: torch.devi
     return checks
 
 
-def inference_step(model: nn.Module, x: torch.Tensor, autocast: Callable[[], AbstractContextManager[Any]]) -> Any:
-    with torch.inference_mode(), autocast():
-        return model(x)
-
-
-def training_step(
-    model: nn.Module,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    optimizer: torch.optim.Optimizer | None = None,
-) -> None:
-    with autocast():
-        loss = F.cross_entropy(model(x).float(), target)
-    torch.autograd.backward(loss)
-    if optimizer is not None:
-        optimizer.step()
-    # Freed at once: each candidate then meets the same memory.
-    model.zero_grad(set_to_none=True)
+def random_batch(args: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Images (B, 3, img_size, img_size) and labels (B,) on the device, and the context of mixed precision."""
+    dtype = DTYPES[args.dtype]
+    generator = torch.Generator().manual_seed(args.seed)
+    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
+    target = torch.randint(10, (args.batch_size,), generator=generator).to(device)  # the peers have 10 classes
+    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=memory_format(args))
+    return x, target, partial(autocast, device, dtype if args.amp else None)
 
 
 def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Timings by mode ("inference", "training") and name."""
-    dtype = DTYPES[args.dtype]
-    generator = torch.Generator().manual_seed(args.seed)
-    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size, generator=generator)
-    # The peers know 10 classes.
-    target = torch.randint(10, (args.batch_size,), generator=generator).to(device)
-    x = x.to(device=device, dtype=torch.float32 if args.amp else dtype, memory_format=memory_format(args))
+    x, target, precision = random_batch(args, device)
     for model in models.values():
         model.to(dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, dtype) if args.amp else nullcontext()
 
     def compiled(training: bool) -> dict[str, nn.Module]:
         if not args.compile:
             return models
         torch.compiler.reset()  # families share code, which is compiled a limited number of times
         set_memory_budget(args.memory_budget)
-        how = compile_options(device.type, training, args.compile, args.compile_options)
-        return {name: cast(nn.Module, torch.compile(model, options=how)) for name, model in models.items()}
+        options = compile_options(device.type, training, args.compile, args.compile_options)
+        return {name: cast(nn.Module, torch.compile(model, options=options)) for name, model in models.items()}
 
-    timings = {}
-    steps = {name: partial(inference_step, model.eval(), x, autocast) for name, model in compiled(False).items()}
-    timings["inference"] = measure_together(steps, args.warmup, args.repeats, device)
+    steps = {name: partial(inference_step, partial(m.eval(), x), precision) for name, m in compiled(False).items()}
+    timings = {"inference": time_candidates(steps, args, device)}
     if args.train:
         steps = {}
         for name, model in compiled(True).items():
             if not name.startswith(FUSED_PREFIX):
                 optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-                steps[name] = partial(training_step, model.train(), x, target, autocast, optimizer)
-        timings["training"] = measure_together(steps, args.warmup, args.repeats, device)
+                loss = partial(classification_loss, model.train(), x, target)
+                steps[name] = partial(training_step, model, loss, precision, optimizer)
+        timings["training"] = time_candidates(steps, args, device)
     return timings
 
 
@@ -208,32 +177,19 @@ def baseline_of(name: str, names: list[str]) -> str | None:
 
 
 def summarise(mode: str, timings: dict[str, Timing], models: dict[str, nn.Module], batch: int) -> list[dict[str, Any]]:
-    """One record per candidate; `speed` is the baseline's time over the candidate's."""
-    records = []
+    """One record per candidate, printed as a table; `speed` is the baseline's time over the candidate's."""
+    records, rows = [], []
     for name, timing in timings.items():
         baseline = baseline_of(name, list(timings))
-        records.append(
-            {
-                "mode": mode,
-                "model": name,
-                "params": sum(p.numel() for p in models[name].parameters()),
-                "images_per_second": batch / timing.median,
-                "baseline": baseline,
-                "speed": timings[baseline].median / timing.median if baseline else None,
-                **asdict(timing),
-            }
-        )
-    return records
-
-
-def print_table(mode: str, timings: dict[str, Timing], records: list[dict[str, Any]]) -> None:
-    rows = []
-    for record in records:
-        name, params = record["model"], f"{record['params'] / 1e6:.1f}"
-        speed = "" if record["speed"] is None else f"{record['speed']:.2f}"
-        rows.append([name, params, *format_timing(timings[name]), f"{record['images_per_second']:.1f}", speed])
+        speed = timings[baseline].median / timing.median if baseline else None
+        params, rate = sum(p.numel() for p in models[name].parameters()), batch / timing.median
+        record = {"mode": mode, "model": name, "params": params, "images_per_second": rate, "baseline": baseline}
+        records.append(record | {"speed": speed} | asdict(timing))
+        cells = f"{params / 1e6:.1f}", *timing.cells(), f"{rate:.1f}", "" if speed is None else f"{speed:.2f}"
+        rows.append([name, *cells])
     header = ["model", "params (M)", "ms", "20 to 80 %", "peak MiB", "images/s", "speed vs baseline"]
-    print(f"\n{mode}\n\n{markdown_table(header, rows)}")
+    print(f"\n{mode}\n\n{markdown_table(header, rows)}", flush=True)
+    return records
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -247,11 +203,9 @@ def main(argv: list[str] | None = None) -> None:
 
     set_up_device(args.device, args.threads, args.tf32)
     timings = time_models(models, args, device)
-    results = []
-    for mode, by_name in timings.items():
-        records = summarise(mode, by_name, models, args.batch_size)
-        print_table(mode, by_name, records)
-        results += records
+    results = [
+        record for mode, by_name in timings.items() for record in summarise(mode, by_name, models, args.batch_size)
+    ]
     write_run(args, checks=checks, results=results)
 
 

@@ -1,4 +1,4 @@
-"""Splits the time of one forward and backward pass over named parts of a model, nothing twice and nothing left out."""
+"""Split the time of a forward and a backward pass over named parts of a model; the parts and the rest add up."""
 
 import time
 from collections import defaultdict
@@ -18,9 +18,9 @@ class PartTimer:
     """Marks the time whenever a part begins or ends; what lies between two marks belongs to the innermost part at work.
 
     So nested parts are never counted twice, and the parts and the rest add up to the time from first to last mark. In
-    the backward pass a part works from the gradient of its output to that of its input, which hooks on these tensors
-    tell; a part whose input needs no gradient is the last one and works to the end. Hooks on tensors, unlike those on
-    modules, leave the graph as it is and go with activations that work in place.
+    the backward pass a part works from the gradient of its output to that of its input, found by hooks on these
+    tensors; a part whose input needs no gradient is the last one and works to the end. Hooks on tensors, unlike those
+    on modules, do not change the graph and allow in-place activations.
 
     On CUDA a mark is an event in the stream, and nothing waits for it before the end of the pass: the times are those
     of the device, waiting for the next kernel to be launched included.
@@ -34,11 +34,7 @@ class PartTimer:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        parts: Mapping[str, str],
-        device: torch.device,
-        clock: Callable[[], float] | None = None,
+        self, model: nn.Module, parts: Mapping[str, str], device: torch.device, clock: Callable[[], float] | None = None
     ) -> None:
         self.model = model
         self.parts = dict(parts)
@@ -114,7 +110,7 @@ class PartTimer:
     def _enter(self, name: str) -> None:
         if name in self.active:
             return
-        # A part that ends with another one has the same output, and may be told of it later.
+        # A part that ends with another one has the same output, and its hook may run later.
         inner = (i for i, other in enumerate(self.active) if other.startswith(f"{name}."))
         self.active.insert(next(inner, len(self.active)), name)
         self._mark()

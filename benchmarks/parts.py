@@ -1,4 +1,4 @@
-"""Where a model's time goes, part by part, and what share of the hardware's limits it reaches.
+"""Split a model's time by part, and relate it to the speed of a matrix product and of a memory copy.
 
     python -m benchmarks.parts --model wsfvit_t_224 --batch-size 4 --threads 1 --repeats 10
     python -m benchmarks.parts --model wsfvit_t_224 --batch-size 256 --device cuda --dtype bfloat16 --amp \\
@@ -19,30 +19,37 @@ write at least, each value once, per second over that bandwidth.
 On CUDA the times are the device's, between events in its stream. On a CPU they are CPU time of the process, so that
 other load on the machine shows little, and with several threads the time of all of them. Images per second, and the
 share of the whole model, are those of passes without marks.
+
+Prints a table per pass, --out writes them as JSON. The first command takes about half a minute.
 """
 
 import argparse
 import copy
-import os
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import DTYPES, build_timing_parser, markdown_table, measure_together, set_up_device, write_run
-from benchmarks.models import create_timm_model
+from benchmarks.common import (
+    DTYPES,
+    add_precision_options,
+    build_timing_parser,
+    check_precision,
+    set_up_device,
+    write_run,
+)
+from benchmarks.models import create_timm_model, random_batch
 from benchmarks.part_timer import BACKWARD, REST, PartTimer, average_middle
+from benchmarks.timing import Clock, classification_loss, cpu_or_wall_clock, inference_step, time_candidates
 from wsfvit.analysis.flop_counter import count_complexity
 from wsfvit.layers import Downsample, InterSubbandAttention, MBConv, PartitionAttention, PublishedHaarSWT2d, WaveletStem
 from wsfvit.models.wsfvit import WSFBlock, WSFViT
 from wsfvit.utils.errors import UserError, run_main
 from wsfvit.utils.precision import memory_format
+from wsfvit.utils.tables import markdown_table
 
 STEM_TRANSFORM, BLOCK_TRANSFORMS = "stem: transform", "DWT and IDWT"
 # Side of the square matrices, and bytes to copy. On the CPU, four times the side or the bytes is no faster.
@@ -62,18 +69,14 @@ Pass = tuple[Callable[[], Any], Callable[[Any], Any] | None]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_timing_parser("parts", __doc__)
+    parser = build_timing_parser("benchmarks.parts", __doc__)
     parser.add_argument("--model", default="wsfvit_t_224", metavar="NAME", help="timm name")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images")
     parser.add_argument("--img-size", type=int, default=224, metavar="N", help="their side")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, or of autocast")
-    parser.add_argument("--amp", action="store_true", help="float32 weights and images under autocast to --dtype")
-    parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
-    parser.add_argument("--tf32", action="store_true", help="allow TF32 on CUDA, in the matrix product too")
+    add_precision_options(parser)
     parser.add_argument("--train", action="store_true", help="also split a training step, forward and backward")
     args = parser.parse_args(argv)
-    if args.amp and args.dtype not in ("bfloat16", "float16"):
-        parser.error("--amp needs --dtype bfloat16 or float16")
+    check_precision(parser, args)
     if min(args.batch_size, args.img_size, args.repeats) < 1:
         parser.error("--batch-size, --img-size and --repeats must be at least 1")
     return args
@@ -121,7 +124,7 @@ def count_macs(model: nn.Module, parts: dict[str, str], img_size: int) -> dict[s
     """Multiply-accumulates of one image by label, `REST` included, without those of parts inside.
 
     Raises:
-        UserError: The model runs operators that the counter does not know, or cannot take the size.
+        UserError: the model runs operators that the counter does not know, or cannot take the size.
     """
     dtype = next(model.parameters()).dtype
     x = torch.empty(1, 3, img_size, img_size, device="meta", dtype=dtype)
@@ -169,14 +172,14 @@ def count_transform_bytes(model: nn.Module, forward: Callable[[], Any]) -> Count
     return moved
 
 
-def measure_limits(args: argparse.Namespace, device: torch.device, clock: Callable[[], float]) -> dict[str, Any]:
+def measure_limits(args: argparse.Namespace, device: torch.device, clock: Clock) -> dict[str, Any]:
     """Speed of a matrix product in ``--dtype`` (FLOP/s) and of a copy (bytes/s, read and written)."""
     side, size = LIMIT_SIZES[device.type]
     a, b = torch.randn(2, side, side, device=device).to(DTYPES[args.dtype])
     source = torch.ones(size, device=device, dtype=torch.uint8)
     target, product = torch.empty_like(source), torch.empty_like(a)
     steps = {"product": partial(torch.mm, a, b, out=product), "copy": partial(target.copy_, source)}
-    timings = measure_together(steps, args.warmup, args.repeats, device, clock)
+    timings = time_candidates(steps, args, device, clock)
     return {
         "matrix_side": side,
         "matrix_flops_per_second": 2 * side**3 / timings["product"].median,
@@ -187,31 +190,21 @@ def measure_limits(args: argparse.Namespace, device: torch.device, clock: Callab
 
 def build_passes(args: argparse.Namespace, model: nn.Module, device: torch.device) -> dict[str, Pass]:
     """The passes to split by mode, "inference" and with --train "training"; brings the model to device and dtype."""
-    dtype, weights = DTYPES[args.dtype], torch.float32 if args.amp else DTYPES[args.dtype]
-    model.to(device=device, dtype=weights, memory_format=memory_format(args))  # type: ignore[call-overload]
-    x = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    x = x.to(device=device, dtype=weights, memory_format=memory_format(args))
-    target = torch.randint(10, (args.batch_size,), device=device)
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, dtype) if args.amp else nullcontext()
-
-    def infer() -> Tensor:
-        with torch.inference_mode(), autocast():
-            out: Tensor = model(x)
-            return out
+    x, target, precision = random_batch(args, device)
+    model.to(device=device, dtype=x.dtype, memory_format=memory_format(args))  # type: ignore[call-overload]
 
     def compute_loss() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with autocast():
-            return F.cross_entropy(model(x).float(), target)
+        with precision():
+            return classification_loss(model, x, target)
 
+    infer = partial(inference_step, partial(model, x), precision)
     passes: dict[str, Pass] = {"inference": (infer, None)}
     return passes | ({"training": (compute_loss, torch.autograd.backward)} if args.train else {})
 
 
 def time_passes(
-    args: argparse.Namespace, timer: PartTimer, each: Pass, clock: Callable[[], float]
+    args: argparse.Namespace, timer: PartTimer, each: Pass, clock: Clock
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Median seconds of a pass without marks, and its parts' as of `PartTimer`; passes of both kinds take turns."""
     forward, backward = each
@@ -223,64 +216,54 @@ def time_passes(
             backward(result)
 
     steps = {"plain": run, "marked": lambda: marked.append(timer.time_pass(forward, backward))}
-    timings = measure_together(steps, args.warmup, args.repeats, timer.device, clock)
+    timings = time_candidates(steps, args, timer.device, clock)
     return timings["plain"].median, average_middle(marked[-args.repeats :])  # those before were to warm up
 
 
 def describe_pass(
     args: argparse.Namespace,
     mode: str,
+    seconds: float,
     phases: dict[str, dict[str, float]],
     macs: dict[str, int],
     moved: Counter[str],
     limits: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """One record per phase and label, and one of the label "total"; shares are None where there is nothing to count."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of a whole pass, ``seconds`` long without marks, and one per phase and label, "total" among them.
 
-    def share_of(limit: float, amount: int, seconds: float) -> float | None:
-        return amount / seconds / limit if amount and seconds else None
-
+    Shares are None where there is nothing to count.
+    """
+    speed, bandwidth = limits["matrix_flops_per_second"], limits["copy_bytes_per_second"]
     records = []
-    for phase, seconds in phases.items():
-        total = sum(seconds.values())
-        for label, spent in (seconds | {"total": total}).items():
-            count = macs[label] if label in macs else sum(macs.values())
+    for phase, parts in phases.items():
+        total = sum(parts.values())
+        for label, spent in (parts | {"total": total}).items():
             # A backward pass has the products of a forward pass twice: for the inputs' gradients and the weights'.
+            count = macs.get(label, sum(macs.values()))
             flops = 2 * args.batch_size * count * (2 if phase == BACKWARD else 1)
             records.append(
                 {
-                    "mode": mode,
-                    "phase": phase,
-                    "part": label,
-                    "seconds": spent,
-                    "share_of_pass": spent / total,
-                    "flops": flops,
-                    "transform_bytes": moved[label],
-                    "share_of_matrix_speed": share_of(limits["matrix_flops_per_second"], flops, spent),
-                    "share_of_bandwidth": share_of(limits["copy_bytes_per_second"], moved[label], spent),
+                    **{"mode": mode, "phase": phase, "part": label, "seconds": spent, "share_of_pass": spent / total},
+                    **{"flops": flops, "transform_bytes": moved[label]},
+                    "share_of_matrix_speed": flops / spent / speed if flops and spent else None,
+                    "share_of_bandwidth": moved[label] / spent / bandwidth if moved[label] and spent else None,
                 }
             )
-    return records
-
-
-def describe_whole(
-    args: argparse.Namespace, mode: str, seconds: float, phases: dict[str, dict[str, float]], macs: int, speed: float
-) -> dict[str, Any]:
-    """The record of a whole pass: ``seconds`` without marks, ``macs`` of one image, ``speed`` of the matrix product."""
-    flops_per_image = 2 * macs * (3 if BACKWARD in phases else 1)
+    flops_per_image = 2 * sum(macs.values()) * (3 if BACKWARD in phases else 1)
     achieved = flops_per_image * args.batch_size / seconds
-    return {
-        "mode": mode,
-        "seconds": seconds,
+    whole = {
+        **{"mode": mode, "seconds": seconds, "images_per_second": args.batch_size / seconds},
         "seconds_with_marks": sum(sum(phase.values()) for phase in phases.values()),
-        "images_per_second": args.batch_size / seconds,
         "flops_per_image": flops_per_image,
         "flops_per_second": achieved,
         "share_of_matrix_speed": achieved / speed,
     }
+    return whole, records
 
 
 def print_tables(whole: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """A table per phase, and a line about the whole pass."""
+
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
@@ -304,9 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = set_up_device(args.device, args.threads, args.tf32)
     if device.type not in LIMIT_SIZES:
-        raise UserError(f"--device {args.device}: times are taken on {' and '.join(LIMIT_SIZES)} only")
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    load = os.getloadavg()
+        raise UserError(f"--device {args.device}: only {' and '.join(LIMIT_SIZES)} are supported")
+    clock, kind = cpu_or_wall_clock(device)
     torch.manual_seed(args.seed)
     model = create_timm_model(args.model, args.img_size)
     passes = build_passes(args, model.eval(), device)
@@ -323,15 +305,12 @@ def main(argv: list[str] | None = None) -> None:
     for mode, each in passes.items():
         model.train(mode == "training")
         seconds, phases = time_passes(args, PartTimer(model, parts, device), each, clock)
-        speed = limits["matrix_flops_per_second"]
-        wholes.append(describe_whole(args, mode, seconds, phases, sum(macs.values()), speed))
-        found = describe_pass(args, mode, phases, macs, moved, limits)
-        print_tables(wholes[-1], found)
+        whole, found = describe_pass(args, mode, seconds, phases, macs, moved, limits)
+        print_tables(whole, found)
+        wholes.append(whole)
         records += found
-    kind = "processor time" if device.type == "cpu" else "CUDA events; of whole passes and limits wall time"
-    write_run(
-        args, clock=kind, load_average=[load, os.getloadavg()], limits=limits, whole_passes=wholes, results=records
-    )
+    kind = kind if device.type == "cpu" else f"CUDA events; of whole passes and limits {kind}"
+    write_run(args, clock=kind, limits=limits, whole_passes=wholes, results=records)
 
 
 if __name__ == "__main__":

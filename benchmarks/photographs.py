@@ -1,8 +1,8 @@
-"""JPEG photographs to measure reading with: given or generated ones, in any size, as folder, tar file or parquet."""
+"""JPEG photographs for benchmarks of reading: given or generated, in any size, as folder, tar file or parquet."""
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def read_jpegs(path: str, count: int) -> list[bytes]:
     """``count`` files of an image folder or .tar, evenly spread over it; all where it holds fewer.
 
     Raises:
-        UserError: there is no such folder or file, or it holds no images.
+        UserError: the folder or file does not exist or holds no images.
     """
     reader = create_dataset("", path, "train").reader  # type: ignore[attr-defined]
     blobs = []
@@ -53,7 +53,7 @@ def generate_jpegs(count: int) -> list[bytes]:
 
 
 def resize_jpegs(blobs: Sequence[bytes], longer_side: int, quality: int) -> list[bytes]:
-    """The same photographs with another longer side, in pixels, encoded again; 0 leaves the files as they are."""
+    """The same photographs with another longer side in pixels, encoded again; 0 returns the files unchanged."""
     if not longer_side:
         return list(blobs)
     resized = []
@@ -71,31 +71,24 @@ def _encode(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _labelled(blobs: Sequence[bytes]) -> Iterator[tuple[str, str, bytes]]:
-    for index, blob in enumerate(blobs):
-        yield f"class{index % CLASSES}", f"{index:06}.jpg", blob
-
-
 def write_source(kind: str, folder: Path, blobs: Sequence[bytes]) -> Any:
-    """Lays the files out as ``folder``, ``tar`` or ``parquet`` below ``folder``; returns the ``create_dataset`` name
-    and root.
+    """Write the files as ``folder``, ``tar`` or ``parquet``; returns name and root for ``create_dataset``.
 
     Raises:
         UserError: parquet is asked for and the datasets package is not installed.
     """
+    if kind == "parquet":
+        return _write_parquet(folder, blobs)
+    for index, blob in enumerate(blobs):
+        path = folder / f"class{index % CLASSES}" / f"{index:06}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(blob)
     if kind == "folder":
-        for label, name, blob in _labelled(blobs):
-            (folder / label).mkdir(exist_ok=True)
-            (folder / label / name).write_bytes(blob)
         return "", str(folder)
-    if kind == "tar":
-        with tarfile.open(folder / "images.tar", "w") as archive:
-            for label, name, blob in _labelled(blobs):
-                info = tarfile.TarInfo(f"{label}/{name}")
-                info.size = len(blob)
-                archive.addfile(info, io.BytesIO(blob))
-        return "", str(folder / "images.tar")
-    return _write_parquet(folder, blobs)
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        for path in sorted(folder.glob("class*/*.jpg")):
+            archive.add(path, path.relative_to(folder))
+    return "", str(folder / "images.tar")
 
 
 def _write_parquet(folder: Path, blobs: Sequence[bytes]) -> tuple[str, str]:

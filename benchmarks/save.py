@@ -1,15 +1,16 @@
-"""Time what saving a training state costs the training: the stall of the loop, and the writing beside it.
+"""Time what saving a checkpoint costs the training: the stall of the loop, and the writing in the background.
 
     python -m benchmarks.save --model wsfvit_b_224 --out results/cpu/save.json
     python -m benchmarks.save --model wsfvit_b_224 --device cuda --out results/save.json
 
-The state is that of AdamW with a moving average: four numbers per parameter. While the thread writes, the loop goes on
-with small matrix products; how much longer they take than before is what the thread takes from it. The first save also
+The checkpoint holds a model, AdamW's state and an EMA: four numbers per parameter. While the thread writes, the loop
+goes on with small matrix products; how much longer they take than before is the cost of the thread. The first save also
 allocates the memory that the later ones reuse. The last line saves without a thread.
+
+Prints a line per save, --out writes them as JSON. Takes about a minute, and four times the checkpoint on the disk.
 """
 
 import copy
-import os
 import statistics
 import tempfile
 import time
@@ -19,22 +20,23 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks.common import add_device_options, build_parser, markdown_table, set_up_device, write_run
+from benchmarks.common import add_device_options, add_out, build_parser, set_up_device, write_run
 from wsfvit.checkpoint.store import CheckpointStore
 from wsfvit.factory.model import check_model_name
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.tables import markdown_table
 
 
 def build_content(name: str, device: torch.device) -> dict[str, Any]:
-    """The tensors of a training state of the model ``name`` after its first update."""
+    """The tensors of a checkpoint of the model ``name`` after its first update."""
     check_model_name(name)
     model = timm.create_model(name).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    average = copy.deepcopy(model.state_dict())
-    return {"state_dict": model.state_dict(), "state_dict_ema": average, "optimizer": optimizer.state_dict()}
+    ema = copy.deepcopy(model.state_dict())
+    return {"state_dict": model.state_dict(), "state_dict_ema": ema, "optimizer": optimizer.state_dict()}
 
 
 def step_seconds(operand: torch.Tensor) -> float:
@@ -45,7 +47,7 @@ def step_seconds(operand: torch.Tensor) -> float:
 
 
 def time_save(store: CheckpointStore, content: dict[str, Any], epoch: int, operand: torch.Tensor) -> dict[str, Any]:
-    """One save: seconds that the loop stands still, seconds until the file is safe, and the loop's pace meanwhile."""
+    """One save: seconds that the loop is blocked, and until the file is complete, and its step times meanwhile."""
     calm = statistics.median(step_seconds(operand) for _ in range(50))
     started = time.perf_counter()
     store.save(content, epoch=epoch, metric=float(epoch))
@@ -65,7 +67,7 @@ def time_save(store: CheckpointStore, content: dict[str, Any], epoch: int, opera
 
 
 def measure_saves(content: dict[str, Any], folder: Path, repeats: int, operand: torch.Tensor) -> dict[str, Any]:
-    """Saves ``repeats`` times with a thread and once without, then reads the newest state back."""
+    """Saves ``repeats`` times with a thread and once without, then reads the newest checkpoint back."""
     store = CheckpointStore(folder, keep=1)
     saves = [time_save(store, content, epoch, operand) for epoch in range(repeats)]
     store.background = False
@@ -77,38 +79,32 @@ def measure_saves(content: dict[str, Any], folder: Path, repeats: int, operand: 
     return {"bytes": newest[1].stat().st_size, "load_seconds": seconds, "saves": saves}
 
 
-def print_saves(saves: list[dict[str, Any]]) -> None:
-    header = ["save", "stall s", "write s", "step before ms", "while writing ms", "longest ms"]
-    rows = []
-    for index, save in enumerate(saves):
-        steps = [save[key] for key in ("step_seconds_before", "step_seconds_while_writing", "longest_step_seconds")]
-        shown = ["" if value is None else f"{value * 1e3:.2f}" for value in steps]
-        name = f"{index}" if save["background"] else f"{index}, no thread"
-        rows.append([name, f"{save['stall_seconds']:.2f}", f"{save['write_seconds']:.2f}", *shown])
-    print(markdown_table(header, rows))
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser("save", __doc__)
+    parser = build_parser("benchmarks.save", __doc__)
     parser.add_argument("--model", default="wsfvit_b_224", metavar="NAME", help="timm name")
     add_device_options(parser)
     parser.add_argument("--repeats", type=int, default=4, help="saves with a thread")
-    parser.add_argument("--folder", metavar="DIR", help="where to write; four times the state (default: temporary)")
-    parser.add_argument("--out", metavar="FILE", help="write the run as JSON")
+    parser.add_argument("--folder", metavar="DIR", help="where to write (default: temporary)")
+    add_out(parser)
     args = parser.parse_args(argv)
     device = set_up_device(args.device, args.threads)
     content = build_content(args.model, device)
     parameters = sum(value.numel() for value in content["state_dict"].values())
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         results = measure_saves(content, Path(folder), args.repeats, torch.randn(400, 400, device=device))
-    print_saves(results["saves"])
+    rows = []
+    for index, save in enumerate(results["saves"]):
+        steps = [save[key] for key in ("step_seconds_before", "step_seconds_while_writing", "longest_step_seconds")]
+        name = f"{index}" if save["background"] else f"{index}, no thread"
+        seconds = f"{save['stall_seconds']:.2f}", f"{save['write_seconds']:.2f}"
+        rows.append([name, *seconds, *("" if value is None else f"{value * 1e3:.2f}" for value in steps)])
+    header = ["save", "stall s", "write s", "step before ms", "while writing ms", "longest ms"]
+    print(markdown_table(header, rows))
     print(
         f"{parameters / 1e6:.1f} M numbers in the model, {results['bytes'] / 1e9:.2f} GB per file, "
         f"read and checked in {results['load_seconds']:.1f} s"
     )
-    # A save shares processor and disk with whatever else runs.
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    write_run(args, numbers=parameters, results=results, load_average=load)
+    write_run(args, numbers=parameters, results=results)
 
 
 if __name__ == "__main__":

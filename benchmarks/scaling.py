@@ -1,4 +1,4 @@
-"""How the time of a training step grows with the batch, the resolution and the number of processes.
+"""Time how a training step grows with the batch, the resolution and the number of processes.
 
     python -m benchmarks.scaling --threads 1 --processes 1 2 --out results/cpu/scaling.json
     python -m benchmarks.scaling --model wsfvit_t_224 --device cuda --amp --channels-last --processes 1 2 4 8 \\
@@ -6,10 +6,12 @@
 
 A step is a forward and a backward pass on random images. On the CPU the first two tables give CPU time, so that other
 load on the machine shows little. A model is built for each resolution, its windows grow with it; --keep-window also
-runs the model of the first one on all others, where its windows stay as they are and the cost grows with the pixels.
+runs the model of the first one on all others, where its windows keep their size and the cost grows with the pixels.
 
 --processes starts itself under torchrun, the batch of each process being the first of --batch-sizes. Steps with and
-without the exchange of gradients take turns, and the slowest process counts: what the exchange adds is its share.
+without the exchange of gradients take turns, and the slowest process counts: the difference is the exchange's share.
+
+Prints a table for each of the three; --out writes them as JSON. The first command takes about ten minutes.
 """
 
 import argparse
@@ -30,26 +32,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import (
-    Timing,
-    build_timing_parser,
-    format_timing,
-    markdown_table,
-    measure_together,
-    set_up_device,
-    write_results,
-    write_run,
-)
-from benchmarks.models import create_timm_model, training_step
+from benchmarks.common import build_timing_parser, set_up_device, write_results, write_run
+from benchmarks.models import create_timm_model
+from benchmarks.timing import Step, classification_loss, cpu_or_wall_clock, synchronize, time_candidates, training_step
 from wsfvit.utils.distributed import World, distribute, joined_world
 from wsfvit.utils.errors import UserError, run_main
-from wsfvit.utils.precision import memory_format
-
-Step = Callable[[], Any]
+from wsfvit.utils.precision import autocast, memory_format
+from wsfvit.utils.tables import markdown_table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_timing_parser("scaling", __doc__)
+    parser = build_timing_parser("benchmarks.scaling", __doc__)
     parser.add_argument("--model", default="wsfvit_p0_224", metavar="NAME", help="timm name")
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="at the first size"
@@ -73,19 +66,11 @@ def build_model(args: argparse.Namespace, img_size: int, device: torch.device) -
 
 
 def build_step(args: argparse.Namespace, model: nn.Module, img_size: int, batch: int, device: torch.device) -> Step:
-    """A training step on ``batch`` random images, which lie on the device already."""
+    """A training step on ``batch`` random images, already on the device."""
     x = torch.randn(batch, 3, img_size, img_size).to(device, memory_format=memory_format(args))
     target = torch.randint(10, (batch,), device=device)
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
-
-    return partial(training_step, model, x, target, autocast)
-
-
-def time_steps(args: argparse.Namespace, steps: dict[str, Step], device: torch.device) -> dict[str, Timing]:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    return measure_together(steps, args.warmup, args.repeats, device, clock)
+    precision = partial(autocast, device, torch.bfloat16 if args.amp else None)
+    return partial(training_step, model, partial(classification_loss, model, x, target), precision)
 
 
 def measure_sizes(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -99,14 +84,14 @@ def measure_sizes(args: argparse.Namespace, device: torch.device) -> list[dict[s
     records = []
     for settings in (batches, sizes):
         steps = {name: build_step(args, net, size, n, device) for name, (n, size, net) in settings.items()}
-        timings, rows = time_steps(args, steps, device), []
+        timings, rows = time_candidates(steps, args, device, cpu_or_wall_clock(device)[0]), []
         for name, timing in timings.items():
             batch, size, _ = settings[name]
             each = timing.median / batch
             first = next(iter(timings.values())).median / first_batch
             record = {"setting": name, "batch_size": batch, "img_size": size, "seconds_per_image": each}
             records.append(record | {"cost_of_an_image": each / first} | asdict(timing))
-            rows.append([name, *format_timing(timing), f"{each * 1e3:.4g}", f"{each / first:.2f}"])
+            rows.append([name, *timing.cells(), f"{each * 1e3:.4g}", f"{each / first:.2f}"])
         header = ["setting", "ms per step", "20 to 80 %", "peak MiB", "ms per image", "relative"]
         print(markdown_table(header, rows), flush=True)
     return records
@@ -129,33 +114,32 @@ def measure_exchange(args: argparse.Namespace, world: World) -> dict[str, Any]:
             start = time.perf_counter()
             with context():
                 step()
-            if world.device.type == "cuda":
-                torch.cuda.synchronize(world.device)
+            synchronize(world.device)
             seconds[name].append(time.perf_counter() - start)
     slowest = {
         name: [max(of_all) for of_all in zip(*world.gather(own[args.warmup :]), strict=True)]
         for name, own in seconds.items()
     }
-    full, alone = (statistics.median(slowest[name]) for name in ("with", "without"))
+    full, without_exchange = (statistics.median(slowest[name]) for name in ("with", "without"))
     return {
         "processes": world.size,
         "batch_size_per_process": batch,
         "img_size": size,
         "gradient_bytes": gradient_bytes,
         "seconds": full,
-        "seconds_without_exchange": alone,
-        "share_of_exchange": 1 - alone / full,
+        "seconds_without_exchange": without_exchange,
+        "share_of_exchange": 1 - without_exchange / full,
         "images_per_second": batch * world.size / full,
     }
 
 
 def start_processes(argv: list[str], processes: int) -> dict[str, Any]:
-    """What ``measure_exchange`` finds under torchrun with so many processes."""
+    """Result of ``measure_exchange`` under torchrun with that many processes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, "-m", *torchrun, "-m", "benchmarks.scaling", *argv, "--out", str(out)]
-        # Else torchrun sets one thread and says so.
+        # torchrun would set it to 1 and warn.
         variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         if subprocess.run(command, env=variables, check=False).returncode:
             raise UserError(f"the run with {processes} processes failed; its messages are above")
@@ -167,16 +151,10 @@ def print_exchange(records: list[dict[str, Any]]) -> None:
     rows = []
     for record in records:
         efficiency = record["images_per_second"] * records[0]["processes"] / record["processes"]
-        rows.append(
-            [
-                str(record["processes"]),
-                f"{record['seconds'] * 1e3:.4g}",
-                f"{record['seconds_without_exchange'] * 1e3:.4g}",
-                f"{record['share_of_exchange']:.1%}",
-                f"{record['images_per_second']:.4g}",
-                f"{efficiency / records[0]['images_per_second']:.0%}",
-            ]
-        )
+        share, speed = f"{record['share_of_exchange']:.1%}", f"{record['images_per_second']:.4g}"
+        times = [f"{record[key] * 1e3:.4g}" for key in ("seconds", "seconds_without_exchange")]
+        relative = f"{efficiency / records[0]['images_per_second']:.0%}"
+        rows.append([str(record["processes"]), *times, share, speed, relative])
     header = ["processes", "ms per step", "without exchange", "share", "images/s", "of proportional"]
     print(markdown_table(header, rows))
 
@@ -191,7 +169,6 @@ def main(argv: list[str] | None = None) -> None:
             if world.is_main and args.out:
                 write_results(args.out, record)
         return
-    load = [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     device = set_up_device(args.device, args.threads)
     sizes = measure_sizes(args, device)
     if device.type == "cuda":
@@ -199,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     exchange = [start_processes(argv, processes) for processes in args.processes]
     if exchange:
         print_exchange(exchange)
-    write_run(args, load_average_at_start=load, sizes=sizes, processes=exchange)
+    write_run(args, sizes=sizes, processes=exchange)
 
 
 if __name__ == "__main__":

@@ -1,63 +1,52 @@
-"""Time the video model against the published computation, in one run and with the same weights, and part by part.
+"""Time the video model, whole and part by part, against the published computation with the same weights.
 
     python -m benchmarks.video --batch-size 2 --threads 1 --repeats 5 --out results/cpu/video.json
     python -m benchmarks.video --device cuda --batch-size 16 --precision bfloat16 --compile --out gpu.json
 
-Both models are at the published setting (10 frames of 64x64 in and out) unless told otherwise, and must agree in
-float32, outputs and gradients, before anything is timed. Candidates take turns; the tables give the median, the 20 %
-and 80 % quantiles, and the speed relative to the baseline (above 1 is faster). "Where the time goes" runs every part
-alone, on what it receives inside the model.
+Both models are at the published setting (10 frames of 64x64 in and out) by default, and must agree in
+float32, outputs and gradients, before anything is timed. Candidates take turns. "Where the time goes" runs every part
+by itself, on its inputs inside the model.
+
+Prints tables of the median, the 20 % and 80 % quantiles, and the speed relative to the baseline (above 1 is faster);
+--out writes them as JSON. The first command takes about two minutes.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.agreement import check_equal
 from benchmarks.baseline_video import BaselineSimVP
-from benchmarks.common import (
-    DTYPES,
-    Timing,
-    build_timing_parser,
-    format_timing,
-    markdown_table,
-    measure_together,
-    set_up_device,
-    write_run,
-)
+from benchmarks.common import DTYPES, build_timing_parser, set_up_device, write_run
+from benchmarks.timing import Timing, check_equal, inference_step, time_candidates, training_step
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.precision import autocast
+from wsfvit.utils.tables import markdown_table
 from wsfvit.video import SimVP, SimVPConfig
 from wsfvit.video.flops import part_names
 
 OURS, BASELINE = "wsfvit", "baseline (published)"
 HALF = ("bfloat16", "float16")
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = build_timing_parser("video", __doc__)
+    parser = build_timing_parser("benchmarks.video", __doc__)
     parser.add_argument("--batch-size", type=int, default=2, help="sequences")
     parser.add_argument("--frames", type=int, default=10, help="frames in and out")
     parser.add_argument("--size", type=int, default=64, help="side of a frame, a multiple of 32")
     parser.add_argument("--hid-s", type=int, default=64, help="width of encoder and decoder")
     parser.add_argument("--hid-t", type=int, default=512, help="width of the translator")
     parser.add_argument(
-        "--precision",
-        choices=("float32", "tf32", *HALF),
-        default="float32",
-        help="half precisions are autocast's",
+        "--precision", choices=("float32", "tf32", *HALF), default="float32", help="half precisions are autocast's"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part alone")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both models, and every part by itself")
     parser.add_argument(
-        "--processor-time", action="store_true", help="on a CPU: count what other programs on it do not take"
+        "--processor-time", action="store_true", help="on a CPU: measure CPU time, which other programs change little"
     )
     args = parser.parse_args(argv)
     if args.size % 32:
@@ -90,88 +79,69 @@ def record_inputs(model: nn.Module, parts: Sequence[str], frames: Tensor) -> dic
     return recorded
 
 
-def inference_step(part: Any, inputs: tuple[Any, ...], autocast: Autocast) -> None:
-    """One call without gradients."""
-    with torch.inference_mode(), autocast():
-        part(*inputs)
-
-
-def training_step(part: Any, inputs: tuple[Any, ...], autocast: Autocast) -> None:
-    """One call and the gradients of the weights and of the inputs that carry one."""
-    with autocast():
-        out = part(*inputs)
-    outs = out if isinstance(out, tuple) else (out,)
-    torch.autograd.backward(outs, [torch.ones_like(o) for o in outs])
-    # Freed at once: each candidate then meets the same memory.
-    part.zero_grad(set_to_none=True)
-    for x in inputs:
-        if isinstance(x, Tensor):
-            x.grad = None
-
-
 def time_part(
-    name: str, models: dict[str, nn.Module], inputs: dict[str, Any], args: argparse.Namespace, autocast: Autocast
+    name: str,
+    models: dict[str, nn.Module],
+    inputs: dict[str, Any],
+    args: argparse.Namespace,
+    device: torch.device,
+    precision: Callable[[], Any],
 ) -> dict[str, dict[str, Timing]]:
     """Timings of a part ("" is the whole model) by mode ("inference", "training") and candidate."""
     clock = time.process_time if args.processor_time else time.perf_counter
     parts = {candidate: model.get_submodule(name) for candidate, model in models.items()}
     timings = {}
-    for mode, step in (("inference", inference_step), ("training", training_step)):
+    for mode in ("inference", "training"):
         steps = {}
         for candidate, part in parts.items():
             part.train(mode == "training")
-            function = torch.compile(part) if args.compile else part
-            steps[candidate] = partial(step, function, inputs[candidate][name], autocast)
-        timings[mode] = measure_together(steps, args.warmup, args.repeats, args.device, clock)
+            given = inputs[candidate][name]
+            call = partial(torch.compile(part) if args.compile else part, *given)
+            training = partial(training_step, part, call, precision, inputs=given)
+            steps[candidate] = training if mode == "training" else partial(inference_step, call, precision)
+        timings[mode] = time_candidates(steps, args, device, clock)
     return timings
 
 
 def time_models(models: dict[str, nn.Module], args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """One record per part, mode and candidate, the whole model first; `speed` is the baseline's time over its own."""
-    half = DTYPES[args.precision] if args.precision in HALF else None
-    autocast = partial(torch.autocast, device.type, half or torch.bfloat16, enabled=half is not None)
+    """One record per part, mode and candidate, the whole model first, with tables.
+
+    `speed` is the baseline's time over the candidate's.
+    """
+    precision = partial(autocast, device, DTYPES[args.precision] if args.precision in HALF else None)
     generator = torch.Generator().manual_seed(args.seed)
     frames = torch.rand(args.batch_size, args.frames, 1, args.size, args.size, generator=generator).to(device)
     parts = ["", *part_names(SimVPConfig())]
-    with autocast():
+    with precision():
         inputs = {name: record_inputs(model, parts, frames) for name, model in models.items()}
-    records = []
+    records, whole = [], {}
+    wholes: list[list[str]] = []
+    shares: dict[str, list[list[str]]] = {"inference": [], "training": []}
     for part in parts:
-        for mode, timings in time_part(part, models, inputs, args, autocast).items():
-            for candidate, timing in timings.items():
-                speed = timings[BASELINE].median / timing.median
-                record = {"part": part or "total", "mode": mode, "model": candidate, "speed": speed}
+        for mode, timings in time_part(part, models, inputs, args, device, precision).items():
+            speeds = {name: timings[BASELINE].median / timing.median for name, timing in timings.items()}
+            for name, timing in timings.items():
+                record = {"part": part or "total", "mode": mode, "model": name, "speed": speeds[name]}
                 records.append(record | asdict(timing))
+            if not part:
+                whole[mode] = timings[OURS].median
+                for name, timing in timings.items():
+                    rate = f"{args.batch_size / timing.median:.2f}"
+                    wholes.append([f"{mode}, {name}", *timing.cells(), rate, f"{speeds[name]:.2f}"])
+                continue
+            share = f"{100 * timings[OURS].median / whole[mode]:.1f}"
+            shares[mode].append([f"{mode}, {part}", *timings[OURS].cells()[:2], share, f"{speeds[OURS]:.2f}"])
         print(f"timed {part or 'the whole model'}", flush=True)
-    return records
-
-
-def print_tables(records: list[dict[str, Any]], batch: int) -> None:
-    """The whole models, then where the time goes."""
     header = ["whole model", "ms", "20 to 80 %", "peak MiB", "sequences/s", "speed vs baseline"]
-    rows, parts = [], []
-    for record in records:
-        timing = Timing(**{field.name: record[field.name] for field in fields(Timing)})
-        if record["part"] == "total":
-            name, rate = f"{record['mode']}, {record['model']}", f"{batch / timing.median:.2f}"
-            rows.append([name, *format_timing(timing), rate, f"{record['speed']:.2f}"])
-        elif record["model"] == OURS:
-            whole = next(
-                r for r in records if r["part"] == "total" and r["mode"] == record["mode"] and r["model"] == OURS
-            )
-            share = f"{100 * timing.median / whole['median']:.1f}"
-            parts.append(
-                [f"{record['mode']}, {record['part']}", *format_timing(timing)[:2], share, f"{record['speed']:.2f}"]
-            )
-    print(f"\n{markdown_table(header, rows)}\n\nwhere the time goes\n")
-    columns = ["part (alone)", "ms", "20 to 80 %", "% of the model", "speed vs baseline"]
-    print(markdown_table(columns, sorted(parts, key=lambda row: row[0].split(",")[0])))
+    print(f"\n{markdown_table(header, wholes)}\n\nwhere the time goes\n")
+    header = ["part by itself", "ms", "20 to 80 %", "% of the model", "speed vs baseline"]
+    print(markdown_table(header, [*shares["inference"], *shares["training"]]))
+    return records
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     device = set_up_device(args.device, args.threads)
-    load = os.getloadavg()
     torch.manual_seed(args.seed)
     models = build_models(args, device)
     x = torch.rand(1, args.frames, 1, args.size, args.size, generator=torch.Generator().manual_seed(args.seed))
@@ -179,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{OURS} agrees with its baseline, relative error {error}", flush=True)
     set_up_device(args.device, args.threads, tf32=args.precision == "tf32")
     records = time_models(models, args, device)
-    print_tables(records, args.batch_size)
-    write_run(args, load_average=[load, os.getloadavg()], relative_error=error, results=records)
+    write_run(args, relative_error=error, results=records)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@
 
 Every candidate is checked against PyWavelets in float64 (without that package: against our plain formulas) before
 anything is timed, up to the signs, order and border that it documents; a wrong one ends the program. Each is timed in
-the memory layout of its own output: nobody pays for a conversion. The copy moves as many bytes as the transform must
-read and write; "of limit" is its time over the candidate's. With --backward, forward and backward are timed together
-and each gradient is checked to be the adjoint. WSFVIT_WAVELET_BACKEND chooses our backend; the name in the table says
-which one ran.
+the memory layout of its own output, without conversions. The copy moves as many bytes as the transform must read and
+write; "of limit" is its time over the candidate's. With --backward, forward and backward are timed together and each
+gradient is checked to be the adjoint. WSFVIT_WAVELET_BACKEND chooses our backend, which the table names.
+
+Prints a table per transform and shape, --out writes them as JSON. The first command takes about a minute.
 """
 
 import argparse
@@ -23,24 +24,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import (
-    DTYPES,
-    Timing,
-    build_timing_parser,
+from benchmarks.baseline import FFTHaarSWT2d
+from benchmarks.common import DTYPES, build_timing_parser, parse_shape, set_up_device, write_run
+from benchmarks.timing import (
+    DIRECTIONS,
+    Step,
+    build_step,
     capture,
-    format_timing,
-    forward_backward_step,
-    forward_step,
     host_seconds,
-    markdown_table,
-    measure_together,
-    parse_shape,
-    set_up_device,
-    write_run,
+    relative_error,
+    require_small,
+    time_candidates,
 )
+from wsfvit.layers import PublishedHaarSWT2d
 from wsfvit.utils.errors import first_line, run_main
 from wsfvit.utils.precision import memory_format
-from wsfvit.wavelets import SwtMode, reference
+from wsfvit.utils.tables import markdown_table
+from wsfvit.wavelets import SwtMode, haar_dwt2d, haar_swt2d, reference
 
 COPY = "copy (same bytes)"
 FFT = "fft (baseline)"
@@ -48,12 +48,12 @@ FFT = "fft (baseline)"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 PUBLISHED_SIGNS = (1, -1, -1, 1)
 PYWAVELETS = "PyWavelets"
-# What is right; the tests hold our plain formulas to PyWavelets.
+# The tests compare our plain formulas with PyWavelets.
 ORACLE = PYWAVELETS if importlib.util.find_spec("pywt") else "our plain formulas"
 
 
 class NotApplicable(Exception):
-    """A candidate that cannot run here; the message says why."""
+    """A candidate that cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Candidate:
     """One way to compute the transform.
 
     `run` maps (B, C, H, W) to the library's own output, and `unpack` maps that to (B, 4, C, h, w) in the order cA, cH,
-    cV, cD. `signs` are its signs relative to PyWavelets. `border` says what follows the last row and column.
+    cV, cD. `signs` are its signs relative to PyWavelets. `border` is what follows the last row and column.
     """
 
     run: Callable[[torch.Tensor], Any]
@@ -71,15 +71,11 @@ class Candidate:
 
 
 def _wsfvit(op: str, x: torch.Tensor) -> Candidate:
-    from wsfvit.wavelets import haar_dwt2d, haar_swt2d
-
     return Candidate(haar_swt2d if op == "swt" else haar_dwt2d, lambda y: y)
 
 
 def _stem(op: str, x: torch.Tensor) -> Candidate:
     """The stem's transform: our SWT with the published signs and border."""
-    from wsfvit.layers import PublishedHaarSWT2d
-
     if op == "dwt":
         raise NotApplicable("the stem's transform is undecimated")
     border = "periodic" if _wraps(x) else "zero"
@@ -88,8 +84,6 @@ def _stem(op: str, x: torch.Tensor) -> Candidate:
 
 def _wraps(x: torch.Tensor) -> bool:
     """The published border: a square image that fills its power-of-two canvas wraps around."""
-    from benchmarks.baseline import FFTHaarSWT2d
-
     H, W = x.shape[-2:]
     return H == W == FFTHaarSWT2d.canvas_size(H, W)
 
@@ -100,8 +94,6 @@ def _unpack_stem(y: torch.Tensor) -> torch.Tensor:
 
 def _fft(op: str, x: torch.Tensor) -> Candidate:
     """The baseline's stem transform; for the DWT, every second coefficient of it."""
-    from benchmarks.baseline import FFTHaarSWT2d
-
     H = x.shape[-2]
     swt: Callable[[torch.Tensor], torch.Tensor] = FFTHaarSWT2d().to(x.device)
     wraps = _wraps(x)
@@ -237,11 +229,8 @@ def check_forward(name: str, candidate: Candidate, op: str, x: torch.Tensor) -> 
     if got.shape != (x.shape[0], *want.shape[1:]):
         raise SystemExit(f"{op} by {name}: shape {tuple(got.shape)}, {ORACLE} has {tuple(want.shape[1:])} per image")
     signs = torch.tensor(candidate.signs, dtype=torch.float64)[:, None, None, None]
-    error = float((got[ends].double().cpu() * signs - want).norm() / want.norm())
-    # "not below" rather than "above", so that NaN fails too
-    if not error < TOLERANCE[x.dtype]:
-        raise SystemExit(f"{op} by {name} differs from {ORACLE}: relative error {error:.2e}; nothing was timed")
-    return error
+    error = relative_error(got[ends].double().cpu() * signs, want)
+    return require_small(f"{op} by {name} differs from {ORACLE}", error, TOLERANCE[x.dtype])
 
 
 def check_adjoint(name: str, candidate: Candidate, op: str, x: torch.Tensor) -> float:
@@ -255,52 +244,23 @@ def check_adjoint(name: str, candidate: Candidate, op: str, x: torch.Tensor) -> 
     right = (x.detach().double() * grad.double()).sum()
     # Not relative to <T x, g> itself: for a few elements that can come out near 0.
     error = float((left - right).abs() / (y.detach().double().norm() * g.double().norm()))
-    if not error < TOLERANCE[x.dtype]:
-        raise SystemExit(f"{op} by {name} has a wrong gradient: relative error {error:.2e}; nothing was timed")
-    return error
+    return require_small(f"{op} by {name} has a wrong gradient", error, TOLERANCE[x.dtype])
 
 
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """All tensors of a library's output, whatever its nesting."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    return [tensor for part in output for tensor in tensors_of(part)]
-
-
-def run_flat(candidate: Candidate, x: torch.Tensor) -> list[torch.Tensor]:
-    """All tensors of the candidate's output for ``x``."""
-    return tensors_of(candidate.run(x))
-
-
-def copy_step(source: torch.Tensor, times: int) -> Any:
-    return [source.clone() for _ in range(times)]
-
-
-def build_steps(
-    candidates: dict[str, Candidate], op: str, x: torch.Tensor, backward: bool
-) -> dict[str, Callable[[], Any]]:
+def build_steps(candidates: dict[str, Candidate], op: str, x: torch.Tensor, direction: str) -> dict[str, Step]:
     """What is timed, by name: the candidates, then the copy that bounds them."""
     B, C, H, W = x.shape
-    steps: dict[str, Callable[[], Any]] = {}
-    for name, candidate in candidates.items():
-        if backward:
-            leaf = x.detach().requires_grad_()
-            grads = [torch.randn_like(y) for y in run_flat(candidate, leaf)]
-            steps[name] = partial(forward_backward_step, partial(run_flat, candidate), [leaf], grads)
-        else:
-            steps[name] = partial(forward_step, candidate.run, x)
+    steps = {name: build_step(candidate.run, x, direction) for name, candidate in candidates.items()}
     written = 4 * (H * W if op == "swt" else -(-H // 2) * -(-W // 2))
     # A copy of n elements reads n and writes n; the backward moves the same bytes the other way.
     source = torch.randn(B * C * (H * W + written) // 2, device=x.device).to(x.dtype)
-    steps[COPY] = partial(copy_step, source, 2 if backward else 1)
-    return steps
+    times = 1 + DIRECTIONS.index(direction)
+    return steps | {COPY: lambda: [source.clone() for _ in range(times)]}
 
 
-def capture_steps(
-    steps: dict[str, Callable[[], Any]], device: torch.device
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+def capture_steps(steps: dict[str, Step], device: torch.device) -> tuple[dict[str, Step], dict[str, str]]:
     """The steps as CUDA graphs, and why others could not become one."""
-    graphs: dict[str, Callable[[], Any]] = {}
+    graphs: dict[str, Step] = {}
     refused = {}
     for name, step in steps.items():
         try:
@@ -322,41 +282,29 @@ def bench_transform(op: str, shape: tuple[int, ...], args: argparse.Namespace, d
     if args.backward:
         for name, candidate in candidates.items():
             errors[name]["adjoint"] = check_adjoint(name, candidate, op, x)
-    steps = build_steps(candidates, op, x, args.backward)
+    direction = DIRECTIONS[args.backward]
+    steps = build_steps(candidates, op, x, direction)
     host = {name: host_seconds(step, device) for name, step in steps.items()} if args.cuda_graph else {}
     if args.cuda_graph:
         steps, refused = capture_steps(steps, device)
         left_out |= refused
-    timings = measure_together(steps, args.warmup, args.repeats, device)
-    title = f"{op} {'x'.join(map(str, shape))} {args.dtype}, {'forward + backward' if args.backward else 'forward'}"
-    print_table(title, timings, candidates, left_out)
-    results = [
-        {"candidate": name, "relative_error": errors.get(name), "of_limit": timings[COPY].median / timing.median}
-        | {"border": candidates[name].border if name in candidates else None}
-        | asdict(timing)
-        | ({"host_seconds": host[name]} if host else {})
-        for name, timing in timings.items()
-    ]
+    timings = time_candidates(steps, args, device)
+    rows, results = [], []
+    for name, timing in timings.items():
+        share = timings[COPY].median / timing.median
+        border = candidates[name].border if name in candidates else None
+        record = {"candidate": name, "relative_error": errors.get(name), "of_limit": share, "border": border}
+        results.append(record | asdict(timing) | ({"host_seconds": host[name]} if host else {}))
+        speed = f"{timings[FFT].median / timing.median:.2f}" if FFT in timings else ""
+        rows.append([name, *timing.cells(), f"{100 * share:.0f} %", speed, border or ""])
+    rows += [[name, reason, "", "", "", "", ""] for name, reason in left_out.items()]
+    header = ["candidate", "ms", "20 to 80 %", "peak MiB", "of limit", "speed vs fft", "border"]
+    print(f"\n{op} {'x'.join(map(str, shape))} {args.dtype}, {direction}\n\n{markdown_table(header, rows)}", flush=True)
     return {"op": op, "shape": shape, "results": results, "left_out": left_out}
 
 
-def print_table(
-    title: str, timings: dict[str, Timing], candidates: dict[str, Candidate], left_out: dict[str, str]
-) -> None:
-    rows = []
-    for name, timing in timings.items():
-        of_limit = f"{100 * timings[COPY].median / timing.median:.0f} %"
-        speed = f"{timings[FFT].median / timing.median:.2f}" if FFT in timings else ""
-        border = candidates[name].border if name in candidates else ""
-        rows.append([name, *format_timing(timing), of_limit, speed, border])
-    for name, reason in left_out.items():
-        rows.append([name, reason, "", "", "", "", ""])
-    header = ["candidate", "ms", "20 to 80 %", "peak MiB", "of limit", "speed vs fft", "border"]
-    print(f"\n{title}\n\n{markdown_table(header, rows)}")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = build_timing_parser("wavelets", __doc__)
+    parser = build_timing_parser("benchmarks.wavelets", __doc__)
     parser.add_argument("--op", choices=("swt", "dwt", "all"), default="all")
     parser.add_argument("--shapes", nargs="+", type=parse_shape, default=[(4, 3, 224, 224)], metavar="BxCxHxW")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -365,7 +313,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cuda-graph",
         action="store_true",
-        help="time the GPU alone, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
+        help="time only the GPU, by replaying CUDA graphs, and record what the host takes to start a call eagerly",
     )
     args = parser.parse_args(argv)
     if args.cuda_graph and not args.device.startswith("cuda"):

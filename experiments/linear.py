@@ -1,8 +1,11 @@
-"""The yardstick of the small trainings: softmax regression on raw pixels.
+"""Fit softmax regression on raw pixels, the lower bound for the small trainings.
 
     python -m experiments.linear --dataset digits
     python -m experiments.linear --dataset hfds/PATH_TO_CIFAR10 --root CACHE --train-split train[:20000] \\
         --val-split test --out results/training/linear.csv --name cifar10
+
+Prints top-1 for three weight decays, --out appends the best one to a CSV table. Takes seconds on digits and minutes on
+20,000 images of CIFAR-10.
 """
 
 import csv
@@ -44,7 +47,7 @@ def fit(images: torch.Tensor, labels: torch.Tensor, weight_decay: float, steps: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser("linear", __doc__)
+    parser = build_parser("experiments.linear", __doc__)
     parser.add_argument("--dataset", default="digits", help="digits, or a timm data set name")
     parser.add_argument("--root", help="data folder; the cache folder of hfds/ data sets")
     parser.add_argument("--train-split", default="train")
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images, train_labels = load_pixels(args.dataset, args.root, args.train_split, args.in_chans)
     val_images, val_labels = load_pixels(args.dataset, args.root, args.val_split, args.in_chans)
     mean, std = train_images.mean(0), train_images.std(0) + 0.1
-    # The best of three weight decays, chosen on the validation split: in the yardstick's favour.
+    # The best of three weight decays, chosen on the validation split: in favour of the lower bound.
     scores = {}
     for weight_decay in (1e-4, 1e-3, 1e-2):
         model = fit((train_images - mean) / std, train_labels, weight_decay)

@@ -1,14 +1,14 @@
-"""Train many systems by one recipe, with several seeds, and compare them; what is finished is not run again.
+"""Train several systems by one recipe with several seeds, and compare them; finished rows are not run again.
 
     python -m experiments.study configs/cifar10/study_cpu.yaml --data PATH_TO_CIFAR10
     python -m experiments.study configs/cifar10/study.yaml --data PATH_TO_CIFAR10 --list
     python -m experiments.study configs/cifar10/study.yaml --data ... --only "wacnn_*" --seeds 0 --budget 50
 
-A row is one system with one seed: an ordinary training in a process of its own, then its MACs, speed and memory. Each
-finished row goes to the folder that the YAML file names, with its arguments, log and table of epochs; results.json,
-results.md and results.png there are rewritten after every row. A row that fails is recorded with its error, the others
-go on, and the next call tries it again. Ctrl-C, SIGTERM and the end of --budget save the running row; the same command
-continues it. Several calls, equal ones too, share the work: each leaves out what another one runs.
+A row is one system with one seed: a training in a process of its own, then its MACs, speed and memory. Each finished
+row goes to the folder that the YAML file names, with its arguments, log and table of epochs; results.json, results.md
+and results.png there are rewritten after every row. A row that fails is recorded with its error, the others go on, and
+the next call tries it again. Ctrl-C, SIGTERM and the end of --budget save the running row; the same command continues
+it. Several equal calls at once share the rows. study_cpu.yaml takes six hours of a CPU core.
 """
 
 import argparse
@@ -39,7 +39,7 @@ DATA_VARIABLE = "WSFVIT_CIFAR10"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = build_parser("study", __doc__)
+    parser = build_parser("experiments.study", __doc__)
     parser.add_argument("study", metavar="FILE.yaml", help="the study: recipe, systems, seeds, comparisons")
     parser.add_argument(
         "--data",
@@ -52,23 +52,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=natural_int, nargs="+", metavar="N", help="seeds to run (default: the study's)")
     parser.add_argument("--budget", type=positive_float, metavar="MINUTES", help="save and stop after that time")
-    parser.add_argument("--list", action="store_true", help="show the state of each row and end")
+    parser.add_argument("--list", action="store_true", help="show the state of each row and exit")
     parser.add_argument("--output", default="output/study", metavar="DIR", help="folder of the checkpoints")
     return parser.parse_args(argv)
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two settings of a row and changes its result."""
+    """Differences between two settings of a row that change its result."""
     return changed_arguments(before, now) + [f"{key} added or removed" for key in sorted(before.keys() ^ now.keys())]
 
 
 def outcome(record: dict[str, Any]) -> str:
-    """What came out of a row, in a few words."""
+    """Top-1 or error of a row, as text."""
     return f"failed: {record['error']}" if "error" in record else f"top-1 {record['top1']:.2f} %"
 
 
 def read_record(study: Study, row: Row) -> dict[str, Any] | None:
-    """What is recorded about a row, or None.
+    """Record of a row, or None.
 
     Raises:
         UserError: it was finished with other settings than the study's.
@@ -87,7 +87,7 @@ def read_record(study: Study, row: Row) -> dict[str, Any] | None:
 
 
 def show_rows(study: Study, rows: Sequence[Row], output: Path) -> None:
-    """Prints the state of each row."""
+    """Print the state of each row."""
     for row in rows:
         record = read_record(study, row)
         if record is None:
@@ -99,7 +99,7 @@ def show_rows(study: Study, rows: Sequence[Row], output: Path) -> None:
 
 
 class Runner:
-    """Runs rows one after the other.
+    """Run rows one after the other.
 
     Args:
         study: The study.
@@ -115,7 +115,7 @@ class Runner:
         self.deadline = None if budget is None else self.started + budget
 
     def run(self, rows: Sequence[Row]) -> bool:
-        """Runs what is not finished and rewrites the report; returns False where it was asked to stop."""
+        """Run the unfinished rows and rewrite the report; returns False after a request to stop."""
         records = {row: read_record(self.study, row) for row in rows}
         todo = [row for row, record in records.items() if record is None or "error" in record]
         print(f"{self.study.title}: {len(rows)} rows, {len(rows) - len(todo)} of them finished", flush=True)
@@ -132,7 +132,7 @@ class Runner:
                 make_folder(folder)
                 with held(folder / ".row.lock") as own:
                     if not own or read_record(self.study, row) != records[row]:
-                        print("  another command runs it, or has run it", flush=True)
+                        print("  another command runs it or has run it", flush=True)
                         continue
                     began = time.monotonic()
                     code = self._run_row(row, folder, stop)
@@ -148,7 +148,7 @@ class Runner:
         return stop.requested or (self.deadline is not None and time.monotonic() > self.deadline)
 
     def _run_row(self, row: Row, folder: Path, stop: StopRequests) -> int:
-        """Trains and measures one row; returns its exit code.
+        """Train and measure one row; returns its exit code.
 
         Raises:
             UserError: the folder holds an unfinished run with other settings.
@@ -176,13 +176,13 @@ class Runner:
             return self._execute(argv, log, stop)
 
     def _execute(self, argv: list[str], log: TextIO, stop: StopRequests) -> int:
-        """Runs study_row in a process of its own and passes on requests to stop."""
+        """Run study_row in a process of its own and pass on requests to stop."""
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "experiments.study_row", *argv],
             stdout=log,
             stderr=log,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            # In a session of its own: a terminal's Ctrl-C reaches it through this process alone, once.
+            # So that a terminal's Ctrl-C reaches it once, through this process.
             start_new_session=True,
         )
         asked = False
@@ -196,11 +196,11 @@ class Runner:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        # Outside the training a signal ends the process outright: nothing to save, and nothing went wrong.
+        # Outside the training a signal ends the process at once: there is nothing to save.
         return STOPPED_EXIT_CODE if asked and process.returncode == -signal.SIGTERM else process.returncode
 
     def _record(self, row: Row, folder: Path, code: int) -> dict[str, Any]:
-        """Files what a row left in the folder of results; paths of this machine are left out."""
+        """Copy the outcome of a row to the results folder, without paths of this machine."""
         record: dict[str, Any] = {"system": row.system, "seed": row.seed, "settings": row_settings(self.study, row)}
         log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
         if code == 0:

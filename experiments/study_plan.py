@@ -1,4 +1,4 @@
-"""What a study consists of: its YAML file, its rows, and the settings of each."""
+"""A study: its YAML file, its rows, and the settings of each."""
 
 import difflib
 import fnmatch
@@ -17,17 +17,17 @@ REQUIRED_KEYS = ("title", "results", "seeds", "systems")
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its YAML file describes it.
+    """Content of a study's YAML file.
 
     Attributes:
         name: Of the file, without its suffix.
         title: Heading of the report.
         results: Folder of the results.
-        seeds: Of every system.
+        seeds: Seeds of every system.
         settings: Arguments of train.py, as in its YAML files, for every row: the recipe and what the study changes.
         measure: ``batch_size`` and ``repeats`` of the timing after each training.
         systems: Arguments of train.py of each system, by name; ``note`` among them is shown in the table.
-        comparisons: ``system`` and ``against`` by name, and what was ``published`` about them.
+        comparisons: ``system`` and ``against`` by name, and the ``published`` difference.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """Name of its folders."""
         return f"{self.system}-seed{self.seed}"
 
 
 def load_study(path: str) -> Study:
-    """Reads a study.
+    """Read a study.
 
     Raises:
         UserError: the file or its recipe cannot be read, or does not hold what a study needs.
@@ -73,7 +73,9 @@ def load_study(path: str) -> Study:
     for comparison in comparisons:
         for key in ("system", "against"):
             if comparison.get(key) not in systems:
-                raise UserError(f"study '{path}': a comparison's {key} is '{comparison.get(key)}', which is no system")
+                raise UserError(
+                    f"study '{path}': a comparison's {key} is '{comparison.get(key)}', which is not a system"
+                )
     recipe = _read_yaml(Path(content["recipe"])) if content.get("recipe") else {}
     return Study(
         name=Path(path).stem,
@@ -100,10 +102,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def choose_rows(study: Study, only: Sequence[str], seeds: Sequence[int] | None) -> list[Row]:
-    """The rows to run, one seed of all systems after the other: an early end leaves whole comparisons.
+    """Rows to run, all systems of one seed before the next seed, so that an early end leaves whole comparisons.
 
     Raises:
-        UserError: no system fits one of the patterns, or the study has no such seed.
+        UserError: a pattern matches no system, or the study has no such seed.
     """
     for pattern in only:
         if not fnmatch.filter(study.systems, pattern):
@@ -115,6 +117,6 @@ def choose_rows(study: Study, only: Sequence[str], seeds: Sequence[int] | None) 
 
 
 def row_settings(study: Study, row: Row) -> dict[str, Any]:
-    """Arguments of train.py that define a row: the same everywhere, without places."""
+    """Arguments of train.py that define a row, without folders."""
     system = {key: value for key, value in study.systems[row.system].items() if key != "note"}
     return study.settings | system | {"seed": row.seed}

@@ -1,19 +1,16 @@
-"""The report of a study: results.json, a Markdown page of tables, and accuracy against cost as a picture."""
+"""Report of a study: results.json, a Markdown page of tables, and a figure of accuracy against cost."""
 
 import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import markdown_table
 from experiments.study_plan import Study
 from wsfvit.utils.figures import new_panels, plain_log_scale, save_figure
 from wsfvit.utils.files import write_text_atomic
+from wsfvit.utils.tables import markdown_table
 
 Record = dict[str, Any]
-
-# Two-sided 95 % quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 PANELS = (
     ("MACs per image (M)", lambda record: record["macs"] / 1e6),
@@ -35,12 +32,14 @@ def write_report(study: Study) -> None:
     finished = [record for record in records if "error" not in record]
     payload = {"study": study.title, "rows_planned": len(order) * len(study.seeds), "rows": records}
     write_text_atomic(study.results / "results.json", json.dumps(payload, indent=2) + "\n")
-    write_text_atomic(study.results / "results.md", _page(study, records, finished))
+    write_text_atomic(study.results / "results.md", build_page(study, records))
     if finished:
         save_figure(draw_costs(study, finished), study.results / "results.png")
 
 
-def _page(study: Study, records: Sequence[Record], finished: Sequence[Record]) -> str:
+def build_page(study: Study, records: Sequence[Record]) -> str:
+    """Markdown page of the records, ordered by system and seed."""
+    finished = [record for record in records if "error" not in record]
     planned = len(study.systems) * len(study.seeds)
     parts = [f"# {study.title}", f"{len(finished)} of {planned} rows are finished (system x seed)."]
     if finished:
@@ -114,15 +113,10 @@ def spread(values: Sequence[float]) -> str:
 
 
 def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float | None, int] | None:
-    """Mean difference over the seeds that both have.
-
-    Args:
-        ours: Top-1 by seed.
-        theirs: Likewise.
+    """Mean difference of top-1, by seed, over the seeds that both have, with its 95 % interval by Student's t.
 
     Returns:
-        The difference, half the width of its 95 % interval (None for one seed) and the number of seeds; None where no
-        seed is common.
+        The difference, half the width of the interval (None for one seed) and the number of seeds; None for no seed.
     """
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     count = len(differences)
@@ -130,8 +124,9 @@ def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple
         return None
     half = None
     if count > 1:
-        # Beyond the table the last quantile is kept: the interval is then a little too wide.
-        half = T95[min(count - 1, len(T95)) - 1] * statistics.stdev(differences) / count**0.5
+        from scipy import stats  # only where there is an interval to give
+
+        half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
     return statistics.fmean(differences), half, count
 
 

@@ -1,6 +1,6 @@
-"""One row of a study, in a process of its own: trains, then counts, times and weighs the model.
+"""Run one row of a study in a process of its own: train, then count MACs and measure speed and memory.
 
-python -m experiments.study_row FOLDER BATCH_SIZE REPEATS     # as experiments.study calls it
+    python -m experiments.study_row FOLDER BATCH_SIZE REPEATS     # as experiments.study calls it
 
 Reads FOLDER/config.yaml (arguments of train.py), continues the run in FOLDER if there is one, and writes
 FOLDER/measured.json. Ends like train.py: exit code 75 after a request to stop, 2 after a mistake in the settings.
@@ -9,21 +9,21 @@ FOLDER/measured.json. Ends like train.py: exit code 75 after a request to stop, 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import build_parser, environment, measure_together
-from benchmarks.models import inference_step, training_step
+from benchmarks.common import build_parser, environment
+from benchmarks.timing import classification_loss, cpu_or_wall_clock, inference_step, measure_together, training_step
 from wsfvit.analysis.flop_counter import count_complexity
 from wsfvit.cli.train import parse_train_args
 from wsfvit.factory.data import resolve_data
 from wsfvit.factory.model import build_model
 from wsfvit.train.classify import run_training
+from wsfvit.train.loop import peak_memory
 from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import run_main
@@ -45,44 +45,35 @@ def measure_model(args: argparse.Namespace, batch_size: int, repeats: int) -> di
     images = torch.randn(batch_size, *shape).to(device, memory_format=layout)
     labels = torch.randint(model.num_classes, (batch_size,), device=device)
 
-    def precision() -> AbstractContextManager[None]:
-        return autocast(device, amp_dtype(args))
+    precision = partial(autocast, device, amp_dtype(args))
 
     def infer() -> None:
         model.eval()
-        inference_step(model, images, precision)
+        inference_step(partial(model, images), precision)
 
     def train() -> None:
         model.train()
-        training_step(model, images, labels, precision)
+        training_step(model, partial(classification_loss, model, images, labels), precision)
 
-    # Rows are timed at different moments, and on a CPU other programs are felt; processor time leaves them out.
-    on_cpu = device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
+    # Rows are timed at different times: CPU time shows the load of other programs least.
+    clock, clock_name = cpu_or_wall_clock(device)
     timings = measure_together({"inference": infer, "training": train}, 1, repeats, device, clock)
     speeds = {f"{mode}_images_per_s": batch_size / timing.median for mode, timing in timings.items()}
-    timed = {"timed_batch_size": batch_size, "timed_by": "processor time" if on_cpu else "wall clock"}
+    timed = {"timed_batch_size": batch_size, "timed_by": clock_name}
     return {"params": complexity.params, "macs": complexity.macs, **timed, **speeds}
 
 
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Highest memory use so far, in bytes: allocated on the GPU, or the resident set of this process on a CPU."""
-    if device.type == "cuda":
-        return {"peak_memory": torch.cuda.max_memory_allocated(device), "peak_memory_of": "GPU"}
-    try:
-        import resource
-    except ImportError:  # Windows
+def describe_memory(device: torch.device) -> dict[str, Any]:
+    """Highest memory use so far in bytes, and of what."""
+    peak = peak_memory(device)
+    if peak is None:
         return {"peak_memory": None, "peak_memory_of": "not measured"}
-    # KiB, but bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_memory_of": "process (with Python and its libraries)",
-    }
+    of = "GPU" if device.type == "cuda" else "process (with Python and its libraries)"
+    return {"peak_memory": round(peak * 2**30), "peak_memory_of": of}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser("study_row", __doc__)
+    parser = build_parser("experiments.study_row", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("batch_size", type=int, metavar="BATCH_SIZE", help="images of a timed step")
     parser.add_argument("repeats", type=int, metavar="REPEATS", help="timed rounds")
@@ -97,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Taken before the timing, whose batch may be another, and kept: where that is interrupted, no training follows.
     memory = folder / "memory.json"
     if not memory.is_file():
-        write_text_atomic(memory, json.dumps(peak_memory(resolve_device(args.device))) + "\n")
+        write_text_atomic(memory, json.dumps(describe_memory(resolve_device(args.device))) + "\n")
     measured = json.loads(memory.read_text()) | {
         "model": args.model,
         "epochs": len(rows),

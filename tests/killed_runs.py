@@ -1,4 +1,4 @@
-"""Runs that save and are killed by SIGKILL meanwhile; after each the folder must hold a whole, not older state.
+"""Kill runs by SIGKILL while they save; after each the folder must hold an intact checkpoint that is not older.
 
     python killed_runs.py FOLDER
 
@@ -29,7 +29,7 @@ def metric_of(epoch: int) -> float:
 
 
 def save_epochs(folder: Path, acknowledged: int, background: bool, count: float) -> None:
-    """Continues the run in ``folder``; reports each epoch once it is surely saved, as a byte into ``acknowledged``."""
+    """Continue the run in ``folder``; report each epoch after it is saved, as a byte into ``acknowledged``."""
     store = CheckpointStore(folder, keep=2, background=background)
     newest = store.load_newest()
     epoch = newest[0]["epoch"] + 1 if newest else 0
@@ -45,7 +45,7 @@ def save_epochs(folder: Path, acknowledged: int, background: bool, count: float)
 
 
 def run(folder: Path, step: int | None, seconds: float) -> tuple[int, bool]:
-    """One run in a fork, killed at a step or after ``seconds``; returns the epochs it reported and if it was killed."""
+    """One run in a fork, killed at a step or after ``seconds``; returns the reported epochs and if it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -75,7 +75,7 @@ def check(folder: Path, at_least: int, at_most: int) -> int:
     epoch = content["epoch"]
     assert at_least <= epoch <= at_most, f"{path.name}: epoch {epoch}, not {at_least} to {at_most}"
     whole = all(bool(tensor.eq(epoch).all()) for tensor in content["state_dict"].values())
-    assert whole, f"{path.name} mixes states"
+    assert whole, f"{path.name} mixes checkpoints"
     assert store.best_metric == max(metric_of(e) for e in range(epoch + 1))
     best = read_checkpoint(folder / "model_best.pth.tar")
     assert best["metric"] >= store.best_metric, f"model_best is epoch {best['epoch']}"
@@ -86,7 +86,7 @@ def check(folder: Path, at_least: int, at_most: int) -> int:
 
 
 def killed_at_every_step(folder: Path) -> dict[str, int]:
-    """Each run starts anew and gets one step further, until one ends before its turn to be killed comes."""
+    """Each run starts in a new folder and gets one step further, until one ends before it is killed."""
     killed, saved, alive = 0, 0, False
     while not alive:
         fresh = folder / f"step-{killed}"

@@ -1,12 +1,16 @@
-"""Send damaged and hostile checkpoints through the loader.
+"""Fuzz the checkpoint loader with damaged and malicious files.
 
     python -m tools.fuzz_checkpoints --count 1000 --out results/robustness/checkpoints.json
 
 Each file must either load bit-equal content or end in one ``UserError`` of one line, and must never run code: the
-hostile ones would create a file if they did. Damage is done to formats that carry a checksum (a sealed checkpoint, a
-plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none, and come hostile only.
+malicious ones would create a file if they did. Damaged files have formats with a checksum (a sealed checkpoint, a
+plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none and are malicious only.
+
+Prints the counts by kind, format and outcome, --out writes them as JSON; exit code 1 if a file did not end so. Takes
+seconds for 1000 files.
 """
 
+import argparse
 import functools
 import importlib
 import io
@@ -18,15 +22,19 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import build_parser, report_fuzzing
+from benchmarks.common import add_out, build_parser, write_run
+from tools.kill_resume import first_difference
 from wsfvit.checkpoint.io import export_safetensors, load_state_dict_file, save_atomic
 from wsfvit.utils.errors import UserError, run_main
+from wsfvit.utils.tables import markdown_table
 
 GOOD = ("intact", "refused")
 Weights = dict[str, torch.Tensor]
@@ -72,7 +80,7 @@ def gadgets(canary: Path) -> dict[str, Gadget]:
 
 
 def _apply(function: object, argument: object) -> Gadget:
-    """Calls what is only known while unpickling."""
+    """Call a function that is known only while unpickling."""
     return Gadget(list, Gadget(map, function, [argument]))
 
 
@@ -106,10 +114,10 @@ def make_bases(folder: Path, weights: Weights) -> dict[str, Path]:
     return paths
 
 
-def flip_bits(blob: bytes, rng: random.Random) -> bytes:
-    """One to eight bits turned over."""
+def flip_bits(blob: bytes, rng: random.Random, most: int = 8) -> bytes:
+    """One to ``most`` bits flipped."""
     changed = bytearray(blob)
-    for _ in range(rng.randint(1, 8)):
+    for _ in range(rng.randint(1, most)):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
@@ -158,7 +166,7 @@ def write_hostile(path: Path, weights: Weights, gadget: Gadget, rng: random.Rand
         content = gadget
     kind = rng.choice(["zip", "legacy", "pickle", "sealed"])
     protocol = rng.choice([2, 3, 4])
-    if kind == "sealed":  # the digest says that a file is whole, not that it is kind
+    if kind == "sealed":  # the digest proves that a file is intact, not that it is harmless
         save_atomic(content, path)
     elif kind == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=protocol))
@@ -175,10 +183,7 @@ def try_file(path: Path, weights: Weights, canary: Path) -> tuple[str, str]:
     outcome, message = "intact", ""
     try:
         found, _ = load_state_dict_file(path)
-        same = found.keys() == weights.keys() and all(
-            found[key].dtype == value.dtype and torch.equal(found[key], value) for key, value in weights.items()
-        )
-        outcome = "intact" if same else "altered"
+        outcome = "intact" if first_difference(found, weights) is None else "altered"
     except UserError as err:
         message = str(err)
         outcome = "refused" if "\n" not in message else "refused in several lines"
@@ -214,17 +219,34 @@ def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
     return cases
 
 
+def report(args: argparse.Namespace, cases: Sequence[Mapping[str, str]], bad: Sequence[str]) -> None:
+    """Print the number of ``cases`` of each kind, write it to ``--out``, and exit with 1 if any is bad.
+
+    Args:
+        args: The program's arguments.
+        cases: The kind of each case, e.g. its format and outcome.
+        bad: A line about each case that did not end as it should.
+    """
+    counts = Counter(tuple(case.items()) for case in cases)
+    results = [dict(kind) | {"files": files} for kind, files in sorted(counts.items())]
+    print(markdown_table(list(results[0]), [[str(value) for value in row.values()] for row in results]))
+    print(*bad, f"{len(cases)} files, {len(bad)} of them did not end as they should", sep="\n")
+    write_run(args, bad=len(bad), results=results)
+    if bad:
+        raise SystemExit(1)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser("fuzz_checkpoints", __doc__)
+    parser = build_parser("tools.fuzz_checkpoints", __doc__)
     parser.add_argument("--count", type=int, default=1000, help="files to try")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
+    add_out(parser)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         cases = fuzz(args.count, args.seed, Path(folder))
     bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
     kinds = [{"kind": case.kind, "format": case.base, "outcome": case.outcome} for case in cases]
-    report_fuzzing(args, kinds, bad)
+    report(args, kinds, bad)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Send damaged images through the reading and the transforms.
+"""Fuzz image reading and the transforms with damaged files.
 
     python -m tools.fuzz_images --count 2000 --out results/robustness/images.json
 
 Each file must either give a finite tensor of the right shape or be refused in one line that names it. A decoder that
-brings its process down is seen too, because a worker process does the reading.
+crashes its process is found too, because a dataloader worker does the reading.
+
+Prints the counts by format and outcome, --out writes them as JSON; exit code 1 if a file did not end as it should.
+Takes about ten seconds.
 """
 
 import io
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import build_parser, report_fuzzing
+from benchmarks.common import add_out, build_parser
+from tools.fuzz_checkpoints import flip_bits, report, truncate
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import BadImage, TransformedDataset
 from wsfvit.data.decoders import DECODERS
@@ -32,23 +37,23 @@ AUGMENTATION = Augmentation(auto_augment="rand-m9-mstd0.5-inc1")
 
 
 def make_bases() -> dict[str, bytes]:
-    """One good picture in every format and pixel mode that data sets come in."""
+    """One intact image in every format and pixel mode that data sets come in."""
     x, y = np.meshgrid(np.arange(96), np.arange(64))
-    picture = Image.fromarray(np.stack([x * 2, y * 3, (x * y) % 256], axis=2).astype(np.uint8))
+    colour = Image.fromarray(np.stack([x * 2, y * 3, (x * y) % 256], axis=2).astype(np.uint8))
     grey16 = Image.fromarray((x * y * 10).astype(np.uint16))
     encoded: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("JPEG", picture, {}),
-        ("JPEG progressive", picture, {"progressive": True}),
-        ("JPEG grey", picture.convert("L"), {}),
-        ("JPEG CMYK", picture.convert("CMYK"), {}),
-        ("PNG", picture, {}),
-        ("PNG palette", picture.convert("P"), {}),
-        ("PNG alpha", picture.convert("RGBA"), {}),
+        ("JPEG", colour, {}),
+        ("JPEG progressive", colour, {"progressive": True}),
+        ("JPEG grey", colour.convert("L"), {}),
+        ("JPEG CMYK", colour.convert("CMYK"), {}),
+        ("PNG", colour, {}),
+        ("PNG palette", colour.convert("P"), {}),
+        ("PNG alpha", colour.convert("RGBA"), {}),
         ("PNG 16 bits", grey16, {}),
-        ("WEBP", picture, {}),
-        ("GIF", picture.convert("P"), {}),
-        ("BMP", picture, {}),
-        ("TIFF", picture, {"compression": "tiff_lzw"}),
+        ("WEBP", colour, {}),
+        ("GIF", colour.convert("P"), {}),
+        ("BMP", colour, {}),
+        ("TIFF", colour, {"compression": "tiff_lzw"}),
     ]
     bases = {}
     for name, image, options in encoded:
@@ -58,25 +63,27 @@ def make_bases() -> dict[str, bytes]:
     return bases
 
 
-def mutate(kind: str, blob: bytes, rng: random.Random) -> bytes:
-    """Damages a file: a few bits turned over, bytes of the header replaced, cut short, or a piece copied elsewhere."""
+def overwrite_header(blob: bytes, rng: random.Random) -> bytes:
+    """One to four of the first 64 bytes replaced."""
     changed = bytearray(blob)
-    if kind == "bit flips":
-        for _ in range(rng.randint(1, 16)):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    elif kind == "header":
-        for _ in range(rng.randint(1, 4)):
-            changed[rng.randrange(min(64, len(changed)))] = rng.randrange(256)
-    elif kind == "truncation":
-        del changed[rng.randrange(len(changed)) :]
-    else:
-        length = rng.randint(1, len(blob) // 4)
-        source, target = (rng.randrange(len(blob) - length) for _ in range(2))
-        changed[target : target + length] = changed[source : source + length]
+    for _ in range(rng.randint(1, 4)):
+        changed[rng.randrange(min(64, len(changed)))] = rng.randrange(256)
     return bytes(changed)
 
 
-MUTATIONS = ("bit flips", "header", "truncation", "splice")
+def splice(blob: bytes, rng: random.Random) -> bytes:
+    """A piece of the file copied over another place of it."""
+    length = rng.randint(1, len(blob) // 4)
+    source, target = (rng.randrange(len(blob) - length) for _ in range(2))
+    return blob[:target] + blob[source : source + length] + blob[target + length :]
+
+
+MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "bit flips": partial(flip_bits, most=16),
+    "header": overwrite_header,
+    "truncation": truncate,
+    "splice": splice,
+}
 
 
 class Outcomes(Dataset[tuple[str, str]]):
@@ -89,7 +96,7 @@ class Outcomes(Dataset[tuple[str, str]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        warnings.simplefilter("ignore")  # PIL's remarks on what it repaired
+        warnings.simplefilter("ignore")  # PIL's warnings about repaired files
         try:
             item = self.images[index]
         except Exception as err:
@@ -105,11 +112,11 @@ class Outcomes(Dataset[tuple[str, str]]):
 def fuzz_images(count: int, seed: int, folder: Path, decoder: str = "pillow") -> Iterator[tuple[str, str, str, str]]:
     """Yields (format, mutation, outcome, message) of ``count`` files; the same seed gives the same files."""
     rng, bases = random.Random(seed), make_bases()
-    kinds = [(rng.choice(list(bases)), rng.choice(MUTATIONS)) for _ in range(count)]
+    kinds = [(rng.choice(list(bases)), rng.choice(list(MUTATIONS))) for _ in range(count)]
     (folder / "class").mkdir()
     names = [f"{index:06}.png" for index in range(count)]  # PIL goes by the content
     for name, (base, mutation) in zip(names, kinds, strict=True):
-        (folder / "class" / name).write_bytes(mutate(mutation, bases[base], rng))
+        (folder / "class" / name).write_bytes(MUTATIONS[mutation](bases[base], rng))
     transform = build_train_transform(CONFIG, AUGMENTATION, use_prefetcher=False)
     dataset = create_dataset("", str(folder), "train", decoder=decoder)
     images = SeededDataset(TransformedDataset(dataset, transform), seed)
@@ -119,18 +126,18 @@ def fuzz_images(count: int, seed: int, folder: Path, decoder: str = "pillow") ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser("fuzz_images", __doc__)
+    parser = build_parser("tools.fuzz_images", __doc__)
     parser.add_argument("--count", type=int, default=2000, help="files to try")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder", choices=DECODERS, default="pillow", help="what reads JPEG files")
-    parser.add_argument("--out", metavar="FILE", help="write the counts as JSON")
+    add_out(parser)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         cases = list(fuzz_images(args.count, args.seed, Path(folder), args.decoder))
     bad = [
         f"{outcome}: {base}, {mutation}: {message}" for base, mutation, outcome, message in cases if outcome not in GOOD
     ]
-    report_fuzzing(args, [{"format": base, "outcome": outcome} for base, _, outcome, _ in cases], bad)
+    report(args, [{"format": base, "outcome": outcome} for base, _, outcome, _ in cases], bad)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Kill trainings by SIGKILL at random moments, resume them with --resume auto, and compare with one left alone.
+"""Kill trainings by SIGKILL at random moments, resume them, and compare with an uninterrupted one bit for bit.
 
     python -m tools.kill_resume --kills 100 --out results/robustness/kills.json
     python -m tools.kill_resume --kills 10 --processes 2 --folder output/kills -- --dataset digits --model ...
 
-Without a training command it goes through short trainings on generated pictures: with and without loading processes,
-on one and two processes, with gradient accumulation, mixed precision, two kinds of network. After ``--`` comes the
-command line of one training, without --output, --experiment and --resume.
+Without a training command it runs short trainings on generated images: with and without dataloader workers, on one and
+two processes, with gradient accumulation, mixed precision, two kinds of network. After ``--`` comes the command line of
+one training, without --output, --experiment and --resume.
 
 A kill hits all processes, or one of two; it comes after a random time, while starting up too, or just before a random
-one of the calls that change the run's files. In the end the weights, their average, the optimizer, the best checkpoint
-and summary.csv (without its two columns of time) must equal those of the training left alone, bit for bit; otherwise
-the exit code is 1. A run is a fork of a process that has imported everything, so a restart costs little.
+one of the calls that change the run's files. In the end the weights, their EMA, the optimizer, the best checkpoint and
+summary.csv (without its two columns of time) must equal those of the uninterrupted training; otherwise the exit code is
+1. A run is a fork of a process that has imported everything, so a restart costs little.
+
+Prints the kills and differences of each training, --out writes them as JSON. The default 24 kills take two minutes.
 """
 
 import csv
@@ -30,27 +32,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import build_parser, environment, markdown_table, write_results
+from benchmarks.common import add_out, build_parser, environment, write_results
 from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.checkpoint.store import BEST, LAST, CheckpointStore
 from wsfvit.cli.train import parse_train_args
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import run_main
+from wsfvit.utils.tables import markdown_table
 
 RESULT_FILES = (LAST, BEST)
 TIMED = ("seconds", "images_per_s")
 UNCOMPARED = (*TIMED, "args")  # a resumed run has other arguments
 FILE_CALLS = ("fsync", "link", "replace", "unlink")
-CALLS_OF_A_RUN = 40  # roughly: the call that is killed is drawn from these
+CALLS_OF_A_RUN = 40  # roughly; the fatal one is drawn from these
 KILLS_OF_A_RUN = 4  # of the short trainings; then another one starts
-# Then the processes whose neighbour was killed are killed too, as torchrun does at once: while they look for each other
-# at the start, they would wait for the dead one until a timeout.
+# Seconds after which the other processes are killed too, as torchrun does at once: a start without the dead one would
+# wait for it until a timeout.
 PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training: its command line without places, and its number of processes."""
+    """A training: its command line without folders, and its number of processes."""
 
     name: str
     argv: tuple[str, ...]
@@ -65,7 +68,7 @@ class Kill:
         at: ``time`` or ``file call``.
         hit: ``all`` or ``rank N``.
         seconds: How long the run had lasted.
-        saved: Epoch and batch of the state that the next run goes on from; None before the first save.
+        saved: Epoch and batch of the checkpoint that the next run resumes from; None before the first save.
         writing: Whether a half-written file was left behind.
         waiting: Whether a process that was not hit had not noticed after ``PATIENCE`` seconds.
     """
@@ -99,7 +102,7 @@ def short_cases() -> list[Case]:
 
 
 def kill_at_call(step: int) -> None:
-    """Makes this process kill itself just before its ``step``-th call, from 0, that changes files."""
+    """Make this process kill itself just before its ``step``-th call, from 0, that changes files."""
     left = step
 
     def counted(call: Callable[..., object]) -> Callable[..., object]:
@@ -145,7 +148,7 @@ class Training:
             return child
         code = 1
         try:
-            os.setpgid(0, 0)  # its loading processes are found by it
+            os.setpgid(0, 0)  # its dataloader workers are in this group
             output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -174,7 +177,7 @@ class Training:
                     self.statuses[rank] = os.waitstatus_to_exitcode(status)
                     del self.living[rank]
                     try:
-                        os.killpg(child, signal.SIGKILL)  # loading processes whose rank is gone
+                        os.killpg(child, signal.SIGKILL)  # dataloader workers whose rank has ended
                     except ProcessLookupError:
                         pass
             time.sleep(0.002)
@@ -199,18 +202,18 @@ class Training:
 
 
 def finish(case: Case, folder: Path) -> tuple[float, float]:
-    """Trains to the end; returns the seconds until the run folder was written to, and those in all."""
+    """Train to the end; returns the seconds until the run folder was written to, and in total."""
     training = Training(case, folder)
     training.wait((folder / "args.yaml").exists)
     starting = training.seconds
     training.wait(lambda: False)
     if not training.check():
-        raise RuntimeError(f"a training was killed by somebody else: see {training.log}")
+        raise RuntimeError(f"a training was killed by another program: see {training.log}")
     return starting, training.seconds
 
 
 def attempt(case: Case, folder: Path, longest: float, rng: random.Random) -> Kill | None:
-    """Goes on with the training in ``folder`` and kills it within ``longest`` seconds; None if it ended before."""
+    """Continue the training in ``folder`` and kill it within ``longest`` seconds; None if it ended before."""
     doomed_call = rng.randrange(CALLS_OF_A_RUN) if rng.random() < 0.4 else None
     hit = list(range(case.processes)) if doomed_call is None and rng.random() < 0.5 else [rng.randrange(case.processes)]
     moment = rng.uniform(0, longest)
@@ -276,14 +279,14 @@ def compare_runs(one: Path, two: Path) -> str | None:
 
 
 def check_case(case: Case, folder: Path, kills: int, kills_of_a_run: int, rng: random.Random) -> dict[str, Any]:
-    """Kills ``case`` that many times, over as many runs as it takes, and compares each with one left alone.
+    """Kill ``case`` that many times, over as many runs as it takes, and compare each run with an uninterrupted one.
 
     Returns:
-        What was done and found, primitives only; ``differences`` is empty if all is well.
+        The record, primitives only; ``differences`` is empty if all runs are equal.
     """
     folder.mkdir(parents=True)
     starting, whole = finish(case, folder / "uninterrupted")
-    # So that the kills are spread over the run, which goes on from the newest save each time.
+    # Spreads the kills over the run, which resumes from the newest checkpoint each time.
     longest = starting + 2 * (whole - starting) / (min(kills, kills_of_a_run) + 1)
     done: list[Kill] = []
     differences, runs = [], 0
@@ -321,13 +324,13 @@ def print_checks(checks: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser("kills", __doc__)
+    parser = build_parser("tools.kill_resume", __doc__)
     parser.add_argument("training", nargs="*", metavar="-- ARGS", help="one training (default: the short ones)")
     parser.add_argument("--kills", type=int, default=24, metavar="N", help="kills in all")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of the one training")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--folder", metavar="DIR", help="new folder for the runs (default: temporary)")
-    parser.add_argument("--out", metavar="FILE", help="write the result as JSON")
+    add_out(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # threads do not survive a fork
     described = {"environment": environment(), "settings": vars(args)}
@@ -342,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{case.name}: {share} kills, {len(checks[-1]['differences'])} differences", flush=True)
     print_checks(checks)
     if args.out:
-        write_results(args.out, described | {"load_average": os.getloadavg(), "results": checks})
+        write_results(args.out, described | {"results": checks})
         print(f"wrote {args.out}")
     sys.exit(any(check["differences"] for check in checks))
 

@@ -9,7 +9,7 @@ import importlib.abc, importlib.util, sys
 
 MISSING = {"pywt", "pytorch_wavelets", "ptwt", "torchwavelets", "fvcore", "pytorch_grad_cam", "datasets", "mlxtend"}
 MISSING |= {"pycocotools", "faster_coco_eval", "skimage", "av", "onnx", "onnxscript", "onnxruntime", "tensorboard"}
-MISSING |= {"matplotlib"}
+MISSING |= {"matplotlib", "scipy"}
 
 class NotInstalled(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -20,7 +20,8 @@ sys.meta_path.insert(0, NotInstalled())
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] in MISSING else find(name, *more)
 
-from benchmarks import gpu, models, scaling, study, video, wavelets
+from benchmarks import gpu, models, scaling, video, wavelets
+from experiments import study
 from wsfvit.cli import parse_train_args
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
@@ -47,8 +48,8 @@ def test_programs_start_without_the_other_packages():
         [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    said = done.stdout
-    assert "checked against our plain formulas" in said and "dry run: one update" in said
-    missing = [line for line in said.splitlines() if line.startswith("| p") and "not installed" in line]
+    printed = done.stdout
+    assert "checked against our plain formulas" in printed and "dry run: one update" in printed
+    missing = [line for line in printed.splitlines() if line.startswith("| p") and "not installed" in line]
     assert len(missing) == 4  # pytorch_wavelets and ptwt, in two tables
-    assert "pip install PyWavelets" in said and "pip install mlxtend" in said
+    assert "pip install PyWavelets" in printed and "pip install mlxtend" in printed

@@ -1,4 +1,4 @@
-"""The measurement of reading: it times what the loaders do, on photographs that both decoders take."""
+"""The benchmark of image reading: it times what the loaders do, with both decoders."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def test_sources_hold_the_files(tmp_path, blobs, kind):
     assert len(photographs.read_jpegs(path, 2)) == 2
 
 
-def test_missing_photographs_are_told(tmp_path):
+def test_missing_photographs_are_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         data.main(["--images", str(tmp_path / "none")])
 

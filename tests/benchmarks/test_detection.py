@@ -1,4 +1,4 @@
-"""The detection benchmark: ours and torchvision's detector meet the same pictures and objects and do as much work."""
+"""The detection benchmark: ours and torchvision's detector meet the same images and objects, for equal work."""
 
 import json
 from dataclasses import asdict
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import detection
-from benchmarks.common import Timing
-from benchmarks.detectors import PEER, Candidate
+from benchmarks.detection import PEER, Candidate
+from benchmarks.timing import Timing
 from wsfvit.utils.errors import UserError
 
 OURS = "mask_rcnn:wsfvit_p0_224"
@@ -44,7 +44,7 @@ def test_program_gives_both_the_same_work(
     out = tmp_path / "run.json"
     detection.main([*SMALL, "--channels-last", "--out", str(out)])
 
-    # torchvision's transform pads to 64 x 64 as ours does, and otherwise leaves alone what it gets.
+    # torchvision's transform pads to 64 x 64 as ours does, and changes nothing else.
     torch.testing.assert_close(seen[PEER][0], seen[OURS][0], rtol=0, atol=1e-6)
     ours, theirs = objects[0][0], objects[1][0]
     torch.testing.assert_close(theirs["boxes"], ours["boxes"])
@@ -60,7 +60,7 @@ def test_program_gives_both_the_same_work(
         # Weights in float32, and AdamW's two moments of each.
         copies = 3 if record["mode"] == "training" else 1
         assert record["held_memory"] == pytest.approx(4 * copies * record["params"], rel=0.02)
-        assert record.get("detections_per_picture", 5.0) == COUNTS["max_detections"]
+        assert record.get("detections_per_image", 5.0) == COUNTS["max_detections"]
         assert record.get("loss", 1.0) > 0
     assert [r["speed"] for r in records if r["detector"] == PEER] == [1.0, 1.0]
     assert f"speed vs {PEER}" in capsys.readouterr().out

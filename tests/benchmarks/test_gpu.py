@@ -1,4 +1,4 @@
-"""The one command for a GPU: its programs start, results stay, failures and the end of the time are told."""
+"""The one command for a GPU: its programs start, results stay, failures and the end of the time are reported."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, parts
 from wsfvit.utils.errors import UserError
 
 
@@ -27,22 +27,18 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     stand_in = SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(gpu, "subprocess", stand_in)
     monkeypatch.setattr(torch, "compile", lambda model, options: model)  # minutes of a CPU
-    # The rest of the plan differs from these in sizes and models alone, which the test below looks at.
-    names = [
-        "tests_models",
-        "wavelets_reference_bfloat16_backward",
-        "wavelets_reference_small_backward",
-        "models_t_float32",
-    ]
-    names += ["models_t_train", *(f"models_t_train_{end}" for end in ("compiled", "plain", "budget")), "parts_wsfvit_t"]
+    monkeypatch.setattr(gpu, "TINY_MODELS", ["resnet10t"])
+    monkeypatch.setattr(parts, "LIMIT_SIZES", {"cpu": (64, 2**12)})
+    # The rest of the plan differs from these in sizes and models only, which the test below checks.
+    names = ["tests_models", "wavelets_reference_small_backward", "models_t_train_compiled", "parts_wsfvit_t"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
     gpu.main(argv)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names)
     assert json.loads((tmp_path / "tests_models.json").read_text())["outcome"] == "7 passed"
-    assert json.loads((tmp_path / "models_t_train.json").read_text())["results"]
+    assert json.loads((tmp_path / "models_t_train_compiled.json").read_text())["results"]
     monkeypatch.setattr(gpu, "subprocess", None)  # starting one again would be an error
     gpu.main(argv)
-    assert capsys.readouterr().out.count("done    models_t_train:") == 1
+    assert capsys.readouterr().out.count("done    models_t_train_compiled:") == 1
 
 
 def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +47,9 @@ def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyP
     tiny = {step.name for step in gpu.plan("cuda", tiny=True)}
     assert {step.name for step in steps} == tiny and len(tiny) == len(steps)
     for step in steps:
-        for module, *arguments in (step.arguments, *step.ahead) if step.measures else ():
+        module, *arguments = step.arguments
+        if step.writes_results:
             importlib.import_module(module).parse_args([*arguments, "--device", "cuda"])
-        if step.measures:
-            assert bool(step.ahead) == ("--compile" in step.arguments)
         else:
             paths = [each for each in step.arguments if each.startswith("tests/")]
             assert paths and all(Path(__file__).parents[2].joinpath(path).exists() for path in paths)
@@ -62,28 +57,10 @@ def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyP
     assert {step.under[2] for step in steps if step.under} == {"memcheck", "racecheck"}
 
 
-def test_what_is_compiled_ahead_runs_first_and_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = []
-
-    def run(command: list[str], **options) -> subprocess.CompletedProcess:
-        commands.append(command[2:])
-        if command[2] == "slow":
-            raise subprocess.TimeoutExpired(command, options["timeout"])
-        Path(command[-1]).write_text("{}") if "--out" in command else None
-        return subprocess.CompletedProcess(command, 1 if command[2] == "wrong" else 0)
-
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    step = gpu.Step("step", ["benchmarks.models", "--compile"], ahead=(["slow"], ["wrong"], ["right"]))
-    assert gpu.run_step(step, "cuda", tmp_path / "step.json", 100) is None
-    first, last = commands[:-1], commands[-1]
-    assert sorted(first) == [[name, "--device", "cuda"] for name in ("right", "slow", "wrong")]
-    assert last[:2] == step.arguments and (tmp_path / "step.json").exists()
-
-
 def test_failures_and_lack_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", "wavelets_reference_float32"]
     gpu.main([*argv, "--minutes", "0"])
-    assert "goes on with: wavelets_reference_float32 wavelets_reference_float32_backward" in capsys.readouterr().out
+    assert "continues with: wavelets_reference_float32 wavelets_reference_float32_backward" in capsys.readouterr().out
     wrong = gpu.Step("wrong", ["no_such_program"])
     assert "exit status 1" in gpu.run_step(wrong, "cpu", tmp_path / "wrong.json", 100)
     assert "no_such_program" in (tmp_path / "wrong.log").read_text()

@@ -201,7 +201,7 @@ def test_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     argv = ["--model", "wsfvit_dwt_p0_224", "--img-size", "64", "--batch-size", "2", "--train", "--threads", "1"]
     parts.main([*argv, "--amp", "--dtype", "bfloat16", "--warmup", "1", "--repeats", "1", "--out", str(out)])
     run = json.loads(out.read_text())
-    assert run["clock"] == "processor time" and run["environment"]["threads"] == 1
+    assert run["clock"] == "CPU time" and run["environment"]["threads"] == 1
     phases = [("inference", FORWARD), ("training", FORWARD), ("training", BACKWARD)]
     for mode, phase in phases:
         *each, total = [r for r in run["results"] if (r["mode"], r["phase"]) == (mode, phase)]
@@ -225,7 +225,7 @@ def test_settings_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             parts.parse_args(wrong)
     assert "--amp needs --dtype" in capsys.readouterr().err
-    with pytest.raises(UserError, match="cuda and cpu only"):
+    with pytest.raises(UserError, match="only cuda and cpu are supported"):
         parts.main(["--device", "meta"])
     with pytest.raises(UserError, match="unknown model 'wsfvit_x_224': did you mean"):
         parts.main(["--model", "wsfvit_x_224"])

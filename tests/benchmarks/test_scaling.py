@@ -81,7 +81,7 @@ def test_our_models_keep_their_windows_on_request(monkeypatch):
 
 
 def test_the_exchange_is_what_the_steps_without_it_lack(monkeypatch):
-    """One process exchanges nothing: the clock alone makes the difference here."""
+    """One process exchanges nothing: only the clock makes the difference here."""
     ticks = iter([0, 3, 3, 4, 10, 14, 14, 15])
     monkeypatch.setattr(scaling.time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(scaling, "build_model", lambda *_: nn.Linear(2, 3))

@@ -1,4 +1,4 @@
-"""The video benchmark: its baseline is the published computation, and nothing is timed where the two differ."""
+"""The video benchmark: its baseline is the published computation, and different models are not timed."""
 
 import json
 from pathlib import Path

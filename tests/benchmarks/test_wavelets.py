@@ -78,10 +78,3 @@ def test_what_a_graph_cannot_hold_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(wavelets, "capture", capture)
     steps, refused = wavelets.capture_steps({"ours": "own", "peer": "peer"}, torch.device("cpu"))
     assert steps == {"ours": "own"} and refused == {"peer": "no CUDA graph: it waits for the GPU"}
-
-
-def test_shape_argument() -> None:
-    assert wavelets.parse_shape("4x3x224x224") == (4, 3, 224, 224)
-    for text in ("4x3x224", "4x3x0x1", "axbxcxd"):
-        with pytest.raises(Exception, match="BxCxHxW"):
-            wavelets.parse_shape(text)

@@ -1,4 +1,4 @@
-"""A small run of the fuzzing program, and proof that its hostile objects would act if they were let."""
+"""A small run of the checkpoint fuzzer, and proof that its malicious objects act when they are unpickled."""
 
 import pickle
 from pathlib import Path
@@ -16,13 +16,13 @@ def test_every_file_loads_bit_equal_or_is_refused_in_one_line(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", gadgets(Path("canary")))
-def test_gadgets_act_when_they_are_let(tmp_path: Path, name: str) -> None:
+def test_gadgets_act_when_they_are_unpickled(tmp_path: Path, name: str) -> None:
     canary = tmp_path / "canary"
     pickle.loads(pickle.dumps({"extra": gadgets(canary)[name]}))
     assert canary.exists()
 
 
-def test_outcomes_are_told_apart(tmp_path: Path) -> None:
+def test_outcomes_are_distinguished(tmp_path: Path) -> None:
     path, canary, weights = tmp_path / "x.pth", tmp_path / "canary", make_weights(0)
     outcomes = []
     for content, executed in ((weights, False), (make_weights(1), False), (weights, True), ({"epoch": 1}, False)):

@@ -1,4 +1,4 @@
-"""The fuzz program: few files pass it here, and it tells when something goes wrong."""
+"""The image fuzzer: a small run, and it reports what goes wrong."""
 
 import json
 import random
@@ -21,8 +21,8 @@ def test_damaged_images_are_read_or_refused_by_name(tmp_path, capsys, decoder):
 
 def test_the_same_seed_gives_the_same_damage():
     blob = fuzz_images.make_bases()["JPEG"]
-    for kind in fuzz_images.MUTATIONS:
-        one, other, third = (fuzz_images.mutate(kind, blob, random.Random(seed)) for seed in (1, 1, 2))
+    for mutate in fuzz_images.MUTATIONS.values():
+        one, other, third = (mutate(blob, random.Random(seed)) for seed in (1, 1, 2))
         assert one == other != third
 
 
@@ -34,5 +34,5 @@ class Broken:
 
 
 @pytest.mark.parametrize(("index", "outcome"), [(0, "MemoryError"), (1, "refused without its name")])
-def test_what_goes_wrong_is_told(index, outcome):
+def test_what_goes_wrong_is_reported(index, outcome):
     assert fuzz_images.Outcomes(Broken(), ["a.png", "b.png"])[index][0] == outcome

