@@ -186,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     photographs = read_jpegs(args.images, args.count) if args.images else generate_jpegs(args.count)
     with tempfile.TemporaryDirectory() as root:
-        datasets, kilobytes, places = {}, {}, {}
+        datasets, kilobytes = {}, {}
+        places: dict[Path, tuple[str, str]] = {}
         for case in plan(args):
             folder = Path(root, str(case.longer_side), case.source)
             if folder not in places:
