@@ -173,12 +173,12 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
         left_out = backbone.load_classifier(
             args.pretrained_path, use_ema=True, trust=args.trust_checkpoint, resize_bias_tables=args.resize_bias_tables
         )
-        world.say(f"the backbone starts from {args.pretrained_path}, without {', '.join(left_out) or 'any loss'}")
+        world.log(f"the backbone starts from {args.pretrained_path}, without {', '.join(left_out) or 'any loss'}")
     if args.initial_checkpoint and start:
         kept = start_from(detector, args.initial_checkpoint, args.trust_checkpoint)
-        world.say(f"starting from {args.initial_checkpoint}" + (f"; new: {', '.join(kept)}" if kept else ""))
+        world.log(f"starting from {args.initial_checkpoint}" + (f"; new: {', '.join(kept)}" if kept else ""))
     if start and args.frozen_stats and not named:
-        world.say(
+        world.log(
             "note: --frozen-stats without pretrained weights: batch norm will not normalise; try --no-frozen-stats"
         )
     if args.grad_checkpointing:

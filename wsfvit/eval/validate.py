@@ -58,11 +58,11 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
     if args.fast_norm:
         set_fast_norm()
     with joined_world(args.device) as world:
-        several, jobs = list_jobs(args.model or "", args.checkpoint, world.say)
+        several, jobs = list_jobs(args.model or "", args.checkpoint, world.log)
         run = _measure_several if several else _measure_one
         rows = run(args, jobs, world, results_file if world.is_main else None)
         if results_file is not None:
-            world.say(f"result: {results_file.path}")
+            world.log(f"result: {results_file.path}")
         return rows
 
 
@@ -70,7 +70,7 @@ def _measure_one(
     args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
 ) -> list[Row]:
     rows = [measure(args, jobs[0], world, retry=args.retry)]
-    world.say(_describe(rows[0], args, world))
+    world.log(_describe(rows[0], args, world))
     if results_file is not None:
         results_file.write(rows, single=True)
     return rows
@@ -81,18 +81,18 @@ def _measure_several(
 ) -> list[Row]:
     rows: list[Row] = []
     for number, job in enumerate(jobs, 1):
-        world.say(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
+        world.log(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
         try:
             rows.append(measure(args, job, world, retry=True))
-            world.say(_describe(rows[-1], args, world))
+            world.log(_describe(rows[-1], args, world))
         # Whatever is wrong with one model, the others go on; the table names it.
         except Exception as err:
             rows.append({"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)})
-            world.say(f"failed: {rows[-1]['error']}")
+            world.log(f"failed: {rows[-1]['error']}")
         rows = sort_rows(rows)
         if results_file is not None:
             results_file.write(rows)
-    world.say(format_table(rows))
+    world.log(format_table(rows))
     return rows
 
 
@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, job: Job, world: World, retry: bool = Fals
                 advice = "" if args.batch_size == 1 else ": pass a smaller one, or --retry"
                 raise UserError(f"the memory is too small for --batch-size {args.batch_size}{advice}") from err
         args.batch_size //= 2
-        world.say(f"out of memory, again with --batch-size {args.batch_size}")
+        world.log(f"out of memory, again with --batch-size {args.batch_size}")
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
     row["left_out"] = sum(world.gather(row["left_out"]))
@@ -160,7 +160,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
         torch.cuda.reset_peak_memory_stats(device)
     args, model, meta = _load(args)
     if note := note_on_other_model(args, meta):
-        world.say(note)
+        world.log(note)
     data_config = resolve_data(args, model, saved_data_config(args.model, meta), test_size=not args.use_train_size)
     if args.crop_border_pixels:
         data_config["crop_border_pixels"] = args.crop_border_pixels
@@ -171,7 +171,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if args.fuse:  # before the weights may be rounded
         model = fuse_model(args.model, model)
     elif args.torchcompile and can_fuse(model):
-        world.say("note: pass --fuse too, which folds the BatchNorms that compiled code computes otherwise")
+        world.log("note: pass --fuse too, which folds the BatchNorms that compiled code computes otherwise")
     model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)
@@ -182,7 +182,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
         check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
     check_classes(dataset, classes)
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
-        world.say(
+        world.log(
             f"note: the data has {found} classes, taken for the first of the {classes} of the model; see --valid-labels"
         )
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)

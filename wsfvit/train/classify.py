@@ -32,7 +32,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     Raises:
         UserError: they cannot be built so, or do not fit each other.
     """
-    model = build_train_model(args, start, world.say)
+    model = build_train_model(args, start, world.log)
     data_config = resolve_data(args, model)
     train_loader = build_train_loader(args, data_config, model.num_classes, world)
     val_loader = build_val_loader(args, data_config, model.num_classes, world)
@@ -40,7 +40,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     check_class_order(dataset_class_names(val_loader.dataset), class_names, "the training data")
     described = _describe(args, model.num_classes, data_config)
     for note in _notes(args, train_loader.dataset, val_loader.dataset, model.num_classes):
-        world.say(f"note: {note}")
+        world.log(f"note: {note}")
     return Plan(
         title=f"{args.model} at {'x'.join(map(str, data_config['input_size']))}",
         model=model,

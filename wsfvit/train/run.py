@@ -105,7 +105,7 @@ class Run(LoopEvents):
             for key, value in ({"train_loss": row["train_loss"]} | figures).items()
         ]
         speed = f"{duration(row['seconds'])}, {trained[f'{unit}_per_s']:.3g} {unit}/s"
-        world.say(f"epoch {state.epoch}: {', '.join(shown)}, {speed}{self._left_out()}")
+        world.log(f"epoch {state.epoch}: {', '.join(shown)}, {speed}{self._left_out()}")
         return row
 
     def _left_out(self) -> str:
@@ -157,7 +157,7 @@ class Run(LoopEvents):
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
         said = report_bad_step(self.folder, self.described, state, self.cfg, self.train_loader, grad_norm)
-        self.cfg.world.say(said)
+        self.cfg.world.log(said)
         if self.log is not None:
             self.log.log_update(state.num_updates, {"bad_steps": state.bad_steps})
 

@@ -55,7 +55,7 @@ def claim_folder(folder: Path, world: World, until_then: ExitStack) -> None:
     if world.is_main and folder.is_dir():
         lock = folder / ".run.lock"
         if not until_then.enter_context(held(lock)):
-            world.say(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
+            world.log(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
             if not until_then.enter_context(held(lock, PATIENCE)):
                 raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
     world.barrier()  # the other processes read what is there only now
@@ -83,9 +83,9 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
     found = store.load_newest() if world.is_main else None
     path = world.gather(found and found[1])[0]
     if path is None:
-        world.say(f"nothing to resume in '{store.folder}': starting anew")
+        world.log(f"nothing to resume in '{store.folder}': starting anew")
         return None
-    world.say(f"resuming from '{path}'")
+    world.log(f"resuming from '{path}'")
     return found[0] if found else read_checkpoint(path)
 
 

@@ -151,13 +151,13 @@ def _train(
         continue_from(resumed, state, args, described, world, unit)
     move_schedule(state, args, updates_per_epoch)
     if state.epoch >= epochs:
-        world.say(f"nothing left to train: all {epochs} epochs are done; more need a higher --epochs")
+        world.log(f"nothing left to train: all {epochs} epochs are done; more need a higher --epochs")
     if world.is_main:
         create_folder(folder, continued=resumed is not None)
     claim_folder(folder, world, claim)  # of a new run: only now is there a folder
     if world.is_main:
         write_text_atomic(folder / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
-    world.say(
+    world.log(
         f"{plan.title}: {sum(p.numel() for p in plan.model.parameters()) / 1e6:.2f} M parameters, {world.size} x "
         f"{world.device.type}, {args.batch_size * world.size * args.grad_accum_steps} {unit} an update, "
         f"{len(train_loader)} training and {len(val_loader)} validation batches, lr {args.lr:.3g}, {epochs} epochs\n"
@@ -187,7 +187,7 @@ def _train(
             plan.at_end(run)
     finally:
         run.close()
-    world.say(_last_words(run, folder, finished, args.dry_run))
+    world.log(_last_words(run, folder, finished, args.dry_run))
     return {"best": run.best, "run_folder": folder, "rows": state.rows, "finished": finished}
 
 
@@ -299,7 +299,7 @@ def continue_from(
         )
     changed = changed_arguments(before, described["args"])
     if changed:
-        world.say(f"note: not as in the run that is resumed: {', '.join(changed)}")
+        world.log(f"note: not as in the run that is resumed: {', '.join(changed)}")
     geometry = ("images_per_batch", "batches_per_epoch")
     if state.batch and any(saved.get(key) != described[key] for key in geometry):
         was, now = ([str(source.get(key)) for key in geometry] for source in (saved, described))
@@ -307,7 +307,7 @@ def continue_from(
             f"--resume {args.resume}: it stopped in the middle of an epoch of {was[1]} batches of {was[0]} {unit}; "
             f"here there are {now[1]} of {now[0]}. Use the same data and the same --batch-size times processes"
         )
-    world.say(f"continuing at epoch {state.epoch}, batch {state.batch}, after {state.num_updates} updates")
+    world.log(f"continuing at epoch {state.epoch}, batch {state.batch}, after {state.num_updates} updates")
 
 
 def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch: int) -> None:

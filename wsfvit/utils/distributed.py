@@ -39,7 +39,7 @@ class World:
         """Whether this process writes the files and the progress."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints once for all processes."""
         if self.is_main:
             print(text, flush=True)

@@ -127,7 +127,7 @@ class FinalTest:
             "weights": meta["weights"],
         }
         write_report(run.folder, "test", described, found)
-        world.say(
+        world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, by the weights of epoch "
             f"{meta['epoch']}\n{markdown_table(found.figures)}"
         )
@@ -148,7 +148,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
     if args.initial_checkpoint and start:
         weights, _ = load_video_weights(args.initial_checkpoint, use_ema=True, trust=args.trust_checkpoint)
         apply_state_dict(model, weights, args.initial_checkpoint)
-        world.say(f"starting from {args.initial_checkpoint}")
+        world.log(f"starting from {args.initial_checkpoint}")
     val_options = loader_options(args, world, args.validation_batch_size or args.batch_size)
     validation = VideoValidation(world, amp_dtype(args), args.log_interval, args.pictures)
 
@@ -158,7 +158,7 @@ def build_plan(args: argparse.Namespace, world: World, start: bool) -> Plan:
             log.log_picture(f"validation/{number}", strip, update)
 
     if test_set is None:
-        world.say("no test sequences: name some with --test-data, or test later with python -m wsfvit.video validate")
+        world.log("no test sequences: name some with --test-data, or test later with python -m wsfvit.video validate")
     return Plan(
         title=f"SimVP ({config.family} family), {config.frames_in} to {config.frames_out} frames of "
         f"{'x'.join(map(str, train_set.shape[1:]))}, on {train_set.name}, chosen on {val_set.name}",

@@ -56,7 +56,7 @@ def _validate(args: argparse.Namespace, world: World) -> Measured:
     predictors = {MODEL: model.predict, **BASELINES}
     found = measure(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
     described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, found)}
-    world.say(
+    world.log(
         f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames seen, {loader.frames_out} predicted, "
         f"{found.sequences_per_s:.3g} sequences/s\n{markdown_table(found.figures)}\n"
         + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
