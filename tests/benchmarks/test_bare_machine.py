@@ -21,7 +21,7 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] in MISSING else find(name, *more)
 
 from benchmarks import gpu, models, scaling, study, video, wavelets
-from wsfvit.cli import parse_train_args
+from wsfvit.cli.train import parse_train_args
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
 

@@ -13,11 +13,12 @@ from tiny_run import assert_equal, state_of, stop_after
 from torch import nn
 
 import train
-import wsfvit.__main__ as command
 from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.cli.train import parse_train_args
+from wsfvit.train import replay
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
+from wsfvit_cli import dispatch
 
 WHITE = 7
 # Twelve updates of eight images in four epochs; the white image is in one of each epoch.
@@ -75,10 +76,9 @@ def test_skipped_dumped_and_replayed(spike, tmp_path, monkeypatch, capsys):
     assert sum(step["indices"], []).count(WHITE) == 1 and len(step["batches"]) == 2
 
     seen = []
-    *described, plain = command.COMMANDS["replay"]
-    monkeypatch.setitem(command.COMMANDS, "replay", (*described, lambda args: seen.append(plain(args))))
-    monkeypatch.setattr(sys, "argv", ["wsfvit", "replay", str(dumps[1])])
-    command.main()
+    plain = replay.run_replay
+    monkeypatch.setattr(replay, "run_replay", lambda args: seen.append(plain(args)))
+    dispatch(["replay", str(dumps[1])])
     (found,) = seen
     assert [repr(loss) for loss in found["losses"]] == [repr(loss) for loss in step["losses"]]
     assert repr(found["norms"]) == repr(step["norms"])
@@ -116,18 +116,14 @@ def test_a_diverged_run_ends_in_one_line_and_saves_nothing(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("spike", ["output"], indirect=True)
-def test_replay_mistakes(spike, tmp_path, monkeypatch, capsys):
+def test_replay_mistakes(spike, tmp_path, monkeypatch):
     folder = run(tmp_path, "--epochs", "1")["run_folder"]
 
-    def replay(path):
-        monkeypatch.setattr(sys, "argv", ["wsfvit", "replay", str(path)])
-        command.main()
-
     with pytest.raises(UserError, match="is no dump of a bad step"):
-        replay(folder / "last.pth.tar")
+        dispatch(["replay", str(folder / "last.pth.tar")])
     monkeypatch.setattr("wsfvit.factory.data.create_dataset", lambda *args, **kwargs: TinyImages(32))
     with pytest.raises(UserError, match="the batches are not those of the run: .*--data-dir"):
-        replay(next((folder / "bad-steps").iterdir()))
+        dispatch(["replay", str(next((folder / "bad-steps").iterdir()))])
 
 
 def test_a_dump_that_cannot_be_written_does_not_end_the_run(spike, tmp_path, capsys):

@@ -29,9 +29,9 @@ from wsfvit.inference.export import (
     Runner,
     export_model,
     load_runner,
+    log,
     output_path,
     require_tools,
-    say,
     write_export,
 )
 from wsfvit.utils.errors import UserError
@@ -122,11 +122,6 @@ def describe_comparison(result: Comparison) -> str:
     )
 
 
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and exports."""
-    run_export(_parser(prog).parse_args(argv))
-
-
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
     """Exports a detector, compares it with PyTorch and writes it.
 
@@ -144,18 +139,18 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     detector, setting = _load(args)
     H, W = args.size or _size(setting)
     weights = "" if args.checkpoint else " untrained, random weights;"
-    say(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
+    log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
     model = ExportableDetector(detector).eval()
     pixels = torch.from_numpy(draw_shapes(H, W, seed=0)[0]).permute(2, 0, 1)
     images = [setting.normalize(pixels)[None], torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))]
     content = export_model(model, images[0], args.format, outputs=Detections._fields)
     description = describe(detector, setting, (H, W), args.format)
     if args.check:
-        say("exported; comparing with PyTorch")
+        log("exported; comparing with PyTorch")
         result = check_export(model, load_runner(content, args.format), images)
-        say(describe_comparison(result))
+        log(describe_comparison(result))
         if not result.total:
-            say("note: the two images have no detections, which compares little; --score-threshold 0 gives some")
+            log("note: the two images have no detections, which compares little; --score-threshold 0 gives some")
         description["compared"] = result._asdict()
     write_export(path, content, description)
     return description
@@ -219,11 +214,11 @@ def describe(detector: Detector, setting: Setting, size: tuple[int, int], format
     }
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
+    """Parser of the export command."""
     parser = build_parser(
         "Write a detector as a function of one image of a fixed size: boxes, scores, labels and masks of detections."
     )
-    parser.prog = prog
     parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint of the train command")
     parser.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
     add_trust(parser)

@@ -8,8 +8,9 @@ import argparse
 import csv
 import io
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,13 +189,12 @@ def _published_rule(detector: nn.Module) -> Iterator[Counter[str]]:
             handle.remove()
 
 
-def main(argv: Sequence[str], prog: str) -> None:
-    """Counts the detectors that the command line asks for, prints the tables, and writes them on request.
+def run_flops(args: argparse.Namespace) -> None:
+    """Count the detectors that the command line asks for, prints the tables, and writes them on request.
 
     Raises:
         UserError: no such backbone, a size it cannot take, or the folder cannot be written.
     """
-    args = _parser(prog).parse_args(argv)
     folder = Path(args.output) if args.output else None
     if folder and not folder.is_dir():
         raise UserError(f"--output {folder}: no such folder")
@@ -214,15 +214,16 @@ def main(argv: Sequence[str], prog: str) -> None:
     ]
     print("", *lines, sep="\n")
     if folder:
-        origin = f"Counted by `{prog} {' '.join(argv)}` with torch {torch.__version__} and timm {timm.__version__}.\n"
+        command = " ".join(["wsfvit detection", *sys.argv[sys.argv.index("flops") :]])
+        origin = f"Counted by `{command}` with torch {torch.__version__} and timm {timm.__version__}.\n"
         write_text_atomic(folder / "flops.md", "\n".join([origin, *lines, ""]))
         write_text_atomic(folder / "flops.csv", _csv(counts))
         print(f"\ntables: {folder / 'flops.md'}, {folder / 'flops.csv'}")
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def flops_parser() -> argparse.ArgumentParser:
+    """Parser of the flops command."""
     parser = build_parser("Count a detector's parameters and multiply-accumulates, part by part.")
-    parser.prog = prog
     parser.add_argument(
         "--all", action="store_true", help="the four published detectors, whatever --detector and --model say"
     )

@@ -1,8 +1,8 @@
 """Generated pictures of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
 
+import argparse
 import json
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
-from wsfvit.detection.args import shapes_parser
 from wsfvit.detection.data.coco_masks import encode_masks
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import write_atomic, write_text_atomic
@@ -116,9 +115,8 @@ def _describe(image: int, labels: list[int], masks: np.ndarray, first_id: int) -
     return entries
 
 
-def main(argv: Sequence[str], prog: str) -> None:
-    """The shapes command: writes a training and a validation folder of different pictures."""
-    args = shapes_parser(prog).parse_args(argv)
+def run_shapes(args: argparse.Namespace) -> None:
+    """Run the shapes command: write a training and a validation folder of different images."""
     for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
         annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
         print(f"{count} pictures: {annotations}")

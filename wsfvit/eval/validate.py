@@ -40,6 +40,11 @@ from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 Result = TypeVar("Result")
 
 
+def run_validation_command(args: argparse.Namespace) -> int:
+    """Run validate.py; return the exit code: 1 if one of several models failed, else 0."""
+    return int(any("error" in row for row in run_validation(args)))
+
+
 def run_validation(args: argparse.Namespace) -> list[Row]:
     """Runs validate.py, in this process or as one of those that ``torchrun`` started: measures, prints, writes.
 

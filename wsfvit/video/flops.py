@@ -1,7 +1,7 @@
 """``python -m wsfvit.video flops``: what one forward pass of the video model costs, part by part."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,13 +36,12 @@ PUBLISHED_SIZE = (64, 64)
 BLOCK_PARTS = ("block.conv", "block.attn_local", "block.attn_inter", "block.attn_global", "proj")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Counts the model that ``argv`` asks for and prints or writes the table.
+def run_flops(args: argparse.Namespace) -> None:
+    """Count the model that the command line asks for and print or write the table.
 
     Raises:
         UserError: options that do not fit each other, or a file that cannot be written.
     """
-    args = _parse_args(argv)
     writers = {".csv": _csv_lines, ".md": _markdown_lines}
     for path in map(Path, args.output):
         if path.suffix not in writers:
@@ -70,9 +69,9 @@ def part_names(config: SimVPConfig) -> list[str]:
     return ["front", "encoder", *blocks, "decoder"]
 
 
-def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
+def flops_parser() -> argparse.ArgumentParser:
+    """Parser of the flops command."""
     parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
-    parser.prog = "python -m wsfvit.video flops"
     add_model_options(parser.add_argument_group("model"))
     parser.add_argument(
         "--size", type=positive_int, nargs=2, default=PUBLISHED_SIZE, metavar=("H", "W"), help="size of a frame"
@@ -83,7 +82,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def _rows(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[tuple[str, int, int, str]]:
