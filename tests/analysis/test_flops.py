@@ -227,9 +227,21 @@ def test_table_puts_published_figures_beside_its_own(monkeypatch, capsys, tmp_pa
     assert (first["difference (%)"], second["difference (%)"]) == ("+10.00", "")
 
 
+def test_fvcore_is_a_second_opinion_beside_ours(monkeypatch, capsys):
+    pytest.importorskip("fvcore.nn")
+    argv = ["--model", "test_vit", "--counter", "fvcore"]
+    whole, *parts = csv.DictReader(run(monkeypatch, capsys, *argv, "--format", "csv").splitlines())
+    outside = sum(int(row["macs"]) - int(row["fvcore_macs"]) for row in parts if "." not in row["module"])
+    assert 0 < int(whole["fvcore_macs"]) == int(whole["macs"]) - outside < int(whole["macs"])
+    out = run(monkeypatch, capsys, *argv)
+    assert "| fvcore (M) |" in out and "fvcore counts nothing for these operators: " in out
+    assert "scaled_dot_product_attention (" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
+        (["--all", "--counter", "fvcore"], "pass --model NAME instead of --all"),
         (["--model", "test_vitt"], "did you mean test_vit"),
         (["--model", "test_vit", "--out", "no/such/folder/x.md"], "the folder 'no/such/folder' does not exist"),
         (["--model", "wsfvit_p0_224", "--in-chans", "4", "--input-size", "3", "64", "64"], "wsfvit_p0_224"),
