@@ -8,8 +8,10 @@ plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pic
 """
 
 import functools
+import hashlib
 import importlib
 import io
+import json
 import operator
 import os
 import pickle
@@ -18,14 +20,16 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from benchmarks.common import build_parser, report_fuzzing
-from wsfvit.checkpoint.io import export_safetensors, load_state_dict_file, save_atomic
+from wsfvit.checkpoint.io import load_state_dict_file, save_atomic
 from wsfvit.utils.errors import UserError, run_main
 
 GOOD = ("intact", "refused")
@@ -102,8 +106,16 @@ def make_bases(folder: Path, weights: Weights) -> dict[str, Path]:
     save_atomic(state, paths["sealed"])
     paths["plain"].write_bytes(_saved(state))
     distinct = {key: value.clone() for key, value in weights.items()}  # safetensors refuses shared memory
-    export_safetensors(distinct, paths["safetensors"], {"arch": "test_vit"})
+    write_safetensors(distinct, paths["safetensors"], {"arch": "test_vit"})
     return paths
+
+
+def write_safetensors(weights: Mapping[str, torch.Tensor], path: Path, config: dict[str, object]) -> None:
+    """Write released weights: a .safetensors file, and beside it a .json with ``config`` and the weights' SHA-256."""
+    blob = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()})
+    path.write_bytes(blob)
+    described = {**config, "sha256": hashlib.sha256(blob).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(described))
 
 
 def flip_bits(blob: bytes, rng: random.Random) -> bytes:
