@@ -7,12 +7,13 @@ python cam_image.py photos --models wsfvit_t_224 convnext_tiny --checkpoint wsfv
 """
 
 from wsfvit.analysis.cam import run_cam
-from wsfvit.cli.tools import parse_cam_args
+from wsfvit.cli.tools import cam_parser
 from wsfvit.utils.errors import run_main
+from wsfvit_cli import run_command
 
 
 def main() -> None:
-    run_cam(parse_cam_args())
+    run_command(cam_parser(), run_cam)
 
 
 if __name__ == "__main__":

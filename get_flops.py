@@ -7,12 +7,13 @@ python get_flops.py --all
 """
 
 from wsfvit.analysis.flops import run_flops
-from wsfvit.cli.tools import parse_flops_args
+from wsfvit.cli.tools import flops_parser
 from wsfvit.utils.errors import run_main
+from wsfvit_cli import run_command
 
 
 def main() -> None:
-    run_flops(parse_flops_args())
+    run_command(flops_parser(), run_flops)
 
 
 if __name__ == "__main__":

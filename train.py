@@ -9,17 +9,14 @@ torchrun --nproc-per-node 8 train.py /data/imagenet -c configs/imagenet/wsfvit_t
 SIGTERM, SIGUSR1 or Ctrl-C: saves after the current update and ends with exit code 75; --resume auto continues.
 """
 
-import sys
-
-from wsfvit.cli.train import parse_train_args
+from wsfvit.cli.train import train_parser
 from wsfvit.train.classify import run_training
-from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.utils.errors import run_main
+from wsfvit_cli import run_command
 
 
 def main() -> None:
-    if not run_training(parse_train_args()).finished:
-        sys.exit(STOPPED_EXIT_CODE)
+    run_command(train_parser(), run_training)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ python validate.py /data/imagenet --model 'convnext_*' --amp --results-file conv
 torchrun --nproc-per-node 4 validate.py /data/imagenet --model wsfvit_t_224 --checkpoint wsfvit_t_224.pth.tar
 """
 
-import sys
-
-from wsfvit.cli.validate import parse_validate_args
-from wsfvit.eval.validate import run_validation
+from wsfvit.cli.validate import validate_parser
+from wsfvit.eval.validate import run_validation_command
 from wsfvit.utils.errors import run_main
+from wsfvit_cli import run_command
 
 
 def main() -> None:
-    if any("error" in row for row in run_validation(parse_validate_args())):
-        sys.exit(1)
+    run_command(validate_parser(), run_validation_command)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ seconds for 1000 files.
 
 import argparse
 import functools
+import hashlib
 import importlib
 import io
+import json
 import operator
 import os
 import pickle
@@ -28,11 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from benchmarks.common import add_out, build_parser, write_run
 from tools.kill_resume import first_difference
-from wsfvit.checkpoint.io import export_safetensors, load_state_dict_file, save_atomic
+from wsfvit.checkpoint.io import load_state_dict_file, save_atomic
 from wsfvit.utils.errors import UserError, run_main
 from wsfvit.utils.tables import markdown_table
 
@@ -110,8 +113,16 @@ def make_bases(folder: Path, weights: Weights) -> dict[str, Path]:
     save_atomic(state, paths["sealed"])
     paths["plain"].write_bytes(_saved(state))
     distinct = {key: value.clone() for key, value in weights.items()}  # safetensors refuses shared memory
-    export_safetensors(distinct, paths["safetensors"], {"arch": "test_vit"})
+    write_safetensors(distinct, paths["safetensors"], {"arch": "test_vit"})
     return paths
+
+
+def write_safetensors(weights: Mapping[str, torch.Tensor], path: Path, config: dict[str, object]) -> None:
+    """Write released weights: a .safetensors file, and beside it a .json with ``config`` and the weights' SHA-256."""
+    blob = safetensors.torch.save({key: value.contiguous() for key, value in weights.items()})
+    path.write_bytes(blob)
+    described = {**config, "sha256": hashlib.sha256(blob).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(described))
 
 
 def flip_bits(blob: bytes, rng: random.Random, most: int = 8) -> bytes:

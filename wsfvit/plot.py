@@ -1,13 +1,8 @@
-"""``python -m wsfvit.plot RUN...``: the curves of training runs over each other."""
+"""``python -m wsfvit.plot RUN...``: the same as ``wsfvit plot``."""
 
-from wsfvit.analysis.plot import parse_plot_args, run_plot
-from wsfvit.utils.errors import run_main
+import sys
 
-
-def main() -> None:
-    """Parses the command line and runs the command."""
-    run_plot(parse_plot_args())
-
+from wsfvit_cli import main
 
 if __name__ == "__main__":
-    run_main(main)
+    main(["plot", *sys.argv[1:]], prog="python -m wsfvit")

@@ -13,7 +13,7 @@ from torch import nn
 import cam_image
 from wsfvit.analysis.cam import Picture, compute_cams, explain, load_pictures, run_cam
 from wsfvit.analysis.layers import find_target_layer, model_layout, to_maps
-from wsfvit.cli.tools import METHODS, parse_cam_args
+from wsfvit.cli.tools import METHODS, cam_parser
 from wsfvit.data import dataset_class_names
 from wsfvit.factory.data import build_dataset
 from wsfvit.inference.predictor import load_classifier
@@ -174,7 +174,7 @@ def png(path) -> np.ndarray:
 
 
 def tiny_args(*more: str):
-    return parse_cam_args(["--device", "cpu", "-j", "1", *more])
+    return cam_parser().parse_args(["--device", "cpu", "-j", "1", *more])
 
 
 def test_first_use_makes_sample_images_and_says_untrained(tmp_path, monkeypatch, capsys):

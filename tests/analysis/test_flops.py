@@ -13,7 +13,7 @@ import get_flops
 from wsfvit.analysis import flops
 from wsfvit.analysis.flop_counter import UnknownOperators, count_complexity
 from wsfvit.analysis.flop_rules import RULES, Cost, register_flop_rule
-from wsfvit.cli.tools import parse_flops_args
+from wsfvit.cli.tools import flops_parser
 from wsfvit.wavelets import haar_dwt2d, haar_idwt2d
 
 
@@ -166,7 +166,7 @@ def test_macs_and_activations_equal_fvcores(name):
     "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "maxvit_rmlp_pico_rw_256", "vit_tiny_patch16_224"]
 )
 def test_common_models_hold_no_unknown_operator(name):
-    found, shape = flops.count_named(parse_flops_args(["--model", name]), name)
+    found, shape = flops.count_named(flops_parser().parse_args(["--model", name]), name)
     assert shape[0] == 1
     assert found.modules[0].cost.macs == found.macs > 0
     assert sum(module.cost.macs for module in found.modules if module.name and "." not in module.name) <= found.macs
@@ -175,7 +175,7 @@ def test_common_models_hold_no_unknown_operator(name):
 @pytest.mark.parametrize("name", flops.PUBLISHED)
 def test_published_rows_agree_with_the_recount(name):
     params, _, recounted = flops.PUBLISHED[name]
-    found, _ = flops.count_named(parse_flops_args([]), name)
+    found, _ = flops.count_named(flops_parser().parse_args([]), name)
     assert found.macs / 1e9 == pytest.approx(recounted, rel=0.005)
     assert found.params / 1e6 == pytest.approx(params, rel=0.01)
 
@@ -211,7 +211,7 @@ def test_csv_holds_whole_numbers_that_add_up(monkeypatch, capsys):
 
 def test_table_puts_published_figures_beside_its_own(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(flops.timm, "list_models", lambda pattern: ["test_resnet", "test_vit"])
-    macs = flops.count_named(parse_flops_args([]), "test_vit")[0].macs / 1e9
+    macs = flops.count_named(flops_parser().parse_args([]), "test_vit")[0].macs / 1e9
     monkeypatch.setitem(flops.PUBLISHED, "test_vit", (0.4, 0.04, macs / 1.1))
     path = tmp_path / "table.md"
     assert str(path) in run(monkeypatch, capsys, "--all", "--out", str(path))
@@ -227,9 +227,21 @@ def test_table_puts_published_figures_beside_its_own(monkeypatch, capsys, tmp_pa
     assert (first["difference (%)"], second["difference (%)"]) == ("+10.00", "")
 
 
+def test_fvcore_is_a_second_opinion_beside_ours(monkeypatch, capsys):
+    pytest.importorskip("fvcore.nn")
+    argv = ["--model", "test_vit", "--counter", "fvcore"]
+    whole, *parts = csv.DictReader(run(monkeypatch, capsys, *argv, "--format", "csv").splitlines())
+    outside = sum(int(row["macs"]) - int(row["fvcore_macs"]) for row in parts if "." not in row["module"])
+    assert 0 < int(whole["fvcore_macs"]) == int(whole["macs"]) - outside < int(whole["macs"])
+    out = run(monkeypatch, capsys, *argv)
+    assert "| fvcore (M) |" in out and "fvcore counts nothing for these operators: " in out
+    assert "scaled_dot_product_attention (" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
+        (["--all", "--counter", "fvcore"], "pass --model NAME instead of --all"),
         (["--model", "test_vitt"], "did you mean test_vit"),
         (["--model", "test_vit", "--out", "no/such/folder/x.md"], "the folder 'no/such/folder' does not exist"),
         (["--model", "wsfvit_p0_224", "--in-chans", "4", "--input-size", "3", "64", "64"], "wsfvit_p0_224"),

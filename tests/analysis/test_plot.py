@@ -1,14 +1,14 @@
-"""python -m wsfvit.plot."""
+"""wsfvit plot."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import wsfvit.plot as command
-from wsfvit.analysis.plot import draw_curves, name_runs, parse_plot_args, read_run, run_plot
+from wsfvit.analysis.plot import draw_curves, name_runs, read_run, run_plot
+from wsfvit.cli.tools import plot_parser
+from wsfvit_cli import dispatch
 
 
 def write(path, text):
@@ -46,7 +46,7 @@ def test_curves_hold_the_tables(runs):
 def test_command_names_runs_and_skips_other_tables(runs, trained, capsys):
     out = runs / "new" / "curves.png"
     args = [str(runs / "runs"), str(runs / "other/linear.csv"), str(trained.run_dir), "--out", str(out)]
-    assert [run.name for run in run_plot(parse_plot_args(args))] == ["ours", "theirs", "tiny"]
+    assert [run.name for run in run_plot(plot_parser().parse_args(args))] == ["ours", "theirs", "tiny"]
     lines = capsys.readouterr().out.splitlines()
     assert "skipped" in lines[0] and "no 'epoch' column" in lines[0]
     assert lines[1] == "ours: 2 epochs, best top-1 60.00 % (epoch 1)"
@@ -76,15 +76,14 @@ def test_mistakes_are_one_line(argv, expected, runs, monkeypatch, error_of):
     write(runs / "epochs.csv", "epoch,other\n0,1\n")
     (runs / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     monkeypatch.chdir(runs)
-    monkeypatch.setattr(sys, "argv", ["x", *argv])
-    assert expected in error_of(command.main)
+    assert expected in error_of(lambda: dispatch(["plot", *argv]))
     assert not (runs / "output").exists()
 
 
 def test_average_precision_of_every_second_epoch(tmp_path, capsys):
     rows = [f"{epoch},1,{0.1 * epoch if epoch % 2 else ''},,0.1" for epoch in range(60)]
     write(tmp_path / "det/summary.csv", "\n".join(["epoch,train_loss,bbox_AP,segm_AP,lr", *rows]))
-    (run,) = run_plot(parse_plot_args([str(tmp_path / "det"), "--out", str(tmp_path / "curves.png")]))
+    (run,) = run_plot(plot_parser().parse_args([str(tmp_path / "det"), "--out", str(tmp_path / "curves.png")]))
     assert "det: 60 epochs, best box AP 5.900 (epoch 59)" in capsys.readouterr().out
     axes = draw_curves([run]).axes
     assert [axis.get_title() for axis in axes if axis.axison] == [

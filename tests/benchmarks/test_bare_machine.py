@@ -22,7 +22,7 @@ importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] in
 
 from benchmarks import gpu, models, scaling, video, wavelets
 from experiments import study
-from wsfvit.cli import parse_train_args
+from wsfvit.cli.train import parse_train_args
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
 

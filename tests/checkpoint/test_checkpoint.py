@@ -12,8 +12,8 @@ import torch
 
 import train
 import validate
+from tools.fuzz_checkpoints import write_safetensors
 from wsfvit.checkpoint.io import (
-    export_safetensors,
     load_state_dict_file,
     load_weights,
     read_checkpoint,
@@ -95,7 +95,7 @@ def test_safetensors_pair_round_trip(tmp_path, model):
         "model_kwargs": {"num_classes": 10, "in_chans": 1},
         "data_config": {"crop_pct": 1.0},
     }
-    export_safetensors(model.state_dict(), path, config)
+    write_safetensors(model.state_dict(), path, config)
     found, meta = load_state_dict_file(path)
     assert same(found, model.state_dict())
     assert {key: meta[key] for key in config} == config
@@ -103,7 +103,7 @@ def test_safetensors_pair_round_trip(tmp_path, model):
 
 def test_safetensors_flipped_bytes_are_noticed(tmp_path, model):
     path = tmp_path / "w.safetensors"
-    export_safetensors(model.state_dict(), path, {"arch": "test_resnet"})
+    write_safetensors(model.state_dict(), path, {"arch": "test_resnet"})
     blob = bytearray(path.read_bytes())
     blob[-100] ^= 255
     path.write_bytes(blob)

@@ -10,13 +10,13 @@ import torch
 from parity import fill_by_key
 from peers import RELEASES, save_release
 
-import wsfvit.__main__ as command
 from wsfvit.cli.train import parse_train_args
 from wsfvit.cli.validate import parse_validate_args
 from wsfvit.data.digits import Digits
 from wsfvit.eval.validate import run_validation
 from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
+from wsfvit_cli import dispatch
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,8 @@ def test_every_command_loads_a_peers_weights(
 
     picture = tmp_path / "digit.png"
     Digits("validation", in_chans=3)[0][0].save(picture)
-    monkeypatch.setattr("sys.argv", ["wsfvit", "predict", str(picture), "--json", "--checkpoint", path, *model])
     capsys.readouterr()
-    command.main()
+    dispatch(["predict", str(picture), "--json", "--checkpoint", path, *model])
     [line] = capsys.readouterr().out.splitlines()
     assert len(json.loads(line)["predictions"]) == 5
 

@@ -191,7 +191,7 @@ def test_help_states_each_default_once():
     text = " ".join(train_parser().format_help().split())
     assert "--img-size N image size (default: the model's) --in-chans" in text
     assert "--epochs N epochs to train (default: 300)" in text
-    assert "--model-ema, --no-model-ema keep a moving average of the weights, and judge by it (default: False)" in text
+    assert "--no-model-ema maintain an EMA of the weights and evaluate the EMA model (default: False)" in text
     assert not re.search(r"\(default: [^()]*\) \(default|default: (None|\[\]|\{\})?\)", text)
     detection = " ".join(detection_train_parser().format_help().split())
     assert "optimizer betas (default: [0.9, 0.999])" in detection

@@ -1,18 +1,17 @@
-"""python -m wsfvit info."""
+"""wsfvit info."""
 
 import importlib.metadata
 import re
-import sys
 
 import timm
 
-import wsfvit.__main__ as command
+from wsfvit.analysis import info
+from wsfvit_cli import dispatch
 
 
 def test_info_names_versions_devices_and_variables(monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(sys, "argv", ["wsfvit", "info"])
-    command.main()
+    dispatch(["info"])
     out = capsys.readouterr().out
     assert f"torch {importlib.metadata.version('torch')}" in out
     assert "wavelet backend" in out
@@ -29,6 +28,6 @@ def test_info_reports_a_backend_that_cannot_be_used(monkeypatch, capsys):
     def refuse(device):
         raise RuntimeError("no kernels here")
 
-    monkeypatch.setattr(command, "resolve_backend", refuse)
-    command.print_info()
+    monkeypatch.setattr(info, "resolve_backend", refuse)
+    dispatch(["info"])
     assert "unusable: no kernels here" in capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_unreadable_images_end_or_are_counted(data, monkeypatch, capsys, error_o
     assert "6.png" in refused(monkeypatch, error_of, validate, validate_argv(data))
     (row,) = run_validation(parse_validate_args(validate_argv(data, "--on-bad-image", "skip")))
     assert (row["images"], row["left_out"]) == (15, 1)
-    assert "15 images (1 more are unreadable and left out): top-1" in capsys.readouterr().out
+    assert "15 images (1 more were unreadable and skipped): top-1" in capsys.readouterr().out
     labels = data.parent / "labels.json"
     more = ["--on-bad-image", "skip", "--real-labels", str(labels)]
     assert "--real-labels needs every image" in refused(monkeypatch, error_of, validate, validate_argv(data, *more))

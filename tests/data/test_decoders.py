@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from wsfvit.data import Augmentation, LoaderOptions, build_eval_loader, build_train_loader, create_dataset, seed_all
-from wsfvit.data.decoders import decode_image, to_picture
+from wsfvit.data.decoders import decode_image, to_pil
 from wsfvit.data.images import BadImageError
 from wsfvit.data.transforms import build_train_transform
 from wsfvit.utils.errors import UserError
@@ -47,7 +47,7 @@ def test_both_decoders_give_equal_pixels(kind):
     blob = encode(image, **options)
     expected, found = decode(blob, "pillow"), decode(blob, "torchvision")
     assert isinstance(found, torch.Tensor) == (kind not in ("grey", "CMYK"))
-    assert expected.mode == "RGB" and np.array_equal(to_picture(found), expected)
+    assert expected.mode == "RGB" and np.array_equal(to_pil(found), expected)
 
 
 def test_other_files_and_modes_are_left_to_pillow():

@@ -20,6 +20,7 @@ from wsfvit.detection.model.heads import pool_rois
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.inference.export import export_model, load_runner
 from wsfvit.utils.errors import UserError
+from wsfvit_cli import dispatch
 
 SMALL = {"fpn_width": 8, "fc_width": 16, "candidates_test": 50, "proposals_test": 50, "max_detections": 20}
 SIZE = (64, 96)
@@ -58,7 +59,7 @@ def test_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     setting = Setting({7: "cat", 9: "dog", 11: "bird"}, EvalTransform(60, 96), Normalize(), 32)
     checkpoint, path = tmp_path / "last.pth.tar", tmp_path / "detector.pt2"
     torch.save({"state_dict": detector.state_dict(), **describe(detector.config, setting)}, checkpoint)
-    export.main(f"--checkpoint {checkpoint} --format torch --output {path}".split(), "export")
+    dispatch(f"export --checkpoint {checkpoint} --format torch --output {path}".split(), group="detection")
     assert "detections are the same" in capsys.readouterr().out
     described = json.loads((tmp_path / "detector.pt2.json").read_text())
     assert described["input"] == {"name": "images", "shape": [1, 3, *SIZE], "dtype": "float32"}
@@ -133,4 +134,4 @@ def test_differences_are_refused(change: str) -> None:
 def test_mistakes_are_named(argv: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=expected):
-        export.main(argv.split(), "export")
+        dispatch(["export", *argv.split()], group="detection")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from wsfvit.analysis.flop_counter import count_complexity
-from wsfvit.detection import __main__ as commands
 from wsfvit.detection.flops import TOTAL, PartCost, count_detector
 from wsfvit.detection.model.config import cascade_mask_rcnn_config, mask_rcnn_config
 from wsfvit.detection.model.detector import build_detector
 from wsfvit.utils.errors import UserError
+from wsfvit_cli import dispatch
 
 TINY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), inter_heads=(2, 4, 4, 8), head_dim=4, stem_width=8)
 
@@ -122,7 +122,7 @@ def test_nms_by_hand() -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
     monkeypatch.setattr(sys, "argv", ["wsfvit.detection", *argv])
-    commands.main()
+    dispatch(group="detection")
 
 
 def test_command_prints_and_writes_tables(

@@ -210,7 +210,7 @@ def test_the_authors_test_size_unless_a_checkpoint_or_a_flag_says_another(tmp_pa
         assert row["input_size"][1] == size, more
 
 
-def test_images_are_judged_by_reassessed_labels(weights, tmp_path):
+def test_images_are_evaluated_with_reassessed_labels(weights, tmp_path):
     data = write_folder(tmp_path / "data", 4)
     for index, path in enumerate(sorted((data / "validation").rglob("*.png"))):
         path.rename(path.with_name(f"ILSVRC2012_val_0000000{index + 1}.png"))
@@ -234,7 +234,7 @@ def test_images_are_judged_by_reassessed_labels(weights, tmp_path):
         top1([everything] * 3)
 
 
-def test_data_of_some_classes_is_judged_among_those(weights, tmp_path, capsys):
+def test_data_of_some_classes_is_evaluated_among_those(weights, tmp_path, capsys):
     data = write_folder(tmp_path / "data", 6)
     shutil.rmtree(data / "validation" / "1")
     shutil.rmtree(data / "validation" / "3")
@@ -344,7 +344,7 @@ def test_memory_that_runs_out(weights, monkeypatch, capsys):
         run("--checkpoint", weights, "-b", "7")
     [row] = run("--checkpoint", weights, "-b", "7", "--retry")
     assert row["batch_size"] == 1 and row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
-    assert "out of memory, again with --batch-size 3" in capsys.readouterr().out
+    assert "out of memory, retrying with --batch-size 3" in capsys.readouterr().out
 
 
 def test_a_failure_in_one_process_ends_all():
@@ -373,7 +373,7 @@ def test_results_files_by_suffix_or_format(tmp_path):
         (["--checkpoint", "BARE"], "pass --model NAME"),
         (["--checkpoint", "none.pth"], "does not exist"),
         (["--checkpoint", "EMPTY"], "holds no file that ends in"),
-        (["--model", "BARE"], "bare.pth is no text file of model names; weights go to --checkpoint"),
+        (["--model", "BARE"], "bare.pth is not a text file of model names; weights go to --checkpoint"),
         (["--model", "wsfvit_p0_224"], "no pretrained weights for wsfvit_p0_224"),
         (["--model", "test_resnett"], "did you mean test_resnet"),
         (["--checkpoint", "BARE", "--amp", "--model-dtype", "float16"], "leave out --model-dtype float16"),
@@ -381,8 +381,8 @@ def test_results_files_by_suffix_or_format(tmp_path):
         ([*MODEL, "--checkpoint", "WEIGHTS", "--torchcompile", "no-such"], "--torchcompile no-such"),
         ([*MODEL, "--checkpoint", "WEIGHTS", "--torchcompile-mode", "default"], "is an option of --torchcompile"),
         ([*MODEL, "--checkpoint", "WEIGHTS", "--real-labels", "none.json"], "needs a dataset with file names"),
-        ([*MODEL, "--checkpoint", "WEIGHTS", "--valid-labels", "none.txt"], "one class index a line is expected"),
-        (["--real-labels", "a", "--valid-labels", "b"], "two truths"),
+        ([*MODEL, "--checkpoint", "WEIGHTS", "--valid-labels", "none.txt"], "expected one class index per line"),
+        (["--real-labels", "a", "--valid-labels", "b"], "mutually exclusive"),
         (["--num-gpu", "2"], "--num-gpu is not supported: one process drives one GPU; start with torchrun"),
         (["--crop-border-pixels", "-1"], "must be 0 or more"),
     ],

@@ -1,6 +1,5 @@
 """python -m wsfvit export: every family as ONNX, beside torch.export and AOTInductor, and the command around it."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ from torch import nn
 import wsfvit.__main__ as command
 import wsfvit.inference.export as export
 from wsfvit.checkpoint.io import load_weights
-from wsfvit.cli.tools import add_export_args
+from wsfvit.cli.tools import export_parser
 from wsfvit.utils.errors import UserError
 from wsfvit.wavelets import haar_dwt2d
 
@@ -97,9 +96,7 @@ def test_other_formats(format: str) -> None:
 
 
 def run_command(*argv: str) -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    add_export_args(parser)
-    return export.run_export(parser.parse_args(argv))
+    return export.run_export(export_parser().parse_args(argv))
 
 
 def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys) -> None:

@@ -1,7 +1,6 @@
-"""python -m wsfvit predict."""
+"""wsfvit predict."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import timm
 import torch
 from PIL import Image
 
-import wsfvit.__main__ as command
 import wsfvit.inference.predictor as predict
 from wsfvit.cli.validate import parse_validate_args
 from wsfvit.data.digits import Digits
@@ -19,6 +17,7 @@ from wsfvit.factory.model import fuse_model
 from wsfvit.inference.predictor import load_classifier, resolve_class_names
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import run_main
+from wsfvit_cli import dispatch
 
 SHOWN = (5, 250, 999)
 
@@ -40,8 +39,7 @@ def folder(tmp_path):
 
 
 def run(monkeypatch, *argv: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["wsfvit", "predict", "--device", "cpu", *map(str, argv)])
-    command.main()
+    dispatch(["predict", "--device", "cpu", *map(str, argv)])
 
 
 def test_probabilities_are_those_of_the_evaluation(last, folder, monkeypatch, capsys):
@@ -130,8 +128,7 @@ def test_weights_of_another_model_are_noted_beside_the_output(folder, tmp_path, 
 )
 def test_mistakes_are_one_line(argv, expected, last, folder, monkeypatch, error_of):
     argv = [text.format(folder=folder, last=last) for text in argv]
-    monkeypatch.setattr(sys, "argv", ["x", "predict", *argv, "--out", str(folder / "new" / "a.png")])
-    assert expected in error_of(command.main)
+    assert expected in error_of(lambda: dispatch(["predict", *argv, "--out", str(folder / "new" / "a.png")]))
     assert not (folder / "new").exists()
 
 

@@ -1,14 +1,16 @@
 """The video model's cost part by part, and how the commands of the package are found."""
 
-import importlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from wsfvit.utils.errors import UserError
-from wsfvit.video.__main__ import COMMANDS, main
 from wsfvit.video.flops import RECOUNTED, count_video_model, part_names
 from wsfvit.video.model.simvp import SimVPConfig
+from wsfvit_cli import VIDEO, dispatch
+
+main = partial(dispatch, group="video")
 
 TINY = "flops --frames-in 4 --frames-out 3 --hid-s 8 --hid-t 16 --head-dim 8 --inter-heads 4 --size 20 30".split()
 
@@ -42,12 +44,10 @@ def test_mistakes_are_user_errors(tmp_path: Path) -> None:
 
 
 def test_every_command_has_a_module(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in COMMANDS:
-        assert callable(importlib.import_module(f"wsfvit.video.{command}").main)
     with pytest.raises(SystemExit) as ended:
         main(["nothing"])
     assert ended.value.code == 2
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     shown = capsys.readouterr().out
-    assert ended.value.code == 0 and all(f"  {command} " in shown for command in COMMANDS)
+    assert ended.value.code == 0 and all(f"  {command} " in shown for command in VIDEO)

@@ -1,6 +1,7 @@
 """The predict command: strips and animations of known and unknown futures, of Moving MNIST and of own sequences."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 
 from wsfvit.utils.errors import UserError, run_main
-from wsfvit.video.__main__ import main
 from wsfvit.video.args import predict_parser
 from wsfvit.video.checkpoint import load_model
 from wsfvit.video.predict import run_prediction
+from wsfvit_cli import dispatch
+
+main = partial(dispatch, group="video")
 
 
 @pytest.fixture

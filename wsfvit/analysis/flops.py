@@ -1,11 +1,11 @@
-"""The get_flops command: one model's figures module by module, or the table of all WSF-ViT models.
+"""The flops command: one model's figures module by module, or the table of all WSF-ViT models.
 
 The convention is in `wsfvit.analysis.flop_rules`; the published table's "FLOPs" are the MACs counted here.
 """
 
 import argparse
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import timm
 import torch
@@ -54,11 +54,13 @@ COLUMNS = (
 
 
 def run_flops(args: argparse.Namespace) -> None:
-    """Runs get_flops.py: reports one model's figures, or the table of all, on the terminal or to ``--out``.
+    """Run get_flops.py: report one model's figures, or the table of all, on the terminal or to ``--out``.
 
     Raises:
-        UserError: no such model, a size it cannot take, an operator without a rule, or no such folder.
+        UserError: No such model or folder, a size that the model does not take, or an operator without a rule.
     """
+    if args.all and args.counter == "fvcore":
+        raise UserError("--counter fvcore counts one model: pass --model NAME instead of --all")
     out = output_file("--out", args.out) if args.out else None
     lines = []
     for line in _report_all(args) if args.all else _report_one(args):
@@ -73,11 +75,13 @@ def run_flops(args: argparse.Namespace) -> None:
 def _report_one(args: argparse.Namespace) -> Iterator[str]:
     found, shape = count_named(args, args.model)
     modules = [m for m in found.modules if (m.name.count(".") + 1 if m.name else 0) <= args.depth]
+    second, left_out = count_with_fvcore(args, shape) if args.counter == "fvcore" else ({}, {})
     if args.format == "csv":
-        yield "module,params,macs,share,activations,flops_outside_macs"
+        yield "module,params,macs,share,activations,flops_outside_macs" + (",fvcore_macs" if second else "")
         for m in modules:
             share = m.cost.macs / max(found.macs, 1)
-            yield f"{m.name},{m.params},{m.cost.macs},{share:.6f},{m.cost.activations},{m.cost.other}"
+            line = f"{m.name},{m.params},{m.cost.macs},{share:.6f},{m.cost.activations},{m.cost.other}"
+            yield line + (f",{second[m.name]}" if second else "")
         return
     yield f"{args.model}, input {_size(shape)}\n"
     yield f"  parameters          {found.params / 1e6:.3f} M"
@@ -85,13 +89,22 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
     yield f"  FLOPs               {(2 * found.macs + found.other_flops) / 1e9:.3f} G"
     yield f"  FLOPs outside MACs  {found.other_flops / 1e9:.3f} G"
     yield f"  activations         {found.activations / 1e6:.3f} M elements\n"
-    yield from markdown_head(("module", "parameters (M)", "MACs (M)", "share (%)"))
+    yield from markdown_head(
+        ("module", "parameters (M)", "MACs (M)", "share (%)", *(("fvcore (M)",) if second else ()))
+    )
     for m in modules:
         if m.params or m.cost.macs:
-            share = m.cost.macs / max(found.macs, 1)
-            name = m.name or "(whole model)"
-            yield markdown_row((name, f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}", f"{100 * share:.2f}"))
+            figures = (
+                f"{m.params / 1e6:.3f}",
+                f"{m.cost.macs / 1e6:.2f}",
+                f"{100 * m.cost.macs / max(found.macs, 1):.2f}",
+            )
+            more = [f"{second[m.name] / 1e6:.2f}"] if second else []
+            yield markdown_row([m.name or "(whole model)", *figures, *more])
     yield ""
+    if second:
+        shown = ", ".join(f"{name.removeprefix('aten::')} ({calls} x)" for name, calls in sorted(left_out.items()))
+        yield f"fvcore counts nothing for these operators: {shown or 'none'}. It counts adaptive pooling as MACs.\n"
     yield from describe_counting(found.operators)
 
 
@@ -137,14 +150,14 @@ def _table_cells(args: argparse.Namespace, name: str, shape: tuple[int, ...], fo
 
 
 def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[int, ...]]:
-    """Figures of the model called ``name`` as ``args`` asks for it, and the shape (B, C, H, W) of its input.
+    """Figures of the model called ``name`` with the settings in ``args``, and the shape (B, C, H, W) of its input.
 
     Raises:
-        UserError: no such model, a size it cannot take, or an operator without a rule.
+        UserError: No such model, a size that it does not take, or an operator without a rule.
     """
     args = copy.copy(args)
     args.model, args.mean, args.std = name, None, None
-    # On the meta device tensors have shapes and no values: nothing is filled, nothing is computed.
+    # Tensors on the meta device have shapes but no values, so nothing is computed.
     with torch.device("meta"):
         model = build_model(args)
         shape = (args.batch_size, *resolve_data(args, model)["input_size"])
@@ -154,8 +167,25 @@ def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[
             raise UserError(f"model {name} cannot be run on input {_size(shape)}: {err}") from err
 
 
+def count_with_fvcore(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """MACs of each module by fvcore (Meta's counter), and the operators that it leaves out with their calls.
+
+    Raises:
+        UserError: fvcore is not installed.
+    """
+    try:
+        from fvcore.nn import FlopCountAnalysis
+    except ImportError as err:
+        raise UserError("--counter fvcore: pip install fvcore") from err
+    args = copy.copy(args)
+    args.mean, args.std = None, None
+    analysis = FlopCountAnalysis(build_model(args).eval(), torch.zeros(shape))  # traced, so not on the meta device
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return analysis.by_module(), analysis.unsupported_ops()
+
+
 def describe_counting(operators: dict[str, Cost]) -> Iterator[str]:
-    """Lines that state the convention and which operators were counted how."""
+    """Lines that state the convention and how each operator was counted."""
     yield CONVENTION
     titles = ("Operators that cost nothing", "Operators counted outside MACs", "Operators counted as MACs")
     for kind, title in reversed(list(enumerate(titles))):
@@ -176,7 +206,7 @@ def _size(shape: Iterable[int]) -> str:
 
 
 def markdown_head(columns: tuple[str, ...]) -> tuple[str, str]:
-    """The two lines that a Markdown table begins with."""
+    """The first two lines of a Markdown table."""
     return markdown_row(columns), "|" + "---|" * len(columns)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsfvit.cli.common import build_parser
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import new_panels, picture_path, save_figure, style_curves
 
@@ -37,17 +36,6 @@ class Run:
         """The first of the columns ``names`` that the run has and that holds a number."""
         found = (self.columns[name] for name in names if name in self.columns)
         return next((column for column in found if not all(map(math.isnan, column))), None)
-
-
-def parse_plot_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line of ``python -m wsfvit.plot``."""
-    parser = build_parser("Draw loss, accuracy and learning rate of training runs over each other.")
-    parser.prog = "python -m wsfvit.plot"
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder with summary.csv, folder of run folders, or csv file"
-    )
-    parser.add_argument("--out", default="output/curves.png", metavar="FILE.png", help="picture to write")
-    return parser.parse_args(argv)
 
 
 def run_plot(args: argparse.Namespace) -> list[Run]:

@@ -21,7 +21,7 @@ from wsfvit.checkpoint.integrity import find_damage, write_sealed
 from wsfvit.checkpoint.pickle_scan import refused_globals
 from wsfvit.models import convert_state_dict, describe_misfit
 from wsfvit.utils.errors import UserError, first_line
-from wsfvit.utils.files import write_atomic, write_text_atomic
+from wsfvit.utils.files import write_atomic
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
@@ -36,27 +36,6 @@ StateDict = dict[str, torch.Tensor]
 def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
     """``torch.save`` that puts a SHA-256 into the file and leaves the old file whole when writing fails."""
     write_atomic(path, lambda file: write_sealed(obj, file))
-
-
-def export_safetensors(
-    state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str], config: dict[str, Any]
-) -> None:
-    """Writes released weights: ``path`` (.safetensors) and beside it a .json with ``config`` and the weights' SHA-256.
-
-    Args:
-        state_dict: Tensors by name.
-        path: Ends in ``.safetensors``.
-        config: Primitives only: ``arch``, ``model_kwargs``, ``data_config`` and whatever else describes the weights.
-    """
-    import safetensors.torch
-
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"'{path}': released weights are named NAME.safetensors")
-    blob = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state_dict.items()})
-    write_atomic(path, lambda file: file.write(blob))
-    described = {**config, "sha256": hashlib.sha256(blob).hexdigest()}
-    write_text_atomic(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
 
 
 def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Any]:

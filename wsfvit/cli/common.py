@@ -1,23 +1,33 @@
-"""What the command lines share: readers of values, and the groups of flags that several commands take."""
+"""Parser, value types and the groups of flags that several commands share."""
 
 import argparse
+import ast
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from timm.utils import ParseKwargs
+from wsfvit.utils.errors import did_you_mean
 
 DEFAULT_MODEL = "wsfvit_p0_224"
+# Two spellings of one flag: a command that has either takes both.
+SPELLINGS = (
+    ("--log-interval", "--log-freq"),
+    ("--out", "--output"),
+    ("--size", "--img-size"),
+    ("--score", "--score-threshold"),
+    ("--model", "-m"),
+)
 
 # Both argparse's parser and its groups take arguments; it has no public name for that.
 Group = argparse._ActionsContainer
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, not '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be an integer, not '{text}'") from None
 
 
 def _number(text: str) -> float:
@@ -28,23 +38,23 @@ def _number(text: str) -> float:
 
 
 def positive_int(text: str) -> int:
-    """Reads an integer of 1 or more."""
-    value = _whole(text)
+    """Parse an integer of 1 or more."""
+    value = _integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
     return value
 
 
 def natural_int(text: str) -> int:
-    """Reads an integer of 0 or more."""
-    value = _whole(text)
+    """Parse an integer of 0 or more."""
+    value = _integer(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
     return value
 
 
 def natural_float(text: str) -> float:
-    """Reads a finite number of 0 or more."""
+    """Parse a finite number of 0 or more."""
     value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
@@ -52,7 +62,7 @@ def natural_float(text: str) -> float:
 
 
 def positive_float(text: str) -> float:
-    """Reads a finite number above 0."""
+    """Parse a finite number above 0."""
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
@@ -60,32 +70,57 @@ def positive_float(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """Reads a number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {value}")
     return value
 
 
-class KeyValues(ParseKwargs):
-    """timm's ``key=value`` arguments, which complains about others as argparse does."""
+class KeyValues(argparse.Action):
+    """``key=value`` arguments as a dictionary; values are Python literals, anything else is text (as timm does)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        for value in values:
-            if "=" not in value:
-                raise argparse.ArgumentError(self, f"{value!r} is not written as key=value")
-        super().__call__(parser, namespace, values, option_string)
+        pairs = {}
+        for item in values:
+            key, equals, value = item.partition("=")
+            if not equals:
+                raise argparse.ArgumentError(self, f"{item!r} is not written as key=value")
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, without the list of all flags."""
+    """A parser with errors of one line, suggestions for misspelled flags, and the aliases of ``SPELLINGS``."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
+        self._add_spellings()
+        return super().parse_known_args(args, namespace, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            shown = [flag for flag, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+            flag = next((text for text in unknown if text.startswith("-")), "").partition("=")[0]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, shown)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the flags)\n")
 
+    def _add_spellings(self) -> None:
+        for one, other in SPELLINGS:
+            for flag, alias in ((one, other), (other, one)):
+                if flag in self._option_string_actions and alias not in self._option_string_actions:
+                    action = self._option_string_actions[alias] = self._option_string_actions[flag]
+                    action.option_strings = [*action.option_strings, alias]
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of each flag once: its value, or else what the text says of it."""
+    """Show the default of each flag once: its value, or what the help text says about it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         given_once = isinstance(action, argparse._StoreTrueAction)  # it could only say False
@@ -96,12 +131,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with timm's habits: no abbreviated flags, defaults in the help."""
+    """A parser as timm's scripts have it: no abbreviated flags, defaults in the help."""
     return Parser(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 def add_switch(group: Group, flag: str, text: str) -> None:
-    """Adds an on-switch, off by default, with a ``--no-`` form so that the command line can overrule a YAML file."""
+    """Add a switch, off by default, with a ``--no-`` form so that the command line can override a YAML file."""
     group.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=text)
 
 
@@ -113,10 +148,10 @@ def add_data_source(group: Group) -> None:
         metavar="NAME",
         help="digits or synthetic (built in), or timm's: '' folder, hfds/PATH, ...",
     )
-    add_switch(group, "--dataset-download", "let torch/ and tfds/ datasets download")
+    add_switch(group, "--dataset-download", "download torch/ and tfds/ datasets")
     group.add_argument("--class-map", default="", metavar="FILE", help="class to index mapping file")
     group.add_argument(
-        "--input-img-mode", metavar="MODE", help="PIL mode images are converted to (default: by channel count)"
+        "--input-img-mode", metavar="MODE", help="PIL mode to convert images to (default: by number of channels)"
     )
     group.add_argument("--input-key", metavar="KEY", help="field of the image (hfds/)")
     group.add_argument("--target-key", metavar="KEY", help="field of the label (hfds/)")
@@ -130,9 +165,11 @@ def add_model_input(group: Group, data_config: bool = True) -> None:
     group.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="model arguments")
     if not data_config:
         return
-    group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop, share of the resized image")
+    group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop as a fraction of the resized image")
     group.add_argument("--mean", type=float, nargs="+", metavar="F", help="pixel mean, one value or one per channel")
-    group.add_argument("--std", type=float, nargs="+", metavar="F", help="pixel standard deviation, likewise")
+    group.add_argument(
+        "--std", type=float, nargs="+", metavar="F", help="pixel standard deviation, one value or one per channel"
+    )
     group.add_argument(
         "--interpolation", default="", metavar="NAME", help="resize interpolation (default: the model's)"
     )
@@ -142,14 +179,18 @@ def add_trust(group: Group) -> None:
     group.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="unpickle checkpoints without restrictions: they can run any code",
+        help="unpickle checkpoints without restrictions, which lets them run any code",
     )
 
 
+def add_use_ema(group: Group) -> None:
+    group.add_argument("--use-ema", action="store_true", help="use the EMA weights if the checkpoint has them")
+
+
 def add_trained(group: Group, other: str = "") -> None:
-    """A checkpoint that a command of another task than classification uses; ``other``: what else it reads."""
+    """Add the checkpoint of a detection or video command; ``other`` describes what else it reads."""
     group.add_argument("--checkpoint", required=True, metavar="FILE", help=f"checkpoint of the train command{other}")
-    group.add_argument("--use-ema", action="store_true", help="use the moving average of the weights if there is one")
+    add_use_ema(group)
     add_trust(group)
 
 
@@ -157,8 +198,8 @@ def add_fuse(group: Group) -> None:
     group.add_argument(
         "--fuse",
         action="store_true",
-        help="use the model's copy for inference: BatchNorms folded into convolutions, and on a CPU in float32 GELUs "
-        "computed with the layer before; for wsfvit models, others are refused",
+        help="optimize for inference (only wsfvit models): fold BatchNorm into convolutions and, on a CPU in float32, "
+        "fuse GELU with the layer before it",
     )
 
 
@@ -177,8 +218,8 @@ def add_device(group: Group) -> None:
 
 
 def add_workers(group: Group) -> None:
-    group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="data loading processes")
-    add_switch(group, "--pin-mem", "page-locked host memory for faster transfers to a GPU")
+    group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="dataloader workers")
+    add_switch(group, "--pin-mem", "pin host memory for faster transfers to the GPU")
 
 
 def add_loader(group: Group) -> None:
@@ -192,5 +233,5 @@ def add_on_bad_image(group: Group) -> None:
         "--on-bad-image",
         default="raise",
         choices=("raise", "skip"),
-        help="an unreadable image ends the run, or is left out, named and counted",
+        help="stop at an unreadable image, or skip it and report it",
     )

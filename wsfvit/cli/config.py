@@ -1,22 +1,21 @@
-"""YAML files that change the defaults of a parser."""
+"""YAML files of default values for a parser."""
 
 import argparse
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from timm.utils import ParseKwargs
 
-from wsfvit.utils.errors import UserError
+from wsfvit.cli.common import KeyValues
+from wsfvit.utils.errors import UserError, did_you_mean
 
 
 def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
-    """Makes the values of a YAML file the defaults of ``parser``.
+    """Use the values of a YAML file as the defaults of ``parser``.
 
     Raises:
-        UserError: the file cannot be read, or a key or value is not one that ``parser`` takes.
+        UserError: The file cannot be read, or ``parser`` does not take one of its keys or values.
     """
     try:
         config = yaml.safe_load(Path(path).read_text()) or {}
@@ -29,10 +28,9 @@ def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     for key, value in list(config.items()):
         if key not in actions:
-            near = difflib.get_close_matches(str(key), actions, n=1)
-            raise UserError(f"config '{path}': unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
+            raise UserError(f"config '{path}': unknown key '{key}'{did_you_mean(key, actions)}")
         if actions[key].default is argparse.SUPPRESS:
-            # A refused flag. The files that timm writes hold every flag; switched off it is no reason to stop.
+            # A refused flag. Files that timm writes hold every flag; one that is off changes nothing.
             if config.pop(key):
                 actions[key](parser, argparse.Namespace(), value)
             continue
@@ -44,7 +42,7 @@ def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
 
 
 def _config_value(action: argparse.Action, value: Any) -> Any:
-    """Checks and converts a YAML value as the command line would its text."""
+    """Check and convert a YAML value as the command line would convert its text."""
     convert: Callable[[str], Any] = action.type if callable(action.type) else str
     if value is None:
         return None
@@ -52,7 +50,7 @@ def _config_value(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError("true or false expected")
         return value
-    if isinstance(action, ParseKwargs):
+    if isinstance(action, KeyValues):
         if not isinstance(value, dict):
             raise ValueError("a mapping expected")
         return value

@@ -1,4 +1,4 @@
-"""Flags of precision and compilation that training and validation share."""
+"""Flags of precision and compilation shared by training and validation."""
 
 from wsfvit.cli.common import Group, fraction
 from wsfvit.cli.refused import accepted
@@ -7,7 +7,11 @@ from wsfvit.cli.refused import accepted
 def add_precision(group: Group) -> None:
     """--amp-impl and --model-dtype; --amp and --amp-dtype are the device's."""
     group.add_argument(
-        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="native alone"
+        "--amp-impl",
+        type=accepted("--amp-impl", "native"),
+        default="native",
+        metavar="NAME",
+        help="only native is supported",
     )
     group.add_argument(
         "--model-dtype", choices=("float32", "bfloat16", "float16"), help="data type of the weights (default: float32)"
@@ -28,7 +32,7 @@ def add_compile(group: Group) -> None:
         "--torchcompile-options",
         nargs="+",
         metavar="NAME=VALUE",
-        help="inductor's settings, as in torch._inductor.config, for example realize_reads_threshold=8",
+        help="settings of torch._inductor.config, for example realize_reads_threshold=8",
     )
 
 
@@ -38,6 +42,6 @@ def add_memory_budget(group: Group) -> None:
         "--torchcompile-memory-budget",
         type=fraction,
         metavar="SHARE",
-        help="share of the activations that compiled training keeps, for example 0.5: the others are computed again in "
-        "the backward pass, what costs least first; less memory, slower (default: 1)",
+        help="share of the activations that compiled training keeps, for example 0.5: the others are recomputed in the "
+        "backward pass, the cheapest first; less memory, slower (default: 1)",
     )

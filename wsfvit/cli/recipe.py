@@ -1,4 +1,4 @@
-"""Flags of train.py that make up a recipe: optimizer, schedule, augmentation, batch norm and weight averaging."""
+"""Flags of train.py that make up a recipe: optimizer, schedule, augmentation, batch norm and EMA."""
 
 import argparse
 
@@ -13,16 +13,16 @@ from wsfvit.cli.common import (
     positive_int,
 )
 
-# timm's defaults: a value given that equals them cannot be told from none.
+# timm's defaults: a value equal to them counts as not given.
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "constant", "plateau", "poly", "wsd", "rsqrt", "none")
 
 
 def repeats(text: str) -> int:
-    """Reads timm's number of augmentation repeats, a whole number that may be written as 3.0."""
+    """Parse timm's number of augmentation repeats, an integer that may be written as 3.0."""
     value = float(text)
     if value < 0 or value != int(value):
-        raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text}")
+        raise argparse.ArgumentTypeError(f"must be an integer of 0 or more, not {text}")
     return int(value)
 
 
@@ -50,7 +50,7 @@ def add_optimizer(group: Group) -> None:
 def add_schedule(group: Group) -> None:
     """Learning rate and its schedule."""
     group.add_argument("--sched", default="cosine", choices=SCHEDULES, help="learning rate schedule")
-    add_switch(group, "--sched-on-updates", "step the schedule on updates, not on epochs")
+    add_switch(group, "--sched-on-updates", "step the schedule per update, not per epoch")
     group.add_argument(
         "--lr", type=positive_float, metavar="F", help="learning rate (default: --lr-base scaled to the global batch)"
     )
@@ -58,7 +58,7 @@ def add_schedule(group: Group) -> None:
         "--lr-base", type=positive_float, default=0.1, metavar="F", help="learning rate at --lr-base-size"
     )
     group.add_argument(
-        "--lr-base-size", type=positive_int, default=256, metavar="N", help="batch size --lr-base is meant for"
+        "--lr-base-size", type=positive_int, default=256, metavar="N", help="batch size that --lr-base is for"
     )
     group.add_argument(
         "--lr-base-scale",
@@ -67,7 +67,11 @@ def add_schedule(group: Group) -> None:
         help="scaling (default: sqrt for ada*, lamb, else linear)",
     )
     group.add_argument(
-        "--lr-noise", type=fraction, nargs="+", metavar="F", help="noise on the rate, on and off at these run shares"
+        "--lr-noise",
+        type=fraction,
+        nargs="+",
+        metavar="F",
+        help="learning rate noise, on and off at these fractions of the run",
     )
     group.add_argument("--lr-noise-pct", type=positive_float, default=0.67, metavar="F", help="bound of the noise")
     group.add_argument(
@@ -78,7 +82,7 @@ def add_schedule(group: Group) -> None:
     group.add_argument("--lr-cycle-limit", type=positive_int, default=1, metavar="N", help="number of cycles")
     group.add_argument("--lr-k-decay", type=float, default=1.0, metavar="F", help="k-decay of cosine and poly")
     group.add_argument(
-        "--warmup-lr", type=natural_float, default=1e-5, metavar="F", help="learning rate where the warm-up starts"
+        "--warmup-lr", type=natural_float, default=1e-5, metavar="F", help="learning rate at the start of the warm-up"
     )
     group.add_argument("--min-lr", type=natural_float, default=0, metavar="F", help="lowest learning rate")
     group.add_argument("--epochs", type=positive_int, default=300, metavar="N", help="epochs to train")
@@ -107,15 +111,19 @@ def add_augmentation(group: Group) -> None:
     """Augmentation, mixing, erasing, label smoothing and drop rates."""
     group.add_argument("--no-aug", action="store_true", help="train without augmentation")
     group.add_argument("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop (default: rrc)")
-    group.add_argument("--scale", type=float, nargs="+", default=SCALE, metavar="F", help="random crop area, from to")
-    group.add_argument("--ratio", type=float, nargs="+", default=RATIO, metavar="F", help="random crop aspect, from to")
+    group.add_argument(
+        "--scale", type=float, nargs="+", default=SCALE, metavar="F", help="range of the random crop's area"
+    )
+    group.add_argument(
+        "--ratio", type=float, nargs="+", default=RATIO, metavar="F", help="range of the random crop's aspect ratio"
+    )
     group.add_argument(
         "--crop-padding",
         type=natural_int,
         default=0,
         metavar="N",
-        help="in place of the random resized crop, pad with N black pixels on each side and crop the image size at "
-        "random, as most recipes for CIFAR do with N = 4 (0: off)",
+        help="pad with N black pixels on each side and crop at random instead of the random resized crop, as most "
+        "recipes for CIFAR do with N = 4 (0: off)",
     )
     group.add_argument("--hflip", type=fraction, default=0.5, metavar="P", help="horizontal flip probability")
     group.add_argument("--vflip", type=fraction, default=0.0, metavar="P", help="vertical flip probability")
@@ -130,7 +138,7 @@ def add_augmentation(group: Group) -> None:
         "--aug-repeats", type=repeats, default=0, metavar="N", help="differently augmented copies of an image per batch"
     )
     add_switch(group, "--bce-loss", "binary cross-entropy per class")
-    add_switch(group, "--bce-sum", "sum the binary cross-entropy over the classes, not average")
+    add_switch(group, "--bce-sum", "sum the binary cross-entropy over the classes instead of averaging")
     group.add_argument(
         "--bce-target-thresh", type=fraction, metavar="F", help="soft labels above it count as 1 (default: kept soft)"
     )
@@ -141,14 +149,18 @@ def add_augmentation(group: Group) -> None:
     group.add_argument("--mixup", type=natural_float, default=0.0, metavar="ALPHA", help="mixup alpha, on above 0")
     group.add_argument("--cutmix", type=natural_float, default=0.0, metavar="ALPHA", help="cutmix alpha, on above 0")
     group.add_argument(
-        "--cutmix-minmax", type=float, nargs="+", metavar="F", help="cutmix box share, from to; overrules alpha"
+        "--cutmix-minmax",
+        type=float,
+        nargs="+",
+        metavar="F",
+        help="range of the cutmix box; overrides alpha",
     )
     group.add_argument("--mixup-prob", type=fraction, default=1.0, metavar="P", help="probability of either per batch")
     group.add_argument(
-        "--mixup-switch-prob", type=fraction, default=0.5, metavar="P", help="probability of cutmix where both are on"
+        "--mixup-switch-prob", type=fraction, default=0.5, metavar="P", help="probability of cutmix if both are on"
     )
     group.add_argument(
-        "--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares one mixing value"
+        "--mixup-mode", default="batch", choices=("batch", "pair", "elem"), help="what shares one mixing coefficient"
     )
     group.add_argument(
         "--mixup-off-epoch", type=natural_int, default=0, metavar="N", help="epoch from which mixing is off (0: never)"
@@ -161,7 +173,7 @@ def add_augmentation(group: Group) -> None:
 
 
 def add_batch_norm(group: Group) -> None:
-    """Batch norm's constants, and its statistics among several processes."""
+    """Constants of batch norm, and its statistics with several processes."""
     group.add_argument("--bn-momentum", type=fraction, metavar="F", help="momentum of all batch norms")
     group.add_argument("--bn-eps", type=positive_float, metavar="F", help="epsilon of all batch norms")
     add_switch(group, "--sync-bn", "batch statistics over all processes (CUDA only)")
@@ -169,15 +181,13 @@ def add_batch_norm(group: Group) -> None:
         "--dist-bn",
         default="reduce",
         choices=("reduce", "broadcast", ""),
-        help="running statistics after an epoch: averaged, taken from rank 0, or left as they are",
+        help="running statistics after an epoch: averaged, taken from rank 0, or unchanged",
     )
 
 
 def add_ema(group: Group) -> None:
-    """Moving average of the weights."""
-    add_switch(group, "--model-ema", "keep a moving average of the weights, and judge by it")
-    add_switch(group, "--model-ema-force-cpu", "keep it in host memory; the raw weights are then judged")
-    group.add_argument(
-        "--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="decay of the moving average"
-    )
-    add_switch(group, "--model-ema-warmup", "raise the decay from 0 at the start")
+    """Exponential moving average (EMA) of the weights."""
+    add_switch(group, "--model-ema", "maintain an EMA of the weights and evaluate the EMA model")
+    add_switch(group, "--model-ema-force-cpu", "keep the EMA in host memory; the raw weights are then evaluated")
+    group.add_argument("--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="decay of the EMA")
+    add_switch(group, "--model-ema-warmup", "raise the EMA decay from 0 at the start")

@@ -1,4 +1,4 @@
-"""timm's flags and values that train.py or validate.py does not take: each with the reason and what to do instead."""
+"""Flags and values of timm that train.py or validate.py does not support, with the reason and the alternative."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ REFUSED = {
     "--aug-splits": "it is for AugMix training with several views of each image; use --aa, --mixup and --cutmix",
     "--jsd-loss": "it compares the views of --aug-splits, which is not offered; use --smoothing or --bce-loss",
     "--split-bn": "it separates the views of --aug-splits, which is not offered; plain batch norm serves one view",
-    "--resplit": "it spares the first view of --aug-splits from erasing, which is not offered; use --reprob alone",
-    "--drop-connect": "timm gives it no effect any more; use --drop-path",
+    "--resplit": "it spares the first view of --aug-splits from erasing, which is not offered; use only --reprob",
+    "--drop-connect": "it has no effect in timm any more; use --drop-path",
     "--use-multi-epochs-loader": "the loader always keeps its workers from epoch to epoch; leave the flag out",
 }
 REFUSED_VALIDATE = {flag: REFUSED[flag] for flag in ("--dataset-trust-remote-code", "--torchscript", "--fuser")} | {
     "--num-gpu": "one process drives one GPU; start with torchrun --nproc-per-node N validate.py ...",
     "--test-pool": "it pools before the bare classifier and so skips the norm and the hidden layer of most heads; "
-    "leave it out, the models take other sizes as they are",
+    "leave it out, the models take other sizes unchanged",
     "--aot-autograd": "it was an experiment that led to torch.compile; use --torchcompile",
-    "--tf-preprocessing": "it needs TensorFlow; use --interpolation bicubic, which comes close",
+    "--tf-preprocessing": "it needs TensorFlow; use --interpolation bicubic, which is close",
 }
 REFUSED_VALUES = {
     "--amp-impl": {"apex": "NVIDIA Apex amp is no longer developed; leave the flag out for PyTorch's own (native)"},
@@ -36,7 +36,7 @@ REFUSED_VALUES = {
 
 
 class Refuse(argparse.Action):
-    """Ends the parsing with one clear line when its flag is used."""
+    """Raise a ``UserError`` with the reason when the flag is used."""
 
     def __call__(
         self,
@@ -49,7 +49,7 @@ class Refuse(argparse.Action):
 
 
 def add_refused(group: Group, refused: dict[str, str] = REFUSED) -> None:
-    """Adds every refused flag, out of sight of ``--help``; its user reads the reason."""
+    """Add every refused flag, hidden from ``--help``."""
     for flag, reason in refused.items():
         text = f"{flag} is not supported: {reason}"
         group.add_argument(
@@ -58,7 +58,7 @@ def add_refused(group: Group, refused: dict[str, str] = REFUSED) -> None:
 
 
 def accepted(flag: str, only: str) -> Callable[[str], str]:
-    """Reader of a flag of timm's that has one value here; the others are refused with the reason."""
+    """Parser of a timm flag with a single supported value; the others are refused with the reason."""
 
     def read(text: str) -> str:
         if text != only:

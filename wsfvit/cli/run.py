@@ -1,7 +1,7 @@
-"""Flags of every training command, whatever it trains.
+"""Flags of every training command: classification, detection and video.
 
-``engine.session`` reads them and those of ``recipe.add_optimizer``, ``recipe.add_schedule`` (or --lr, --epochs,
---start-epoch and --sched-on-updates of the command's own), ``recipe.add_batch_norm``, ``recipe.add_ema``,
+The trainer reads them and those of ``recipe.add_optimizer``, ``recipe.add_schedule`` (or the command's own --lr,
+--epochs, --start-epoch and --sched-on-updates), ``recipe.add_batch_norm``, ``recipe.add_ema``,
 ``precision.add_compile`` and --channels-last.
 """
 
@@ -14,42 +14,43 @@ from wsfvit.cli.precision import add_precision
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """-c/--config, which ``parse_with_config`` reads."""
+    """Add -c/--config, which ``parse_with_config`` reads."""
     parser.add_argument(
         "-c", "--config", metavar="FILE", help="YAML file of defaults, one key per flag (batch_size: 64)"
     )
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses a command line; a YAML file named by ``-c`` changes defaults, and the command line wins over it.
+    """Parse a command line; a YAML file named by ``-c`` changes defaults, and the command line overrides it.
 
     Raises:
-        UserError: the YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
+        UserError: The YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
     """
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("-c", "--config")
-    config, _ = config_parser.parse_known_args(argv)
-    if config.config:
-        apply_config(parser, config.config)
+    if any(action.dest == "config" for action in parser._actions):
+        config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        config_parser.add_argument("-c", "--config")
+        config, _ = config_parser.parse_known_args(argv)
+        if config.config:
+            apply_config(parser, config.config)
     return parser.parse_args(argv)
 
 
 def add_resume(group: Group) -> None:
-    """Continuing an earlier run."""
+    """Resuming an earlier run."""
     group.add_argument(
         "--resume",
         default="",
         metavar="FILE",
-        help="continue the run that wrote FILE; auto: the run in the folder of --experiment, if there is one",
+        help="resume the run that wrote FILE; auto: the run in the folder of --experiment, if there is one",
     )
     group.add_argument(
-        "--no-resume-opt", action="store_true", help="resume the weights and the epoch, not the optimizer's state"
+        "--no-resume-opt", action="store_true", help="resume weights and epoch without the optimizer state"
     )
     add_trust(group)
 
 
 def add_batches(group: Group, unit: str = "images", batch_size: int = 128) -> None:
-    """Batch size and accumulation; ``unit`` is what a batch holds, in the plural."""
+    """Batch size and gradient accumulation; ``unit`` names what a batch holds, in the plural."""
     group.add_argument(
         "-b",
         "--batch-size",
@@ -68,31 +69,29 @@ def add_batches(group: Group, unit: str = "images", batch_size: int = 128) -> No
         "--global-batch-size",
         type=positive_int,
         metavar="N",
-        help=f"{unit} per optimizer update over all processes; sets --grad-accum-steps to what that takes",
+        help=f"{unit} per optimizer update over all processes; sets --grad-accum-steps accordingly",
     )
 
 
 def add_training_device(group: Group) -> None:
-    """Device, precision, and how processes work together."""
+    """Device, precision and distributed training."""
     add_device(group)
     add_precision(group)
+    group.add_argument("--no-ddp-bb", action="store_true", help="do not broadcast rank 0's buffers at every step")
+    add_switch(group, "--synchronize-step", "synchronize with the device after every update")
     group.add_argument(
-        "--no-ddp-bb", action="store_true", help="do not send rank 0's buffers to all processes at every step"
-    )
-    add_switch(group, "--synchronize-step", "wait for the device after every update")
-    group.add_argument(
-        "--device-modules", nargs="+", metavar="MODULE", help="modules to import that bring a device of their own"
+        "--device-modules", nargs="+", metavar="MODULE", help="modules to import that register a device type"
     )
     add_switch(
         group,
         "--deterministic",
-        "same run, same bits, on a GPU too: slower there, as only deterministic kernels run and none are tried out for "
-        "speed, and an operator that has none ends the run; a CPU repeats bit for bit without it",
+        "bit-exact repeatability on a GPU: only deterministic kernels, no autotuning, an error where there is "
+        "no such kernel; slower (a CPU is bit-exact without it)",
     )
 
 
 def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
-    """Seed, data loading by the flags that ``add_data_loading`` adds, validation, and what to do with bad steps."""
+    """Seed, data loading (the flags that ``add_data_loading`` adds), validation and non-finite steps."""
     group.add_argument("--seed", type=natural_int, default=42, metavar="N", help="random seed")
     add_data_loading(group)
     group.add_argument(
@@ -100,21 +99,21 @@ def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_lo
         type=positive_int,
         default=1,
         metavar="N",
-        help="epochs between validations; the last has one",
+        help="epochs between validations; the last epoch is always validated",
     )
     group.add_argument(
         "--max-bad-steps",
         type=natural_int,
         default=10,
         metavar="N",
-        help="end the run after N updates in a row with a loss or gradient that is not finite; such updates are "
-        "skipped, counted, and the first ones dumped (0: end at the first)",
+        help="stop after N updates in a row with a non-finite loss or gradient; such updates are skipped and "
+        "counted, and the first ones are dumped for wsfvit replay (0: stop at the first)",
     )
-    add_switch(group, "--dry-run", "one update and one validation batch, nothing kept, to see that all of it works")
+    add_switch(group, "--dry-run", "run one update and one validation batch and keep nothing, to check the setup")
 
 
 def add_logs(group: Group) -> None:
-    """The run folder, checkpoints and logs."""
+    """Run folder, checkpoints and logs."""
     group.add_argument("--output", default="", metavar="DIR", help="folder of all runs (default: output/train)")
     group.add_argument(
         "--experiment", default="", metavar="NAME", help="folder of this run (default: time, model and size)"
@@ -123,14 +122,18 @@ def add_logs(group: Group) -> None:
         "--log-interval", type=positive_int, default=50, metavar="N", help="batches between two progress lines"
     )
     group.add_argument(
-        "--recovery-interval", type=natural_int, default=0, metavar="N", help="batches between two saves in an epoch"
+        "--recovery-interval",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="batches between two saves within an epoch",
     )
     group.add_argument("--checkpoint-hist", type=positive_int, default=10, metavar="N", help="best epochs to keep")
-    add_switch(group, "--save-images", "write a batch of training images at every progress line, as the model sees it")
+    add_switch(group, "--save-images", "write a batch of augmented training images at every progress line")
     group.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
-    add_switch(group, "--log-wandb", "log to Weights & Biases too")
-    group.add_argument("--wandb-project", metavar="NAME", help="its project")
-    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="its tags")
-    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="its run to continue")
-    add_switch(group, "--log-trackio", "log to Trackio too")
-    group.add_argument("--trackio-project", default="wsfvit", metavar="NAME", help="its project")
+    add_switch(group, "--log-wandb", "also log to Weights & Biases")
+    group.add_argument("--wandb-project", metavar="NAME", help="Weights & Biases project")
+    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="Weights & Biases tags")
+    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="Weights & Biases run to resume")
+    add_switch(group, "--log-trackio", "also log to Trackio")
+    group.add_argument("--trackio-project", default="wsfvit", metavar="NAME", help="Trackio project")

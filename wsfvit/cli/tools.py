@@ -1,7 +1,6 @@
-"""Command lines of cam_image.py, get_flops.py, predict, export and replay."""
+"""Parsers of the commands beside train and validate: cam, flops, predict, export, plot, replay and info."""
 
 import argparse
-from collections.abc import Sequence
 
 from wsfvit.cli.common import (
     DEFAULT_MODEL,
@@ -11,6 +10,7 @@ from wsfvit.cli.common import (
     add_fuse,
     add_model_input,
     add_trust,
+    add_use_ema,
     build_parser,
     natural_int,
     positive_int,
@@ -29,13 +29,8 @@ METHODS = {
 }
 
 
-def parse_cam_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses cam_image.py's command line."""
-    return cam_parser().parse_args(argv)
-
-
 def cam_parser() -> argparse.ArgumentParser:
-    """Parser of cam_image.py."""
+    """Parser of cam_image.py and ``wsfvit cam``."""
     parser = build_parser("Draw where a model sees the evidence for a class (class activation maps).")
     parser.add_argument(
         "data",
@@ -50,7 +45,7 @@ def cam_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=8,
         metavar="N",
-        help="images to draw, spread evenly over what there is",
+        help="images to draw, spread evenly over the data",
     )
     parser.add_argument(
         "--models",
@@ -58,37 +53,38 @@ def cam_parser() -> argparse.ArgumentParser:
         "-m",
         nargs="+",
         metavar="NAME",
-        help=f"models, side by side; default what the checkpoints name, else {DEFAULT_MODEL}",
+        help=f"models, side by side (default: those that the checkpoints name, else {DEFAULT_MODEL})",
     )
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="one weights file per model")
     add_weights(parser)
     add_model_input(parser)
-    add_picture_input(parser)
+    add_image_input(parser)
     parser.add_argument(
         "--no-crop",
         action="store_true",
-        help="show the model the whole image at its own aspect ratio (any-size models)",
+        help="use the whole image at its own aspect ratio (for models that take any size)",
     )
     parser.add_argument("--method", nargs="+", default=["gradcam"], choices=METHODS, help="methods, side by side")
     parser.add_argument(
-        "--layer", metavar="NAME", help="module whose output is explained (default: the last useful stage)"
+        "--layer", metavar="NAME", help="module to explain (default: the last stage with a map of at least 4x4)"
     )
     parser.add_argument("--target", metavar="CLASS", help="class index or name (default: what the model predicts)")
     parser.add_argument(
-        "--subbands", action="store_true", help="also draw the wavelet subbands that the stem sees, to OUT-subbands.png"
+        "--subbands", action="store_true", help="also draw the wavelet subbands of the stem, to OUT-subbands.png"
     )
-    parser.add_argument("--out", default="output/cam.png", metavar="FILE.png", help="picture to write")
+    parser.add_argument("--out", default="output/cam.png", metavar="FILE.png", help="figure to write")
     return parser
 
 
-def add_predict_args(parser: argparse.ArgumentParser) -> None:
-    """Adds everything that the predict command takes."""
+def predict_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit predict``."""
+    parser = build_parser("Print the most probable classes of images, and draw them on request.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
     parser.add_argument("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file")
     parser.add_argument("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
     add_weights(parser)
     add_model_input(parser)
-    add_picture_input(parser)
+    add_image_input(parser)
     add_fuse(parser)
     parser.add_argument(
         "--class-map",
@@ -99,19 +95,18 @@ def add_predict_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=positive_int, default=5, metavar="N", help="classes to print for each image")
     parser.add_argument("--out", default="", metavar="FILE.png", help="draw the images with their predictions")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
+    return parser
 
 
 def add_weights(group: Group) -> None:
-    """Where the weights come from, other than --checkpoint."""
+    """Weights, other than those of --checkpoint."""
     group.add_argument("--pretrained", action="store_true", help="timm's published weights, downloaded once")
-    group.add_argument(
-        "--use-ema", action="store_true", help="use the moving average of the weights where the file has it"
-    )
+    add_use_ema(group)
     add_trust(group)
 
 
-def add_picture_input(group: Group) -> None:
-    """How pictures reach the model, and what its classes are called."""
+def add_image_input(group: Group) -> None:
+    """How images are cropped, batched and read, and the device."""
     group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
     group.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="images per forward pass")
     group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="threads that read images")
@@ -126,8 +121,9 @@ FORMATS = {
 }
 
 
-def add_export_args(parser: argparse.ArgumentParser) -> None:
-    """Adds everything that the export command takes."""
+def export_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit export``."""
+    parser = build_parser("Write a model as ONNX, torch.export program or AOTInductor package.")
     parser.add_argument("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
     parser.add_argument(
         "--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file (default: random weights)"
@@ -151,37 +147,38 @@ def add_export_args(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file to write, .onnx or .pt2; FILE.json beside it describes the input and the classes",
     )
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call of a fixed batch"
-    )
-    parser.add_argument("--dynamic-batch", action="store_true", help="any number of images per call")
+    parser.add_argument("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call")
+    parser.add_argument("--dynamic-batch", action="store_true", help="accept any number of images per call")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="run what was exported on random images and compare with PyTorch before anything is written",
+        help="compare the exported model with PyTorch on random images before writing it",
     )
     parser.add_argument(
-        "--device", default="cpu", metavar="NAME", help="where it is to run: cpu, cuda (torch and aoti alone)"
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="device to export for: cpu, or cuda (only for the formats torch and aoti)",
     )
+    return parser
 
 
-def add_replay_args(parser: argparse.ArgumentParser) -> None:
-    """Adds everything that the replay command takes."""
-    parser.add_argument("dump", metavar="FILE", help="file of the folder bad-steps of a run")
+def replay_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit replay``."""
+    parser = build_parser("Recompute a non-finite training step and report the first module where it began.")
+    parser.add_argument("dump", metavar="FILE", help="file in the folder bad-steps of a run")
     parser.add_argument("--data-dir", metavar="DIR", help="data folder (default: the run's)")
-    parser.add_argument("-j", "--workers", type=natural_int, metavar="N", help="loading processes (default: the run's)")
+    parser.add_argument(
+        "-j", "--workers", type=natural_int, metavar="N", help="dataloader workers (default: the run's)"
+    )
     add_device_name(parser)
     add_trust(parser)
-
-
-def parse_flops_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses get_flops.py's command line."""
-    return flops_parser().parse_args(argv)
+    return parser
 
 
 def flops_parser() -> argparse.ArgumentParser:
-    """Parser of get_flops.py."""
+    """Parser of get_flops.py and ``wsfvit flops``."""
     parser = build_parser("Count a model's parameters, multiply-accumulates and activations.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="model name, any of timm's too")
@@ -197,6 +194,27 @@ def flops_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--depth", type=natural_int, default=2, metavar="N", help="levels of modules in the table of one model"
     )
+    parser.add_argument(
+        "--counter",
+        default="ours",
+        choices=("ours", "fvcore"),
+        help="fvcore: also count one model with fvcore, and name the operators that it leaves out",
+    )
     parser.add_argument("--format", default="markdown", choices=("markdown", "csv"), help="format of the table")
     parser.add_argument("--out", default="", metavar="FILE", help="write to FILE instead of the terminal")
     return parser
+
+
+def plot_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit plot``."""
+    parser = build_parser("Draw loss, accuracy and learning rate of training runs over each other.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder with summary.csv, folder of run folders, or csv file"
+    )
+    parser.add_argument("--out", default="output/curves.png", metavar="FILE.png", help="figure to write")
+    return parser
+
+
+def info_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit info``."""
+    return build_parser("Print versions, devices, models, wavelet and data backends, and environment variables.")

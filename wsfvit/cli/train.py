@@ -1,4 +1,4 @@
-"""Command line of train.py: timm's flags with timm's meaning, in timm's groups and order."""
+"""Parser of train.py: timm's flags with timm's meaning, in timm's groups and order."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,16 +26,12 @@ from wsfvit.cli.run import (
 )
 from wsfvit.data.decoders import DECODERS
 
-# What an epoch can be judged by; of these the loss alone is better where it is lower.
+# Model selection metrics; only for the loss lower is better.
 EVAL_METRICS = ("top1", "top5", "loss")
 
 
 def parse_train_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses train.py's command line; a YAML file named by ``-c`` changes defaults, and the command line wins over it.
-
-    Raises:
-        UserError: the YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
-    """
+    """Parse train.py's command line, see ``parse_with_config``."""
     return parse_with_config(train_parser(), argv)
 
 
@@ -67,12 +63,12 @@ def _add_train_data(group: Group) -> None:
         "--decoder",
         default="pillow",
         choices=DECODERS,
-        help="what reads the training images; torchvision is faster on JPEG files and rounds some pixels otherwise",
+        help="decoder of the training images; torchvision is faster for JPEG files and rounds some pixels differently",
     )
     group.add_argument("--train-split", default="train", metavar="NAME", help="training split")
     group.add_argument("--val-split", default="validation", metavar="NAME", help="validation split")
     group.add_argument(
-        "--train-num-samples", type=positive_int, metavar="N", help="train samples of a streaming dataset"
+        "--train-num-samples", type=positive_int, metavar="N", help="training samples of a streaming dataset"
     )
     group.add_argument(
         "--val-num-samples", type=positive_int, metavar="N", help="validation samples of a streaming dataset"
@@ -85,19 +81,19 @@ def _add_train_model(group: Group) -> None:
     group.add_argument(
         "--pretrained-path",
         metavar="FILE",
-        help="start from this file as the pretrained weights, with a new classifier",
+        help="use this file as the pretrained weights, with a new classifier",
     )
     group.add_argument(
         "--initial-checkpoint",
         default="",
         metavar="FILE",
-        help="weights to start from; the classifier is new where the number of classes differs",
+        help="weights to start from; the classifier is reinitialised if the number of classes differs",
     )
     add_resume(group)
     group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
     add_model_input(group)
     add_batches(group)
-    add_switch(group, "--grad-checkpointing", "compute activations again in the backward pass: less memory, slower")
+    add_switch(group, "--grad-checkpointing", "recompute activations in the backward pass: less memory, slower")
     add_switch(group, "--channels-last", "use the channels-last memory layout")
     add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
     group.add_argument("--head-init-scale", type=float, metavar="F", help="factor on the new classifier's weights")
@@ -109,10 +105,14 @@ def _add_train_model(group: Group) -> None:
 def _add_train_misc(group: Group) -> None:
     add_running(group)
     group.add_argument(
-        "--worker-seeding", type=accepted("--worker-seeding", "all"), default="all", metavar="NAME", help="all alone"
+        "--worker-seeding",
+        type=accepted("--worker-seeding", "all"),
+        default="all",
+        metavar="NAME",
+        help="only all is supported",
     )
     group.add_argument(
-        "--eval-metric", default="top1", choices=EVAL_METRICS, help="what the best checkpoint is best at"
+        "--eval-metric", default="top1", choices=EVAL_METRICS, help="metric that selects the best checkpoint"
     )
     group.add_argument(
         "--tta",

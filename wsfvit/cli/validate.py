@@ -1,4 +1,4 @@
-"""Command line of validate.py: timm's flags with timm's meaning."""
+"""Parser of validate.py: timm's flags with timm's meaning."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from wsfvit.cli.common import (
     add_model_input,
     add_switch,
     add_trust,
+    add_use_ema,
     build_parser,
     natural_int,
     positive_int,
@@ -43,13 +44,16 @@ def _add_data(group: Group) -> None:
     group.add_argument("--split", default="validation", metavar="NAME", help="dataset split")
     group.add_argument("--num-samples", type=positive_int, metavar="N", help="sample count of a streaming dataset")
     group.add_argument(
-        "--real-labels", default="", metavar="FILE", help="JSON file of ImageNet's reassessed labels, to judge by those"
+        "--real-labels",
+        default="",
+        metavar="FILE",
+        help="JSON file of ImageNet's reassessed labels (ReaL), to evaluate with",
     )
     group.add_argument(
         "--valid-labels",
         default="",
         metavar="FILE",
-        help="text file of class indices, one a line, that the data's classes are in order; all others are left out",
+        help="text file with the model's class index of each of the data's classes, one per line; others are left out",
     )
     add_loader(group)
 
@@ -69,18 +73,16 @@ def _add_model(group: Group) -> None:
         help=".pth.tar, .pth, .pt or .safetensors file, or a folder of them (default: timm's pretrained weights)",
     )
     group.add_argument(
-        "--pretrained", action="store_true", help="timm's pretrained weights, which it is without --checkpoint anyway"
+        "--pretrained", action="store_true", help="timm's pretrained weights, the default without --checkpoint"
     )
     add_trust(group)
-    group.add_argument(
-        "--use-ema", action="store_true", help="use the moving average of the weights where the file has it"
-    )
+    add_use_ema(group)
     group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
     group.add_argument(
         "--reparam",
         action="store_true",
-        help="merge the parallel branches that some models train with (RepVGG, MobileOne, FastViT) as timm does; it "
-        "leaves other models, the wsfvit ones too, as they are",
+        help="merge the parallel branches of reparameterizable models (RepVGG, MobileOne, FastViT) as timm does; other "
+        "models are unchanged",
     )
     add_fuse(group)
 
@@ -88,17 +90,19 @@ def _add_model(group: Group) -> None:
 def _add_input(group: Group) -> None:
     add_model_input(group)
     group.add_argument(
-        "--use-train-size", action="store_true", help="the model's training size, where it has another one to test at"
+        "--use-train-size",
+        action="store_true",
+        help="evaluate at the training size if the model has a separate test size",
     )
     group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
-    group.add_argument("--crop-border-pixels", type=natural_int, metavar="N", help="pixels cut off at every border")
+    group.add_argument("--crop-border-pixels", type=natural_int, metavar="N", help="pixels to cut off at every border")
     group.add_argument(
         "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="batch size of each process"
     )
     group.add_argument(
         "--retry",
         action="store_true",
-        help="when memory runs out, again with half the batch; with several models always",
+        help="retry with half the batch size when memory runs out (always on with several models)",
     )
 
 
@@ -115,11 +119,11 @@ def _add_results(group: Group) -> None:
         "--log-freq", type=positive_int, default=10, metavar="N", help="batches between two progress lines"
     )
     group.add_argument(
-        "--results-file", default="", metavar="FILE", help="write the results to FILE, after every model anew"
+        "--results-file", default="", metavar="FILE", help="write the results to FILE, updated after every model"
     )
     group.add_argument(
         "--results-format",
         default="csv",
         choices=("csv", "json"),
-        help="format, where FILE ends in neither .csv nor .json",
+        help="format, if FILE ends in neither .csv nor .json",
     )

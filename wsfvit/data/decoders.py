@@ -55,7 +55,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
     return convert_image(image, mode)
 
 
-def to_picture(image: Image.Image | torch.Tensor) -> Image.Image:
+def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:
     """A PIL image of what ``decode_image`` gave."""
     if isinstance(image, torch.Tensor):
         return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsfvit.detection.args import export_parser
 from wsfvit.detection.checkpoint import Setting, load_detector
 from wsfvit.detection.data.transforms import EvalTransform, Normalize
 from wsfvit.detection.model.config import KINDS
@@ -28,9 +27,9 @@ from wsfvit.inference.export import (
     Runner,
     export_model,
     load_runner,
+    log,
     output_path,
     require_tools,
-    say,
     write_export,
 )
 from wsfvit.utils.errors import UserError
@@ -41,11 +40,6 @@ BOX_TOLERANCE = 0.1
 MAX_UNMATCHED = 0.02
 # Shapes of the outputs; -1 is the number of detections.
 SHAPES = {"boxes": [-1, 4], "scores": [-1], "labels": [-1], "mask_probs": [-1, MASK_SIDE, MASK_SIDE]}
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and exports."""
-    run_export(export_parser(prog).parse_args(argv))
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,18 +59,18 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     detector, setting = _load(args)
     H, W = args.size or _size(setting)
     weights = "" if args.checkpoint else " untrained, random weights;"
-    say(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
+    log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
     model = ExportableDetector(detector).eval()
     pixels = torch.from_numpy(draw_shapes(H, W, seed=0)[0]).permute(2, 0, 1)
     images = [setting.normalize(pixels)[None], torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))]
     content = export_model(model, images[0], args.format, outputs=Detections._fields)
     description = describe(detector, setting, (H, W), args.format)
     if args.check:
-        say("exported; comparing with PyTorch")
+        log("exported; comparing with PyTorch")
         result = check_export(model, load_runner(content, args.format), images)
-        say(str(result))
+        log(str(result))
         if not result.total:
-            say("note: the two images have no detections to compare; --score-threshold 0 gives some")
+            log("note: the two images have no detections to compare; --score-threshold 0 gives some")
         description["compared"] = result._asdict()
     write_export(path, content, description)
     return description

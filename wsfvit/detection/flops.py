@@ -8,7 +8,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torchvision.ops import roi_align
 
 from wsfvit.analysis.flop_counter import count_complexity
 from wsfvit.analysis.flops import CONVENTION, markdown_head, markdown_row
-from wsfvit.detection.args import flops_parser
 from wsfvit.detection.model.config import KINDS, DetectorConfig
 from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL
@@ -78,11 +77,6 @@ class PartCost:
 
 # Keys are kind of detector and backbone.
 Counts = dict[tuple[str, str], list[PartCost]]
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and counts."""
-    run_flops(flops_parser(prog).parse_args(argv))
 
 
 def run_flops(args: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from wsfvit.data.image_files import find_images, read_image
-from wsfvit.detection.args import predict_parser
 from wsfvit.detection.checkpoint import Setting, load_detector
 from wsfvit.detection.data.batch import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import start_view
@@ -26,11 +25,6 @@ from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 
 FILE = "detections.json"
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and predicts."""
-    run_predict(predict_parser(prog).parse_args(argv))
 
 
 def run_predict(args: argparse.Namespace) -> dict[str, Any]:

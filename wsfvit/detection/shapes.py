@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
-from wsfvit.detection.args import shapes_parser
 from wsfvit.detection.data.coco_masks import coco_mask_module, encode_masks
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
@@ -20,11 +18,6 @@ from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
 CATEGORIES = ("circle", "square", "triangle")
 # Attempts to place one more shape; a crowded image just gets fewer.
 ATTEMPTS = 20
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and writes the images."""
-    run_shapes(shapes_parser(prog).parse_args(argv))
 
 
 def run_shapes(args: argparse.Namespace) -> None:

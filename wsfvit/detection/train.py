@@ -1,8 +1,6 @@
 """Detection and instance segmentation: the task of ``wsfvit detection train``."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,8 +10,6 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from wsfvit.cli.run import parse_with_config
-from wsfvit.detection.args import train_parser
 from wsfvit.detection.checkpoint import Setting, describe, start_from
 from wsfvit.detection.data.batch import DetectionBatch
 from wsfvit.detection.data.coco import CocoData, check_categories, read_split
@@ -29,7 +25,6 @@ from wsfvit.detection.optim import build_optimizer, build_scheduler
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.train.task import Task
 from wsfvit.train.trainer import Result, run_task
 from wsfvit.utils.distributed import World
@@ -38,12 +33,6 @@ from wsfvit.utils.precision import amp_dtype, memory_format
 
 # Validation images that are drawn after an epoch.
 SHOWN = 4
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parse the command line and train; exit code 75 after a request to stop."""
-    if not run_training(parse_with_config(train_parser(prog), argv)).finished:
-        sys.exit(STOPPED_EXIT_CODE)
 
 
 def run_training(args: argparse.Namespace) -> Result:

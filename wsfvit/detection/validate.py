@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from wsfvit.analysis.flops import markdown_head, markdown_row
-from wsfvit.detection.args import validate_parser
 from wsfvit.detection.checkpoint import load_detector
 from wsfvit.detection.data.coco import check_categories, read_split
 from wsfvit.detection.data.dataset import DetectionDataset
@@ -19,11 +18,6 @@ from wsfvit.factory.data import count_bad_images, loader_options
 from wsfvit.utils.distributed import World, joined_world
 from wsfvit.utils.files import output_file, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, memory_format
-
-
-def main(argv: Sequence[str], prog: str) -> None:
-    """Parses the command line and validates."""
-    run_validation(validate_parser(prog).parse_args(argv))
 
 
 def run_validation(args: argparse.Namespace) -> Row:

@@ -1,4 +1,4 @@
-"""Which models a validation is to measure."""
+"""The models that a validation evaluates."""
 
 import hashlib
 from collections import Counter
@@ -16,29 +16,29 @@ CHECKPOINT_SUFFIXES = (".pth.tar", ".pth", ".pt", ".safetensors")
 
 
 class Job(NamedTuple):
-    """One model to measure: its name ("" for what the checkpoint says) and its checkpoint ("" for pretrained)."""
+    """One model to evaluate: its name ("": the checkpoint's) and its checkpoint ("": pretrained weights)."""
 
     model: str
     checkpoint: str
 
 
-def list_jobs(name: str, checkpoint: str, say: Callable[[str], None] = print) -> tuple[bool, list[Job]]:
-    """What ``--model`` and ``--checkpoint`` ask for, and whether they ask for several models.
+def list_jobs(name: str, checkpoint: str, log: Callable[[str], None] = print) -> tuple[bool, list[Job]]:
+    """Whether ``--model`` and ``--checkpoint`` name several models, and the models.
 
     Args:
         name: ``--model``, or "".
         checkpoint: ``--checkpoint``, or "".
-        say: Told which files of a folder are left out as copies.
+        log: Receives a line for each file of a folder that is skipped as a copy.
 
     Raises:
-        UserError: they name nothing that can be measured.
+        UserError: They name nothing that can be evaluated.
     """
     if checkpoint and Path(checkpoint).is_dir():
-        return True, [Job(name, str(path)) for path in _list_checkpoints(Path(checkpoint), say)]
+        return True, [Job(name, str(path)) for path in _list_checkpoints(Path(checkpoint), log)]
     names = _list_models(name)
     if names is None:
         if not name and not checkpoint:
-            raise UserError("nothing to measure: pass --checkpoint PATH, or --model NAME for its pretrained weights")
+            raise UserError("nothing to evaluate: pass --checkpoint PATH, or --model NAME for its pretrained weights")
         return False, [Job(name, checkpoint)]
     if checkpoint:
         raise UserError(f"--model {name} names several models, --checkpoint {checkpoint} holds the weights of one")
@@ -53,7 +53,7 @@ def _list_models(name: str) -> list[str] | None:
         try:
             names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as err:
-            raise UserError(f"--model {name} is no text file of model names; weights go to --checkpoint") from err
+            raise UserError(f"--model {name} is not a text file of model names; weights go to --checkpoint") from err
         if not names:
             raise UserError(f"--model {name}: the file names no model")
         return names
@@ -65,7 +65,7 @@ def _list_models(name: str) -> list[str] | None:
     return names
 
 
-def _list_checkpoints(folder: Path, say: Callable[[str], None]) -> list[Path]:
+def _list_checkpoints(folder: Path, log: Callable[[str], None]) -> list[Path]:
     """The checkpoints of a folder in natural order, each content once."""
     paths = [path for path in folder.iterdir() if path.name.endswith(CHECKPOINT_SUFFIXES) and path.is_file()]
     paths = sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: natural_key(path.name))
@@ -86,5 +86,5 @@ def _list_checkpoints(folder: Path, say: Callable[[str], None]) -> list[Path]:
         twin = first.setdefault(key, path)
         first.setdefault((stat.st_dev, stat.st_ino), twin)
         if twin != path:
-            say(f"{path.name} is the same as {twin.name}")
+            log(f"{path.name} is the same as {twin.name}")
     return list(dict.fromkeys(first.values()))

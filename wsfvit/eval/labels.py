@@ -1,4 +1,4 @@
-"""Other truths than a dataset's own labels: ImageNet's reassessed labels, and data of some of a model's classes."""
+"""Other labels than a dataset's own: ImageNet's reassessed labels, and data with a subset of a model's classes."""
 
 import json
 import os
@@ -15,22 +15,22 @@ _VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class RealLabels:
-    """Judges ImageNet's validation images by their reassessed labels (Beyer et al., "Are we done with ImageNet?").
+    """``LabelMatcher`` of ImageNet's reassessed labels (ReaL; Beyer et al., "Are we done with ImageNet?", 2020).
 
-    A prediction is right if it is among an image's labels; an image without labels does not count.
+    A prediction is correct if it is among an image's labels; an image without labels does not count.
 
     Args:
         path: The published JSON file: one list of classes per validation image, in the order of their numbers.
-        names: File names of the images in the order in which they will be judged; their numbers choose the labels.
+        names: File names of the images in the order of the evaluation; the numbers in them select the labels.
 
     Raises:
-        UserError: the file cannot be read or is another one, or an image has no number in its name.
+        UserError: The file cannot be read or has another format, or an image has no number in its name.
     """
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
         table = _read_table(path)
         self.answers: list[list[int]] = []
-        self.judged = 0
+        self.position = 0
         for name in names:
             found = _VALIDATION_IMAGE.search(os.path.basename(name))
             if not found or not 1 <= int(found[1]) <= len(table):
@@ -40,16 +40,17 @@ class RealLabels:
             self.answers.append(table[int(found[1]) - 1])
 
     def __call__(self, predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Judges the next images, see ``evaluate.Judge``."""
-        answers = self.answers[self.judged : self.judged + len(predicted)]
-        self.judged += len(predicted)
-        right = [[choice in answer for choice in row] for answer, row in zip(answers, predicted.tolist(), strict=True)]
+        """Match the next images, see ``LabelMatcher``."""
+        answers = self.answers[self.position : self.position + len(predicted)]
+        self.position += len(predicted)
+        pairs = zip(answers, predicted.tolist(), strict=True)
+        correct = [[choice in answer for choice in row] for answer, row in pairs]
         counted = [bool(answer) for answer in answers]
-        return torch.tensor(right, device=labels.device), torch.tensor(counted, device=labels.device)
+        return torch.tensor(correct, device=labels.device), torch.tensor(counted, device=labels.device)
 
 
 class SelectedClasses(nn.Module):
-    """A classifier of some of another's classes.
+    """A classifier restricted to a subset of its classes.
 
     Args:
         model: Images (B, C, H, W) -> logits (B, K).
@@ -67,22 +68,20 @@ class SelectedClasses(nn.Module):
 
 
 def read_valid_labels(path: str, num_classes: int) -> list[int]:
-    """Reads a text file of class indices, one a line.
+    """Read a text file of class indices, one per line.
 
     Raises:
-        UserError: it cannot be read, or holds anything else than different classes of the model.
+        UserError: It cannot be read, or holds anything but distinct classes of the model.
     """
     try:
         with open(path) as file:
             classes = [int(line) for line in file if line.strip()]
     except (OSError, ValueError) as err:
-        raise UserError(f"--valid-labels {path}: one class index a line is expected ({err})") from err
+        raise UserError(f"--valid-labels {path}: expected one class index per line ({err})") from err
     wrong = [index for index in classes if not 0 <= index < num_classes]
     if wrong or not classes or len(set(classes)) < len(classes):
         found = f"class {wrong[0]}" if wrong else "a class twice" if classes else "nothing"
-        raise UserError(
-            f"--valid-labels {path}: {found}, where different classes from 0 to {num_classes - 1} are expected"
-        )
+        raise UserError(f"--valid-labels {path}: {found}, expected distinct classes from 0 to {num_classes - 1}")
     return classes
 
 
@@ -90,7 +89,7 @@ def file_names(dataset: Any, indices: Sequence[int]) -> list[str]:
     """File names of some of a dataset's images.
 
     Raises:
-        UserError: the dataset has none.
+        UserError: The dataset has none.
     """
     if not callable(getattr(dataset, "filename", None)):
         raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")

@@ -1,4 +1,4 @@
-"""Results of validations: the file they go to, and the table on the terminal."""
+"""Results of evaluations: CSV or JSON files, and the table on the terminal."""
 
 import csv
 import io
@@ -7,20 +7,20 @@ from typing import Any
 
 from wsfvit.utils.files import output_file, write_text_atomic
 
-# What was measured and what came out: one dictionary of primitives, with "error" instead of figures where it failed.
+# Setting and metrics of one model as primitives; "error" in place of metrics if it failed.
 Row = dict[str, Any]
 
 
 class ResultsFile:
-    """A CSV or JSON file of results, rewritten whole and atomically at every call of ``write``.
+    """A CSV or JSON file of results, rewritten atomically at every call of ``write``.
 
     Args:
         name: The file.
-        kind: ``csv`` or ``json``, where the name does not end in one of them.
-        flag: What named it.
+        kind: ``csv`` or ``json``, for a name that ends in neither.
+        flag: The flag that named it, for errors.
 
     Raises:
-        UserError: its folder does not exist.
+        UserError: Its folder does not exist.
     """
 
     def __init__(self, name: str, kind: str = "csv", flag: str = "--results-file") -> None:
@@ -29,7 +29,7 @@ class ResultsFile:
         self.kind = suffix if suffix in ("csv", "json") else kind
 
     def write(self, rows: list[Row], single: bool = False) -> None:
-        """Writes ``rows``; JSON holds a list of objects, or with ``single`` the one object itself."""
+        """Write ``rows``; JSON holds a list of objects, or with ``single`` one object."""
         if self.kind == "json":
             write_text_atomic(self.path, json.dumps(rows[0] if single else rows, indent=2) + "\n")
             return
@@ -41,7 +41,7 @@ class ResultsFile:
 
 
 def sort_rows(rows: list[Row]) -> list[Row]:
-    """Highest top-1 first, failures last; equal ones as they come."""
+    """Rows with the highest top-1 first, failures last; the sort is stable."""
     return sorted(rows, key=lambda row: -row.get("top1", -1.0))
 
 

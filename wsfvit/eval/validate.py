@@ -1,4 +1,4 @@
-"""The validate command: one model with one checkpoint, or a table of several."""
+"""The validate command: evaluate one model, or several in a table."""
 
 import argparse
 import copy
@@ -18,7 +18,7 @@ from wsfvit.checkpoint.io import (
     with_checkpoint_defaults,
 )
 from wsfvit.data import dataset_class_names, dataset_num_classes
-from wsfvit.eval.evaluate import Judge, add_shares, judge_by_label, measure_share, to_figures
+from wsfvit.eval.evaluate import LabelMatcher, evaluate_local, match_labels, reduce_metrics
 from wsfvit.eval.jobs import Job, list_jobs
 from wsfvit.eval.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
 from wsfvit.eval.results import ResultsFile, Row, format_table, sort_rows
@@ -40,105 +40,95 @@ from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 Result = TypeVar("Result")
 
 
+def run_validation_command(args: argparse.Namespace) -> int:
+    """Run validate.py; return the exit code: 1 if one of several models failed, else 0."""
+    return int(any("error" in row for row in run_validation(args)))
+
+
 def run_validation(args: argparse.Namespace) -> list[Row]:
-    """Runs validate.py, in this process or as one of those that ``torchrun`` started: measures, prints, writes.
+    """Run validate.py in this process, or in one of those that ``torchrun`` started: evaluate, print, write.
 
     Returns:
-        A row per model, highest top-1 first. Of several models, those that failed come last, with ``error``.
+        A row per model, highest top-1 first. If there are several, those that failed come last, with ``error``.
 
     Raises:
-        UserError: a value that does not fit; with a single model anything that is wrong with it.
+        UserError: Arguments do not fit each other, or the only model cannot be evaluated.
     """
     if args.real_labels and args.valid_labels:
-        raise UserError("--real-labels and --valid-labels are two truths: pass one")
+        raise UserError("--real-labels and --valid-labels are mutually exclusive: pass one")
     if args.real_labels and args.on_bad_image == "skip":
         raise UserError("--real-labels needs every image, in order: leave out --on-bad-image skip")
-    amp_dtype(args)  # refuses what does not go together before anything is read
+    amp_dtype(args)  # refuses conflicting flags before anything is read
     results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
     if args.fast_norm:
         set_fast_norm()
+    rows: list[Row] = []
     with joined_world(args.device) as world:
         several, jobs = list_jobs(args.model or "", args.checkpoint, world.log)
-        run = _measure_several if several else _measure_one
-        rows = run(args, jobs, world, results_file if world.is_main else None)
+        for number, job in enumerate(jobs, 1):
+            if several:
+                world.log(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
+            try:
+                row = validate_model(args, job, world, retry=several or args.retry)
+                world.log(_describe(row, args, world))
+            except Exception as err:  # whatever is wrong with one of several models, the others go on
+                if not several:
+                    raise
+                row = {"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)}
+                world.log(f"failed: {row['error']}")
+            rows = sort_rows([*rows, row])
+            if results_file is not None and world.is_main:
+                results_file.write(rows, single=not several)
+        if several:
+            world.log(format_table(rows))
         if results_file is not None:
             world.log(f"result: {results_file.path}")
-        return rows
-
-
-def _measure_one(
-    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
-) -> list[Row]:
-    rows = [measure(args, jobs[0], world, retry=args.retry)]
-    world.log(_describe(rows[0], args, world))
-    if results_file is not None:
-        results_file.write(rows, single=True)
     return rows
 
 
-def _measure_several(
-    args: argparse.Namespace, jobs: list[Job], world: World, results_file: ResultsFile | None
-) -> list[Row]:
-    rows: list[Row] = []
-    for number, job in enumerate(jobs, 1):
-        world.log(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
-        try:
-            rows.append(measure(args, job, world, retry=True))
-            world.log(_describe(rows[-1], args, world))
-        # Whatever is wrong with one model, the others go on; the table names it.
-        except Exception as err:
-            rows.append({"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)})
-            world.log(f"failed: {rows[-1]['error']}")
-        rows = sort_rows(rows)
-        if results_file is not None:
-            results_file.write(rows)
-    world.log(format_table(rows))
-    return rows
-
-
-def measure(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
-    """Measures one model on all processes together.
+def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
+    """Evaluate one model with all processes.
 
     Args:
         args: Arguments of validate.py.
-        job: The model.
+        job: The model and its checkpoint.
         world: The processes.
         retry: Halve the batch size when memory runs out.
 
     Raises:
-        UserError: the checkpoint, the model, the data or a value does not fit, or the memory is too small.
+        UserError: The checkpoint, the model, the data or a value does not fit, or the memory is too small.
     """
     args = copy.copy(args)
     args.model, args.checkpoint = job
     while True:
         try:
-            sums, row = _together(world, lambda: _measure_share(args, world))
+            sums, row = _fail_together(world, lambda: _evaluate_local(args, world))
             break
         except torch.OutOfMemoryError as err:
             if not retry or args.batch_size == 1:
                 advice = "" if args.batch_size == 1 else ": pass a smaller one, or --retry"
                 raise UserError(f"the memory is too small for --batch-size {args.batch_size}{advice}") from err
         args.batch_size //= 2
-        world.log(f"out of memory, again with --batch-size {args.batch_size}")
+        world.log(f"out of memory, retrying with --batch-size {args.batch_size}")
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
     row["left_out"] = sum(world.gather(row["left_out"]))
     source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "dataset", "split")}
-    return source | to_figures(add_shares(sums, world)) | row
+    return source | reduce_metrics(sums, world) | row
 
 
-def _together(world: World, step: Callable[[], Result]) -> Result:
-    """Runs a step in which the processes do not wait for each other; where it fails in one, it fails in all.
+def _fail_together(world: World, step: Callable[[], Result]) -> Result:
+    """Run a step without communication in every process; if it fails in one, it fails in all.
 
     Raises:
-        Exception: as the step; memory that ran out as torch.OutOfMemoryError, on a CPU too.
-        UserError: the step failed in another process.
+        Exception: That of the step; if memory ran out, torch.OutOfMemoryError, also on a CPU.
+        UserError: The step failed in another process.
     """
     error: Exception | None = None
     try:
         result = step()
     except Exception as err:
-        # Their variables hold the model and its activations, and a smaller try needs that memory.
+        # The frames hold the model and its activations, and a smaller batch needs that memory.
         traceback.clear_frames(err.__traceback__)
         error = err
     out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
@@ -153,8 +143,8 @@ def _together(world: World, step: Callable[[], Result]) -> Result:
     return result
 
 
-def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor, Row]:
-    """This process's sums, and everything else about the result."""
+def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tensor, Row]:
+    """Load the model and evaluate it on this process's images: the sums, and everything else about the result."""
     device = world.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -171,7 +161,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     if args.fuse:  # before the weights may be rounded
         model = fuse_model(args.model, model)
     elif args.torchcompile and can_fuse(model):
-        world.log("note: pass --fuse too, which folds the BatchNorms that compiled code computes otherwise")
+        world.log("note: add --fuse, which folds the BatchNorms that compiled code computes otherwise")
     model = model.to(device, dtype=model_dtype(args), memory_format=memory_format(args))
     if args.valid_labels:
         selected = read_valid_labels(args.valid_labels, classes)
@@ -183,20 +173,20 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
     check_classes(dataset, classes)
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
         world.log(
-            f"note: the data has {found} classes, taken for the first of the {classes} of the model; see --valid-labels"
+            f"note: the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
         )
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
-    judge: Judge = judge_by_label
+    matcher: LabelMatcher = match_labels
     if args.real_labels:
-        judge = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
-    sums, images_per_s = measure_share(
+        matcher = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
+    sums, images_per_s = evaluate_local(
         compile_model(args, model),
         loader,
         world,
         amp_dtype(args),
         memory_format(args),
         interval=args.log_freq,
-        judge=judge,
+        matcher=matcher,
     )
     speed = {"param_count": params / 1e6, "images_per_s": images_per_s, "left_out": len(loader.bad_images)}
     if device.type == "cuda":
@@ -205,7 +195,7 @@ def _measure_share(args: argparse.Namespace, world: World) -> tuple[torch.Tensor
 
 
 def _load(args: argparse.Namespace) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
-    """The arguments completed by the checkpoint, the model with its weights, and what the checkpoint says."""
+    """The arguments completed by the checkpoint, the model with its weights, and the checkpoint's metadata."""
     if not args.checkpoint:
         return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
     state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
@@ -232,12 +222,12 @@ def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config
 
 
 def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
-    """The setting that was measured, then the figures."""
+    """The setting, then the metrics."""
     note = ""
     if args.use_ema and row["weights"] == "raw":
-        note = "note: --use-ema was given, but the checkpoint holds no moving average; the raw weights were measured\n"
+        note = "note: --use-ema: the checkpoint has no EMA weights; the raw weights were evaluated\n"
     memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
-    left_out = f" ({row['left_out']} more are unreadable and left out)" if row["left_out"] else ""
+    left_out = f" ({row['left_out']} more were unreadable and skipped)" if row["left_out"] else ""
     size = "x".join(map(str, row["input_size"]))
     form = "" if row["form"] == "plain" else f", {row['form']},"
     return note + (

@@ -58,7 +58,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     require_tools(args.format, args.check)
     classifier = load_classifier(args, args.model, args.checkpoint)
     weights = "" if classifier.trained else " untrained, random weights"
-    say(f"{classifier.name}{weights}, {_size(classifier)}, as {args.format}; this can take minutes")
+    log(f"{classifier.name}{weights}, {_size(classifier)}, as {args.format}; this can take minutes")
     batches = DYNAMIC_BATCHES if args.dynamic_batch else (args.batch_size,)
     shape = (batches[-1], *classifier.data_config["input_size"])
     began = time.perf_counter()
@@ -67,17 +67,17 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     content = export_model(model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch)
     description = describe(classifier, args.format, None if args.dynamic_batch else args.batch_size)
     if args.check:
-        say(f"exported in {time.perf_counter() - began:.0f} s; comparing with PyTorch")
+        log(f"exported in {time.perf_counter() - began:.0f} s; comparing with PyTorch")
         run = load_runner(content, args.format)
         difference, scale = compare_outputs(classifier.model, run, shape[1:], batches, classifier.device)
         description["max_difference"] = difference
         shown = " and ".join(map(str, batches))
-        say(f"largest difference from PyTorch: {difference:.1e}, of outputs up to {scale:.1e} (batches of {shown})")
+        log(f"largest difference from PyTorch: {difference:.1e}, of outputs up to {scale:.1e} (batches of {shown})")
     write_export(path, content, description)
     return description
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, flush=True)
 
 
@@ -99,7 +99,7 @@ def write_export(path: Path, content: bytes, description: dict[str, Any]) -> Non
     # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
     described = path.with_name(f"{path.name}.json")
     write_text_atomic(described, json.dumps(description, indent=2) + "\n")
-    say(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
+    log(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
 
 
 def require_tools(format: str, check: bool) -> None:

@@ -1,9 +1,10 @@
 """Errors that a user can cause, and how a command ends on one."""
 
+import difflib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -13,6 +14,12 @@ class UserError(Exception):
 def first_line(err: BaseException) -> str:
     """The first line of an exception's text that is not empty."""
     return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
+
+
+def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: str = "") -> str:
+    """ ", did you mean 'x'?" with up to ``n`` names that are close to ``word``; ``otherwise`` if there are none."""
+    near = difflib.get_close_matches(str(word), map(str, known), n=n)
+    return f", did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def run_main(main: Callable[[], object]) -> None:

@@ -1,7 +1,7 @@
 """``python -m wsfvit.video flops``: parameters and MACs of one forward pass of the video model, part by part."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,10 +34,6 @@ RECOUNTED = {
 }
 PUBLISHED_SIZE = (64, 64)
 BLOCK_PARTS = ("block.conv", "block.attn_local", "block.attn_inter", "block.attn_global", "proj")
-
-
-def main(argv: Sequence[str]) -> None:
-    run_flops(flops_parser().parse_args(argv))
 
 
 def flops_parser(prog: str = "python -m wsfvit.video flops") -> argparse.ArgumentParser:

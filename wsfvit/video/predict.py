@@ -1,7 +1,6 @@
 """``python -m wsfvit.video predict``: predicted frames as strips and animations."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +11,11 @@ from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import make_folder, write_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
-from wsfvit.video.args import predict_parser
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
 from wsfvit.video.data.splits import MOVING_MNIST, open_own, open_split
 from wsfvit.video.figures import check_animation, write_prediction
 from wsfvit.video.model.simvp import SimVPConfig
-
-
-def main(argv: Sequence[str]) -> None:
-    run_prediction(predict_parser().parse_args(argv))
 
 
 def run_prediction(args: argparse.Namespace) -> list[Path]:

@@ -1,8 +1,6 @@
 """Video prediction: the task of ``wsfvit video train``."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,18 +10,16 @@ from torch import Tensor, nn
 
 from wsfvit.checkpoint.io import apply_state_dict
 from wsfvit.checkpoint.store import BEST
-from wsfvit.cli.run import parse_with_config
 from wsfvit.data import LoaderOptions
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import set_batch_norm_constants
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.train.task import Task
 from wsfvit.train.trainer import FirstBatches, Result, Trainer, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype
-from wsfvit.video.args import HIGHER_IS_BETTER, train_parser
+from wsfvit.video.args import HIGHER_IS_BETTER
 from wsfvit.video.checkpoint import describe, load_model, load_video_weights
 from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader
 from wsfvit.video.data.sequences import SequenceDataset
@@ -45,12 +41,6 @@ from wsfvit.video.optim import build_optimizer, build_scheduler
 
 # Sequences of a batch that --save-images shows.
 SHOWN = 4
-
-
-def main(argv: Sequence[str]) -> None:
-    """Parse the command line and train; exit code 75 after a request to stop."""
-    if not run_training(parse_with_config(train_parser(), argv)).finished:
-        sys.exit(STOPPED_EXIT_CODE)
 
 
 def run_training(args: argparse.Namespace) -> Result:

@@ -1,7 +1,6 @@
 """``python -m wsfvit.video validate``: metrics of a checkpoint and of the baselines on a split."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from wsfvit.factory.data import loader_options
 from wsfvit.utils.distributed import joined_world
 from wsfvit.utils.files import check_can_be_made
 from wsfvit.utils.precision import amp_dtype
-from wsfvit.video.args import validate_parser
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.splits import open_own, open_split
@@ -24,10 +22,6 @@ from wsfvit.video.evaluation import (
 )
 from wsfvit.video.figures import check_animation
 from wsfvit.video.metrics import DEFINITIONS
-
-
-def main(argv: Sequence[str]) -> None:
-    run_validation(validate_parser().parse_args(argv))
 
 
 def run_validation(args: argparse.Namespace) -> VideoResult:

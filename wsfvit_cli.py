@@ -1,0 +1,193 @@
+"""The ``wsfvit`` command: the table of all commands, its help, and the one runner behind every command.
+
+It stands beside the package because ``import wsfvit`` registers the models with timm, which takes the seconds that
+torch needs to load; ``wsfvit --help`` does without.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+
+
+class Command(NamedTuple):
+    """What a command does, the function that builds its parser, and the function that runs the parsed arguments."""
+
+    text: str
+    parser: str
+    run: str
+
+
+# Functions are named MODULE:FUNCTION and imported when the command runs.
+CLASSIFICATION = {
+    "train": Command("train an image classifier", "cli.train:train_parser", "train.classify:run_training"),
+    "validate": Command(
+        "measure the accuracy of one or several models",
+        "cli.validate:validate_parser",
+        "eval.validate:run_validation_command",
+    ),
+    "predict": Command(
+        "print the most probable classes of images", "cli.tools:predict_parser", "inference.predictor:run_predict"
+    ),
+    "cam": Command("draw class activation maps of any timm model", "cli.tools:cam_parser", "analysis.cam:run_cam"),
+    "flops": Command(
+        "count parameters, multiply-accumulates and activations", "cli.tools:flops_parser", "analysis.flops:run_flops"
+    ),
+    "export": Command(
+        "write a model as ONNX, torch.export program or AOTInductor package",
+        "cli.tools:export_parser",
+        "inference.export:run_export",
+    ),
+    "plot": Command("draw the curves of training runs", "cli.tools:plot_parser", "analysis.plot:run_plot"),
+    "replay": Command(
+        "recompute a non-finite training step and find the module where it began",
+        "cli.tools:replay_parser",
+        "train.replay:run_replay",
+    ),
+    "info": Command(
+        "print versions, devices, models, backends and environment variables",
+        "cli.tools:info_parser",
+        "analysis.info:run_info",
+    ),
+}
+DETECTION = {
+    "train": Command(
+        "train Mask R-CNN or Cascade Mask R-CNN", "detection.args:train_parser", "detection.train:run_training"
+    ),
+    "validate": Command(
+        "measure the average precision of boxes and masks",
+        "detection.args:validate_parser",
+        "detection.validate:run_validation",
+    ),
+    "predict": Command("find objects in images", "detection.args:predict_parser", "detection.predict:run_predict"),
+    "export": Command(
+        "write a detector as ONNX or torch.export program",
+        "detection.args:export_parser",
+        "detection.export:run_export",
+    ),
+    "shapes": Command(
+        "write generated images with annotations in COCO format",
+        "detection.args:shapes_parser",
+        "detection.shapes:run_shapes",
+    ),
+    "flops": Command(
+        "count a detector's parameters and multiply-accumulates",
+        "detection.args:flops_parser",
+        "detection.flops:run_flops",
+    ),
+}
+VIDEO = {
+    "train": Command(
+        "train SimVP on Moving MNIST or on your own sequences", "video.args:train_parser", "video.train:run_training"
+    ),
+    "validate": Command(
+        "measure a checkpoint beside simple baselines", "video.args:validate_parser", "video.validate:run_validation"
+    ),
+    "predict": Command(
+        "predict how sequences continue, as images and animations",
+        "video.args:predict_parser",
+        "video.predict:run_prediction",
+    ),
+    "flops": Command("count parameters and multiply-accumulates", "video.flops:flops_parser", "video.flops:run_flops"),
+}
+GROUPS = {"": CLASSIFICATION, "detection": DETECTION, "video": VIDEO}
+TITLES = {
+    "": "image classification",
+    "detection": "object detection and instance segmentation",
+    "video": "video prediction",
+}
+EXAMPLES = """examples:
+  wsfvit train --dataset digits -c configs/digits/wsfvit_p0.yaml
+  wsfvit validate --dataset digits --checkpoint output/train/RUN/model_best.pth.tar
+  wsfvit predict photo.jpg --checkpoint output/train/RUN/model_best.pth.tar
+  wsfvit detection train /data/coco -c configs/detection/mask_rcnn_wsfvit_t.yaml
+  torchrun --nproc-per-node 8 -m wsfvit train /data/imagenet -c configs/imagenet/wsfvit_t_224.yaml"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "wsfvit", group: str = "") -> None:
+    """Run the command that ``argv`` names (default: the process's arguments) and end the process as it ends.
+
+    Args:
+        argv: Name of a command with its arguments; in front of it a group's name where ``group`` is "".
+        prog: How the user called this, for help and errors.
+        group: A key of ``GROUPS`` whose commands are meant.
+    """
+    dispatch(argv, prog, group, guarded=True)
+
+
+def dispatch(argv: Sequence[str] | None = None, prog: str = "wsfvit", group: str = "", guarded: bool = False) -> None:
+    """``main``; unless ``guarded``, exceptions are left to the caller."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not group and argv and argv[0] in GROUPS:
+        group, prog = argv[0], f"{prog} {argv.pop(0)}"
+    commands = GROUPS[group]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(format_help(prog, group))
+        sys.exit(0 if argv else 2)
+    name, *rest = argv
+    if name not in commands:
+        _refuse(prog, name, [*commands, *filter(None, [] if group else GROUPS)])
+
+    def run() -> None:
+        parser: argparse.ArgumentParser = _load(commands[name].parser)()
+        parser.prog = f"{prog} {name}"
+        run_command(parser, _load(commands[name].run), rest)
+
+    if guarded:
+        from wsfvit.utils.errors import run_main
+
+        run_main(run)
+    else:
+        run()
+
+
+def run_command(
+    parser: "argparse.ArgumentParser", run: Callable[["argparse.Namespace"], Any], argv: Sequence[str] | None = None
+) -> None:
+    """Parse a command line, run the command, and turn its result into the exit code of the process.
+
+    A result whose ``finished`` is false is that of a training which was asked to stop: exit code 75. A result that is
+    an integer is the exit code. Everything else is success.
+    """
+    from wsfvit.cli.run import parse_with_config
+    from wsfvit.train.signals import STOPPED_EXIT_CODE
+
+    result = run(parse_with_config(parser, argv))
+    finished = result.get("finished", True) if isinstance(result, dict) else getattr(result, "finished", True)
+    code = STOPPED_EXIT_CODE if not finished else result if isinstance(result, int) else 0
+    if code:
+        sys.exit(code)
+
+
+def format_help(prog: str = "wsfvit", group: str = "") -> str:
+    """The commands of one group, or of all of them, with one line for each."""
+    lines = [f"usage: {prog} COMMAND ..."]
+    for key, commands in GROUPS.items():
+        if key == group or not group:
+            lines += ["", f"{TITLES[key]}:"]
+            prefix = f"{key} " if key and not group else ""
+            lines += [f"  {prefix + name:<20}{command.text}" for name, command in commands.items()]
+    return "\n".join(
+        [*lines, "", f"{prog} COMMAND --help lists the flags of a command.", *([] if group else ["", EXAMPLES])]
+    )
+
+
+def _load(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"wsfvit.{module}"), name)
+    return found
+
+
+def _refuse(prog: str, name: str, known: Sequence[str]) -> NoReturn:
+    from wsfvit.utils.errors import did_you_mean
+
+    hint = did_you_mean(name, known, otherwise=f" ({prog} --help lists the commands)")
+    print(f"error: unknown command '{name}'{hint}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
