@@ -195,7 +195,8 @@ def main(argv: list[str] | None = None) -> None:
                 blobs = resize_jpegs(photographs, case.longer_side, args.quality)
                 kilobytes[case.longer_side] = sum(map(len, blobs)) / len(blobs) / 1e3
                 places[folder] = write_source(case.source, folder, blobs)
-            datasets[case] = create_dataset(*places[folder], "train", decoder=case.decoder)
+            name, path = places[folder]
+            datasets[case] = create_dataset(name, path, "train", decoder=case.decoder)
         records = measure_parts(datasets, args)
         print_tables(records)
         workers = {
