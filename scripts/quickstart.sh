@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment, trains a small WSF-ViT on built-in images, validates it, prints the complexity table
-# and leaves pictures in the run folder: curves, class activation maps, the subbands that the stem sees.
+# and leaves figures in the run directory: curves, class activation maps, the subbands that the stem sees.
 # Arguments go to train.py (--epochs 1).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"

@@ -1,9 +1,7 @@
 """train.py end to end on the built-in digits with a tiny network."""
 
 import csv
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -123,16 +121,6 @@ def test_forgotten_settings_are_noted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path), *more, *meant])
     train.main()
     assert "note:" not in capsys.readouterr().out
-
-
-def test_the_readme_trains_a_model_of_its_own(monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "@register_model" in block)
-    more = ["--dataset", "synthetic/3", "--num-classes", "3", "--img-size", "32", "-b", "2", "-j", "0", "--dry-run"]
-    monkeypatch.setattr(sys, "argv", ["my_train.py", "--model", "my_wsfvit", *more, "--device", "cpu"])
-    exec(compile(code, "my_train.py", "exec"), {"__name__": "__main__"})
-    out = capsys.readouterr().out
-    assert "my_wsfvit at 3x32x32" in out and "dry run: one update" in out
 
 
 def test_one_class_cannot_be_learnt(tmp_path, monkeypatch, error_of):
