@@ -5,93 +5,45 @@ torch needs to load; ``wsfvit --help`` does without.
 """
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import argparse
 
 
-class Command(NamedTuple):
-    """What a command does, the function that builds its parser, and the function that runs the parsed arguments."""
-
-    text: str
-    parser: str
-    run: str
-
-
-# Functions are named MODULE:FUNCTION and imported when the command runs.
+# Name: what it does, the function that builds its parser, and the function that runs the parsed arguments, both as
+# MODULE:FUNCTION of the package and imported when the command runs.
 CLASSIFICATION = {
-    "train": Command("train an image classifier", "cli.train:train_parser", "train.classify:run_training"),
-    "validate": Command(
-        "measure the accuracy of one or several models",
+    "train": ("train an image classifier", "cli.train:train_parser", "train.classify:run_training"),
+    "validate": (
+        "measure the accuracy of models",
         "cli.validate:validate_parser",
         "eval.validate:run_validation_command",
     ),
-    "predict": Command(
-        "print the most probable classes of images", "cli.tools:predict_parser", "inference.predictor:run_predict"
-    ),
-    "cam": Command("draw class activation maps of any timm model", "cli.tools:cam_parser", "analysis.cam:run_cam"),
-    "flops": Command(
-        "count parameters, multiply-accumulates and activations", "cli.tools:flops_parser", "analysis.flops:run_flops"
-    ),
-    "export": Command(
-        "write a model as ONNX, torch.export program or AOTInductor package",
-        "cli.tools:export_parser",
-        "inference.export:run_export",
-    ),
-    "plot": Command("draw the curves of training runs", "cli.tools:plot_parser", "analysis.plot:run_plot"),
-    "replay": Command(
-        "recompute a non-finite training step and find the module where it began",
-        "cli.tools:replay_parser",
-        "train.replay:run_replay",
-    ),
-    "info": Command(
-        "print versions, devices, models, backends and environment variables",
-        "cli.tools:info_parser",
-        "analysis.info:run_info",
-    ),
+    "predict": ("print the classes of images", "cli.tools:predict_parser", "inference.predictor:run_predict"),
+    "cam": ("draw class activation maps of any timm model", "cli.tools:cam_parser", "analysis.cam:run_cam"),
+    "flops": ("count parameters and multiply-accumulates", "cli.tools:flops_parser", "analysis.flops:run_flops"),
+    "export": ("write ONNX, torch.export or AOTInductor", "cli.tools:export_parser", "inference.export:run_export"),
+    "plot": ("draw the curves of training runs", "cli.tools:plot_parser", "analysis.plot:run_plot"),
+    "replay": ("find where a training step became non-finite", "cli.tools:replay_parser", "train.replay:run_replay"),
+    "info": ("print versions, devices, backends and variables", "cli.tools:info_parser", "analysis.info:run_info"),
 }
 DETECTION = {
-    "train": Command(
-        "train Mask R-CNN or Cascade Mask R-CNN", "detection.args:train_parser", "detection.train:run_training"
-    ),
-    "validate": Command(
-        "measure the average precision of boxes and masks",
-        "detection.args:validate_parser",
-        "detection.validate:run_validation",
-    ),
-    "predict": Command("find objects in images", "detection.args:predict_parser", "detection.predict:run_predict"),
-    "export": Command(
-        "write a detector as ONNX or torch.export program",
-        "detection.args:export_parser",
-        "detection.export:run_export",
-    ),
-    "shapes": Command(
-        "write generated images with annotations in COCO format",
-        "detection.args:shapes_parser",
-        "detection.shapes:run_shapes",
-    ),
-    "flops": Command(
-        "count a detector's parameters and multiply-accumulates",
-        "detection.args:flops_parser",
-        "detection.flops:run_flops",
-    ),
+    "train": ("train Mask or Cascade Mask R-CNN", "detection.args:train_parser", "detection.train:run_training"),
+    "validate": ("measure average precision", "detection.args:validate_parser", "detection.validate:run_validation"),
+    "predict": ("find objects in images", "detection.args:predict_parser", "detection.predict:run_predict"),
+    "export": ("write ONNX or torch.export", "detection.args:export_parser", "detection.export:run_export"),
+    "shapes": ("generate data in COCO's format", "detection.args:shapes_parser", "detection.shapes:run_shapes"),
+    "flops": ("count multiply-accumulates", "detection.args:flops_parser", "detection.flops:run_flops"),
 }
 VIDEO = {
-    "train": Command(
-        "train SimVP on Moving MNIST or on your own sequences", "video.args:train_parser", "video.train:run_training"
-    ),
-    "validate": Command(
-        "measure a checkpoint beside simple baselines", "video.args:validate_parser", "video.validate:run_validation"
-    ),
-    "predict": Command(
-        "predict how sequences continue, as images and animations",
-        "video.args:predict_parser",
-        "video.predict:run_prediction",
-    ),
-    "flops": Command("count parameters and multiply-accumulates", "video.flops:flops_parser", "video.flops:run_flops"),
+    "train": ("train SimVP on Moving MNIST or your videos", "video.args:train_parser", "video.train:run_training"),
+    "validate": ("measure a model beside baselines", "video.args:validate_parser", "video.validate:run_validation"),
+    "predict": ("predict and draw future frames", "video.args:predict_parser", "video.predict:run_prediction"),
+    "flops": ("count multiply-accumulates", "video.flops:flops_parser", "video.flops:run_flops"),
 }
 GROUPS = {"": CLASSIFICATION, "detection": DETECTION, "video": VIDEO}
 TITLES = {
@@ -125,6 +77,8 @@ def dispatch(argv: Sequence[str] | None = None, prog: str = "wsfvit", group: str
         group, prog = argv[0], f"{prog} {argv.pop(0)}"
     commands = GROUPS[group]
     if not argv or argv[0] in ("-h", "--help"):
+        if hasattr(signal, "SIGPIPE"):  # ends quietly under `| head`; not on Windows
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(format_help(prog, group))
         sys.exit(0 if argv else 2)
     name, *rest = argv
@@ -132,9 +86,10 @@ def dispatch(argv: Sequence[str] | None = None, prog: str = "wsfvit", group: str
         _refuse(prog, name, [*commands, *filter(None, [] if group else GROUPS)])
 
     def run() -> None:
-        parser: argparse.ArgumentParser = _load(commands[name].parser)()
+        _, build_parser, function = commands[name]
+        parser: argparse.ArgumentParser = _load(build_parser)()
         parser.prog = f"{prog} {name}"
-        run_command(parser, _load(commands[name].run), rest)
+        run_command(parser, _load(function), rest)
 
     if guarded:
         from wsfvit.utils.errors import run_main
@@ -169,7 +124,7 @@ def format_help(prog: str = "wsfvit", group: str = "") -> str:
         if key == group or not group:
             lines += ["", f"{TITLES[key]}:"]
             prefix = f"{key} " if key and not group else ""
-            lines += [f"  {prefix + name:<20}{command.text}" for name, command in commands.items()]
+            lines += [f"  {prefix + name:<20}{text}" for name, (text, *_) in commands.items()]
     return "\n".join(
         [*lines, "", f"{prog} COMMAND --help lists the flags of a command.", *([] if group else ["", EXAMPLES])]
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import cam_image
-from wsfvit.analysis.cam import Picture, compute_cams, explain, load_pictures, run_cam
+from wsfvit.analysis.cam import Sample, compute_cams, explain, load_samples, run_cam
 from wsfvit.analysis.layers import find_target_layer, model_layout, to_maps
 from wsfvit.cli.tools import METHODS, cam_parser
 from wsfvit.data import dataset_class_names
@@ -158,7 +158,7 @@ def test_layers_that_explain_nothing_are_refused():
     model = timm.create_model("test_vit", img_size=64).eval()
     image = torch.randn(1, 3, 64, 64)
     last = f"blocks.{len(model.blocks) - 1}"
-    with pytest.raises(UserError, match=f"'{last}' puts out no map that the class score depends on"):
+    with pytest.raises(UserError, match=f"'{last}' has no map that the class score depends on"):
         find_target_layer(model, image, last)
     with pytest.raises(UserError, match="no layer 'blocks.x': did you mean blocks"):
         find_target_layer(model, image, "blocks.x")
@@ -169,7 +169,7 @@ def test_layers_that_explain_nothing_are_refused():
 
 def png(path) -> np.ndarray:
     pixels = np.asarray(Image.open(path).convert("RGB"))
-    assert pixels.std() > 10, "an empty picture"
+    assert pixels.std() > 10, "an empty figure"
     return pixels
 
 
@@ -185,37 +185,37 @@ def test_first_use_makes_sample_images_and_says_untrained(tmp_path, monkeypatch,
     cam_image.main()
     out = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"china.jpg", "flower.jpg", "README.txt"}
-    assert "made images/ with two sample photographs" in out
+    assert "created images/ with two sample photographs" in out
     assert "wsfvit_p0_224 untrained, random weights" in out
     assert png("o/cam.png").shape != png("o/cam-subbands.png").shape
     run_cam(tiny_args("--models", "test_resnet", "test_vit", "--method", "gradcam", "layercam", "--out", "o/4.png"))
-    assert "made images/" not in capsys.readouterr().out
+    assert "created images/" not in capsys.readouterr().out
     assert png("o/4.png").shape[1] > 2 * png("o/cam.png").shape[1]
 
 
 def test_checkpoints_of_a_data_set(trained, tmp_path, capsys):
-    """Two columns for two weights files; pictures spread over the classes; captions tell right from wrong."""
+    """Two columns for two weights files; samples spread over the classes; captions tell right from wrong."""
     last = str(trained.run_dir / "last.pth.tar")
     args = tiny_args("--dataset", "digits", "--num-images", "10", "--crop-pct", "1", "-b", "3", "--target", "7")
     dataset = build_dataset(args, args.split, None, in_chans=3)
-    pictures, names = load_pictures(args, dataset), dataset_class_names(dataset)
-    assert [picture.label for picture in pictures] == list(range(10))
+    samples, names = load_samples(args, dataset), dataset_class_names(dataset)
+    assert [sample.label for sample in samples] == list(range(10))
     assert names == [str(digit) for digit in range(10)]
     classifier = load_classifier(args, None, last, names)
-    (column,) = explain(args, classifier, pictures)
-    guesses = classifier.probabilities(torch.stack([classifier.transform()(p.image) for p in pictures])).argmax(1)
+    (column,) = explain(args, classifier, samples)
+    guesses = classifier.probabilities(torch.stack([classifier.transform()(p.image) for p in samples])).argmax(1)
     assert column.correct == (guesses == torch.arange(10)).tolist()
     assert all(caption.startswith("7  ") for caption in column.captions)
     assert column.cams[9].shape == column.pixels[9].shape[:2] == (32, 32)
     # Denormalised, the pixels are those of the data set again.
     resized = (
-        pictures[4]
+        samples[4]
         .image.convert("L")
         .resize((32, 32), Image.Resampling[classifier.data_config["interpolation"].upper()])
     )
     np.testing.assert_allclose(column.pixels[4][..., 0], np.asarray(resized) / 255, atol=0.02)
     run_cam(tiny_args("--dataset", "digits", "--checkpoint", last, last, "--out", str(tmp_path / "c.png")))
-    # Two columns leave room for two pictures in a row.
+    # Two columns leave room for two images in a row.
     assert png(tmp_path / "c.png").shape[1] == round(6 * 2.1 * DPI)
     assert "untrained" not in capsys.readouterr().out
 
@@ -223,12 +223,12 @@ def test_checkpoints_of_a_data_set(trained, tmp_path, capsys):
 def test_no_crop_keeps_the_aspect_ratio():
     args = tiny_args("--no-crop", "--models", "test_resnet", "--img-size", "40")
     image = Image.fromarray(np.arange(60 * 100 * 3, dtype=np.uint8).reshape(60, 100, 3))
-    pictures = [Picture("wide", image), Picture("tall", image.transpose(Image.Transpose.ROTATE_90))]
-    (column,) = explain(args, load_classifier(args, "test_resnet", None), pictures)
+    samples = [Sample("wide", image), Sample("tall", image.transpose(Image.Transpose.ROTATE_90))]
+    (column,) = explain(args, load_classifier(args, "test_resnet", None), samples)
     assert [cam.shape for cam in column.cams] == [(40, 66), (66, 40)]
     args = tiny_args("--no-crop", "--models", "test_vit", "--img-size", "32")
     with pytest.raises(UserError, match=r"test_vit cannot be run on images of 32x53.*leave out --no-crop"):
-        explain(args, load_classifier(args, "test_vit", None), pictures)
+        explain(args, load_classifier(args, "test_vit", None), samples)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_no_crop_keeps_the_aspect_ratio():
     [
         (["nowhere"], "'nowhere' does not exist"),
         (["empty"], "holds no images"),
-        (["broken"], "broken/a.png': no picture that can be read"),
+        (["broken"], "broken/a.png': not a readable image"),
         (["cut"], "cut/a.png': "),
         (["good", "--checkpoint", "a", "b", "--models", "test_vit"], "one weights file per model"),
         (["good", "--models", "test_resnet", "--subbands"], "has a wavelet stem"),
@@ -252,7 +252,7 @@ def test_mistakes_are_one_line(argv, expected, tmp_path, monkeypatch, error_of):
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "cut", "good"):
         (tmp_path / name).mkdir()
-    (tmp_path / "broken" / "a.png").write_text("no picture")
+    (tmp_path / "broken" / "a.png").write_text("no image")
     noise = Image.effect_noise((64, 64), 50)
     noise.save(tmp_path / "good" / "a.png")
     (tmp_path / "cut" / "a.png").write_bytes((tmp_path / "good" / "a.png").read_bytes()[:1000])
@@ -261,13 +261,13 @@ def test_mistakes_are_one_line(argv, expected, tmp_path, monkeypatch, error_of):
 
 
 def test_a_mistake_leaves_nothing_behind(tmp_path, monkeypatch, error_of):
-    """Neither the sample photographs nor the folder of the picture."""
+    """Neither the sample photographs nor the folder of the figure."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     for argv, expected in (
         (["--checkpoint", "none.pth"], "'none.pth' does not exist"),
         (["--models", "test_resnet", "--subbands"], "has a wavelet stem"),
-        (["--out", "file/cam.png"], "cannot be made: 'file' is no folder"),
+        (["--out", "file/cam.png"], "cannot be made: 'file' is not a folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["x", *argv, "--device", "cpu"])
         assert expected in error_of(cam_image.main)

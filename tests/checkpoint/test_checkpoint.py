@@ -14,8 +14,8 @@ import train
 import validate
 from tools.fuzz_checkpoints import write_safetensors
 from wsfvit.checkpoint.io import (
+    load_checkpoint,
     load_state_dict_file,
-    load_weights,
     read_checkpoint,
     save_atomic,
     strip_prefixes,
@@ -119,10 +119,10 @@ def test_hostile_file_is_refused_by_load_weights(tmp_path, model, kind):
     path, marker = write_hostile(kind, tmp_path)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as refused:
-        load_weights(model, path)
+        load_checkpoint(model, path)
     message = str(refused.value)
     if kind == "safetensors":
-        assert "damaged or no safetensors file" in message
+        assert "damaged or not a safetensors file" in message
     else:
         assert "posix.mkdir" in message or "nt.mkdir" in message
         assert "Nothing in it was executed" in message and "--trust-checkpoint" in message
@@ -158,8 +158,8 @@ def test_truncated_file(tmp_path, model, keep):
     path = tmp_path / "x.pth.tar"
     torch.save({"state_dict": model.state_dict()}, path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
-        load_weights(model, path)
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
+        load_checkpoint(model, path)
 
 
 @pytest.mark.parametrize("at", [0.3, 0.5, 0.7])
@@ -170,7 +170,7 @@ def test_flipped_byte_is_noticed(tmp_path, model, at):
     blob[int(len(blob) * at)] ^= 255
     path.write_bytes(blob)
     with pytest.raises(UserError, match="damaged"):
-        load_weights(model, path)
+        load_checkpoint(model, path)
 
 
 def test_saved_file_carries_a_digest_that_other_readers_pass_over(tmp_path):
@@ -182,7 +182,7 @@ def test_saved_file_carries_a_digest_that_other_readers_pass_over(tmp_path):
 
 
 def rewrite_archive(path, change=lambda name, data: data, compression=zipfile.ZIP_STORED, again=()):
-    """Writes an archive anew, every checksum in it right, and keeps its comment."""
+    """Writes an archive again, every checksum in it right, and keeps its comment."""
     with zipfile.ZipFile(path) as archive:
         records, comment = {name: archive.read(name) for name in archive.namelist()}, archive.comment
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -216,7 +216,7 @@ def test_broken_directory_of_an_archive_is_one_line(tmp_path, trust):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.zeros(5)}, path)
     path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\3", 1))
-    with pytest.raises(UserError, match="is damaged or no checkpoint") as refused:
+    with pytest.raises(UserError, match="is damaged or not a checkpoint") as refused:
         load_state_dict_file(path, trust=trust)
     assert "\n" not in str(refused.value)
 
@@ -249,7 +249,7 @@ def test_reading_a_state_runs_nothing_unless_trusted(tmp_path):
 
 def test_text_file_gets_no_advice_to_trust_it(tmp_path):
     (tmp_path / "notes.pth").write_text("Learning rates that worked.")
-    with pytest.raises(UserError, match="damaged or no checkpoint") as refused:
+    with pytest.raises(UserError, match="damaged or not a checkpoint") as refused:
         load_state_dict_file(tmp_path / "notes.pth")
     assert "weights_only" not in str(refused.value)
 
@@ -278,7 +278,7 @@ def test_class_count_is_said_in_words(tmp_path, model):
     other = timm.create_model("test_resnet", num_classes=1000, in_chans=1)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"it has 1000 classes, the model test_resnet has 10: .*--num-classes 1000"):
-        load_weights(model, tmp_path / "x.pth")
+        load_checkpoint(model, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("classes, own, replaced", [(1000, 10, 1000), (10, 0, 10), (0, 10, 0), (10, 10, None)])
@@ -287,7 +287,7 @@ def test_classifier_of_other_classes_is_replaced(tmp_path, classes, own, replace
     model = timm.create_model("test_resnet", num_classes=own, in_chans=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     torch.save({"state_dict_ema": source.state_dict(), "state_dict": before}, tmp_path / "x.pth")
-    meta = load_weights(model, tmp_path / "x.pth", use_ema=True, replace_classifier=True)
+    meta = load_checkpoint(model, tmp_path / "x.pth", use_ema=True, replace_classifier=True)
     assert meta.get("replaced_classes") == replaced
     after = model.state_dict()
     heads = {key for key in before if key.startswith("fc.")}
@@ -301,7 +301,7 @@ def test_both_classifiers_of_a_distilled_model_are_replaced(tmp_path):
     name = "deit_tiny_distilled_patch16_224"
     torch.save(timm.create_model(name, num_classes=7, **kwargs).state_dict(), tmp_path / "x.pth")
     model = timm.create_model(name, num_classes=3, **kwargs)
-    assert load_weights(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
+    assert load_checkpoint(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
     assert model.head.weight.shape == model.head_dist.weight.shape == (3, 12)
 
 
@@ -313,7 +313,7 @@ def without(key, **kwargs):
 def test_classifier_without_a_bias_is_left_out_as_a_whole(tmp_path, model):
     torch.save(without("fc.bias", num_classes=7), tmp_path / "x.pth")
     before = model.fc.bias.clone()
-    assert load_weights(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
+    assert load_checkpoint(model, tmp_path / "x.pth", replace_classifier=True)["replaced_classes"] == 7
     assert torch.equal(model.fc.bias, before)
 
 
@@ -321,27 +321,27 @@ def test_classifier_without_a_bias_is_left_out_as_a_whole(tmp_path, model):
 def test_all_but_the_number_of_classes_stays_strict(tmp_path, model, key, classes):
     torch.save(without(key, num_classes=classes), tmp_path / "x.pth")
     with pytest.raises(UserError, match="1 missing"):
-        load_weights(model, tmp_path / "x.pth", replace_classifier=True)
+        load_checkpoint(model, tmp_path / "x.pth", replace_classifier=True)
 
 
 def test_classifier_on_other_features_is_not_replaced(tmp_path, model):
     state = {**model.state_dict(), "fc.weight": torch.zeros(7, 5), "fc.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match="does not fit|7 classes"):
-        load_weights(model, tmp_path / "x.pth", replace_classifier=True)
+        load_checkpoint(model, tmp_path / "x.pth", replace_classifier=True)
 
 
 def test_another_model_is_summed_up(tmp_path, model):
     other = timm.create_model("test_vit", num_classes=10)
     torch.save(other.state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"does not fit test_resnet .*: \d+ missing \(.*, \.\.\.\); \d+ unexpected"):
-        load_weights(model, tmp_path / "x.pth")
+        load_checkpoint(model, tmp_path / "x.pth")
 
 
 def test_shapes_are_named(tmp_path, model):
     torch.save(timm.create_model("test_resnet", num_classes=10, in_chans=3).state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"1 of another shape \(\S+: \(\d+, 3, \d+, \d+\) for \(\d+, 1, \d+, \d+\)\)"):
-        load_weights(model, tmp_path / "x.pth")
+        load_checkpoint(model, tmp_path / "x.pth")
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

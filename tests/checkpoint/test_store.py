@@ -257,7 +257,7 @@ def test_nothing_readable_is_an_error(tmp_path, capsys):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(
-        UserError, match=r"no checkpoint in .* can be read \(last.pth.tar, last-previous.pth.tar, .*anew"
+        UserError, match=r"no checkpoint in .* can be read \(last.pth.tar, last-previous.pth.tar, .*again"
     ):
         CheckpointStore(tmp_path).load_newest()
 
@@ -290,7 +290,7 @@ def test_full_disk(tmp_path, monkeypatch, room, background):
     left = bytes_of_one - 1 if room == "all but one" else room
     write = store_module.write_sealed
     monkeypatch.setattr(store_module, "write_sealed", lambda content, file: write(content, FullDisk(file, left)))
-    with pytest.raises(UserError, match="No space left on device; the checkpoints before it are untouched") as full:
+    with pytest.raises(UserError, match="No space left on device; earlier checkpoints are unchanged") as full:
         store.save(state(2), epoch=2, metric=9)
         store.save(state(3), epoch=3, metric=9)
     assert "\n" not in str(full.value)
@@ -346,7 +346,7 @@ def test_read_only_folder():
         if user == 0:  # root may write everywhere; nobody may not
             os.seteuid(65534)
         try:
-            with pytest.raises(UserError, match="cannot write .*Permission denied; the checkpoints before"):
+            with pytest.raises(UserError, match="cannot write .*Permission denied; earlier checkpoints"):
                 store.save(state(2), epoch=1)
                 store.wait()
         finally:

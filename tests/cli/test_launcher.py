@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in GROUPS[group]])
 def test_every_command_has_its_functions(group: str, name: str) -> None:
-    command = GROUPS[group][name]
-    assert callable(wsfvit_cli._load(command.parser)) and callable(wsfvit_cli._load(command.run))
+    _, *functions = GROUPS[group][name]
+    assert len(functions) == 2 and all(callable(wsfvit_cli._load(function)) for function in functions)
     assert f"  {group} {name}".replace("   ", "  ") in wsfvit_cli.format_help()
 
 

@@ -231,7 +231,7 @@ def test_synthetic_needs_no_files():
 def test_synthetic_defaults_and_channels():
     dataset = create_dataset("synthetic", None, "validation", in_chans=1)
     assert (len(dataset), dataset_num_classes(dataset), dataset[1023][0].mode) == (1024, 1000, "L")
-    with pytest.raises(UserError, match="synthetic/10 for pictures of 10 classes"):
+    with pytest.raises(UserError, match="synthetic/10 for images of 10 classes"):
         create_dataset("synthetic/many", None, "train")
     with pytest.raises(UserError, match="no use for class_map"):
         create_dataset("synthetic", None, "train", class_map="map.txt")

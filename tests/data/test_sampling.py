@@ -35,7 +35,7 @@ def test_global_batches_do_not_depend_on_the_processes(world_size, repeats):
     assert epoch_of(100, 12 // world_size, world_size, **options) == epoch_of(100, 12, **options)
 
 
-def test_epochs_and_seeds_shuffle_anew():
+def test_epochs_and_seeds_change_the_order():
     orders = [epoch_of(50, 10, epoch=epoch, seed=seed) for epoch, seed in [(0, 1), (1, 1), (0, 2), (1, 0)]]
     assert all(one != other for one, other in itertools.combinations(orders, 2))
 

@@ -97,7 +97,7 @@ def test_weights_in_another_model_get_a_note_and_keep_their_mean(tmp_path, capsy
         args = ["--model", "test_resnet", "--num-classes", str(CLASSES), "--device", "cpu", "-j", "0"]
         [row] = run_validation(parse_validate_args([*args, "--checkpoint", str(path)]))
         found[arch] = row["input_size"][1], row["crop_pct"], row["mean"], row["std"]
-        said = "is of test_resnet_sibling, its weights run as test_resnet" in capsys.readouterr().out
+        said = "is of test_resnet_sibling and runs as test_resnet" in capsys.readouterr().out
         assert said == (arch != "test_resnet")
     own, sibling = found.values()
     cfg = timm.get_pretrained_cfg("test_resnet")
@@ -118,7 +118,7 @@ def test_seven_images_on_several_processes(weights, tmp_path, processes):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("7 images: top-1") == 1  # rank 0 alone speaks
+    assert done.stdout.count("7 images: top-1") == 1  # only rank 0 logs
     [alone] = run_validation(parse_validate_args(argv))
     together = json.loads((tmp_path / "r.json").read_text())
     for key in ("top1", "top5", "images"):
@@ -274,7 +274,7 @@ def test_a_folder_is_a_table_and_failures_are_named_in_it(tmp_path, monkeypatch,
     with open(out) as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["checkpoint"]).name for row in rows][-1] == "broken.pth"
-    assert "is damaged or no checkpoint" in rows[-1]["error"] and rows[-1]["top1"] == ""
+    assert "is damaged or not a checkpoint" in rows[-1]["error"] and rows[-1]["top1"] == ""
     assert {Path(row["checkpoint"]).name for row in rows[:2]} == {"checkpoint-9.pth.tar", "checkpoint-10.pth.tar"}
     assert float(rows[0]["top1"]) >= float(rows[1]["top1"])
     table = [line for line in text.splitlines() if line.startswith("| ")]

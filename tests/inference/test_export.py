@@ -15,7 +15,7 @@ from torch import nn
 
 import wsfvit.__main__ as command
 import wsfvit.inference.export as export
-from wsfvit.checkpoint.io import load_weights
+from wsfvit.checkpoint.io import load_checkpoint
 from wsfvit.cli.tools import export_parser
 from wsfvit.utils.errors import UserError
 from wsfvit.wavelets import haar_dwt2d
@@ -111,7 +111,7 @@ def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys
     assert (described["mean"], described["std"]) == ([0.13], [0.31])
     assert described["max_difference"] < 1e-4
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1).eval()
-    load_weights(model, checkpoint, use_ema=True)
+    load_checkpoint(model, checkpoint, use_ema=True)
     check_onnx(model.requires_grad_(False), path.read_bytes(), torch.randn(2, 1, 32, 32))
 
 
@@ -129,7 +129,7 @@ def test_fused_copy_is_exported_in_standard_operators(wsf_checkpoint, tmp_path) 
 def test_command_writes_nothing_that_differs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(export, "load_runner", lambda content, format: lambda images: torch.zeros(len(images), 1000))
     argv = ["--model", "test_resnet", "--img-size", "32", "--format", "torch", "--output", str(tmp_path / "a.pt2")]
-    with pytest.raises(UserError, match="what was exported differs from PyTorch by"):
+    with pytest.raises(UserError, match="the exported model differs from PyTorch by"):
         run_command(*argv)
     assert not list(tmp_path.iterdir())
     assert "max_difference" not in run_command(*argv, "--no-check")
@@ -158,7 +158,7 @@ class Branching(nn.Module):
 
 
 def test_models_that_cannot_be_exported() -> None:
-    with pytest.raises(UserError, match="Foreign has operators that only its own code defines: test_export.negate"):
+    with pytest.raises(UserError, match="operators that standard PyTorch does not have: test_export.negate"):
         export.export_model(Foreign(), torch.zeros(1, 3, 4, 4), "torch")
     with pytest.raises(UserError, match=r"Branching cannot be exported as torch \(.*data-dependent"):
         export.export_model(Branching(), torch.zeros(1, 3, 4, 4), "torch")

@@ -46,7 +46,7 @@ def two(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("two")
     done = launch("train.py", data, output, "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 0: train loss") == 1  # rank 0 alone speaks
+    assert done.stdout.count("epoch 0: train loss") == 1  # only rank 0 logs
     return output / "two"
 
 

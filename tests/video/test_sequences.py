@@ -155,7 +155,7 @@ def test_images_of_several_sizes(tmp_path):
     with pytest.raises(UserError, match="/a' has 9x11 frames of 3 channels, .*/b' 5x12 of 3: choose one size"):
         open_sequences(tmp_path, Cut(2))
     (tmp_path / "b" / "2.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="b/2.png': no picture that can be read"):
+    with pytest.raises(UserError, match="b/2.png': not a readable image"):
         open_sequences(tmp_path / "b", Cut(2))[0]
 
 

@@ -43,7 +43,7 @@ def test_the_run_is_evaluated_again(tiny_run, tmp_path, capsys):
 def test_what_cannot_be_written_is_noticed_before_anything_is_read(tmp_path, monkeypatch):
     nothing = {"run_folder": tmp_path / "none"}
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made: '.*file' is no folder"):
+    with pytest.raises(UserError, match="cannot be made: '.*file' is not a folder"):
         validate(nothing, "--out", tmp_path / "file" / "new")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UserError, match="pip install av"):

@@ -1,4 +1,4 @@
-"""Class activation maps of any registered model by the grad-cam package, as a gallery; and the cam_image command."""
+"""Class activation maps of any timm model with the grad-cam package, as a gallery; and the cam command."""
 
 import argparse
 import difflib
@@ -23,7 +23,7 @@ from wsfvit.data.image_files import find_images, read_image, write_sample_images
 from wsfvit.factory.data import build_dataset
 from wsfvit.inference.predictor import Classifier, load_classifier
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.figures import draw_subbands, new_panels, picture_path, save_figure, show_image
+from wsfvit.utils.figures import draw_subbands, figure_path, new_panels, save_figure, show_image
 from wsfvit.utils.progress import Progress
 
 SAMPLE_FOLDER = "images"
@@ -32,8 +32,8 @@ MAX_ROWS_OF_ONE = 4
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image to explain, its name, and its true class where the data says it."""
+class Sample:
+    """An image to explain, its name, and its label if known."""
 
     name: str
     image: Image.Image
@@ -42,13 +42,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Column:
-    """One model and method of the gallery: per picture the pixels the model saw, the map over them, and the caption.
+    """One model and method of the gallery: for each image the model's input, its map and the caption.
 
     Attributes:
         pixels: (H, W, C) from 0 to 1.
         cams: (H, W) from 0 to 1.
         captions: Class and probability.
-        correct: Whether the predicted class is the true one, None where that is not known.
+        correct: Whether the predicted class is the label, None if that is unknown.
     """
 
     title: str
@@ -71,7 +71,7 @@ def compute_cams(
         method: A key of ``METHODS``.
 
     Returns:
-        (B, H, W) float32, each map stretched to 0..1 (all zeros where nothing speaks for the class).
+        (B, H, W) float32, each map scaled to 0..1 (all zeros without evidence for the class).
     """
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -80,10 +80,10 @@ def compute_cams(
 
     def reshape(x: Tensor) -> Tensor:
         maps = to_maps(x, size, **layout)
-        assert maps is not None  # the layer was chosen because its output has a layout
-        return maps.clone()  # the model may go on in place
+        assert maps is not None  # find_target_layer only returns layers with a layout
+        return maps.clone()  # the model may modify its activations in place
 
-    # The images ask for a gradient, so that the parameters need none.
+    # The images require a gradient, so the parameters do not have to.
     images = images.detach().clone().requires_grad_()
     cam = getattr(pytorch_grad_cam, METHODS[method])(model, [layer.module], reshape_transform=reshape)
     try:  # not the package's own context manager, which swallows IndexErrors
@@ -94,60 +94,60 @@ def compute_cams(
 
 
 def run_cam(args: argparse.Namespace) -> Path:
-    """Runs cam_image.py: writes the gallery, and the subbands on request; returns the path of the gallery.
+    """Run cam_image.py: write the gallery, and the subbands on request; returns the path of the gallery.
 
     Raises:
-        UserError: a model, weights file, image, layer, class or value does not fit.
+        UserError: A model, weights file, image, layer, class or value does not fit.
     """
-    out = picture_path(args.out)
+    out = figure_path(args.out)
     pairs = _pair_models(args)
     dataset = build_dataset(args, args.split, None, in_chans=3) if args.dataset else None
     names = None if dataset is None else dataset_class_names(dataset)
     classifiers = [load_classifier(args, model_name, checkpoint, names) for model_name, checkpoint in pairs]
     stems = [classifier for classifier in classifiers if _stem_transform(classifier) is not None]
     if args.subbands and not stems:
-        raise UserError("--subbands: no model here has a wavelet stem, the wsfvit models have")
-    pictures = load_pictures(args, dataset)
-    columns = [column for classifier in classifiers for column in explain(args, classifier, pictures)]
-    title = "Evidence for the class named below each picture"
+        raise UserError("--subbands: none of the models has a wavelet stem, as wsfvit models do")
+    samples = load_samples(args, dataset)
+    columns = [column for classifier in classifiers for column in explain(args, classifier, samples)]
+    title = "Evidence for the class named below each image"
     if untrained := [classifier.name for classifier in classifiers if not classifier.trained]:
         print(f"note: {', '.join(untrained)} untrained, random weights: pass --checkpoint FILE or --pretrained")
         title += "\nUNTRAINED MODELS, RANDOM WEIGHTS" if len(untrained) == len(classifiers) else ""
-    save_figure(draw_gallery(pictures, columns, title), out)
-    print(f"picture: {out}")
+    save_figure(draw_gallery(samples, columns, title), out)
+    print(f"figure: {out}")
     if args.subbands:
         path = out.with_name(f"{out.stem}-subbands{out.suffix}")
-        save_figure(draw_stem(args, stems[0], pictures), path)
+        save_figure(draw_stem(args, stems[0], samples), path)
         print(f"subbands: {path}")
     return out
 
 
-def load_pictures(args: argparse.Namespace, dataset: Any) -> list[Picture]:
+def load_samples(args: argparse.Namespace, dataset: Any) -> list[Sample]:
     """The images to explain, spread evenly over the data set, or over the folder where that is None.
 
     Raises:
-        UserError: there are none, or one cannot be read.
+        UserError: There are none, or one cannot be read.
     """
     if dataset is None:
         return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers)
     names = dataset_class_names(dataset)
     if not hasattr(dataset, "__getitem__"):
-        raise UserError(f"dataset '{args.dataset}' is a stream, from which no images can be picked: pass a folder")
-    pictures = []
+        raise UserError(f"dataset '{args.dataset}' is a stream without random access: pass a folder")
+    samples = []
     for index in _spread(len(dataset), args.num_images):
         try:
             image, label = dataset[index]
         except (OSError, ValueError) as err:
             raise UserError(f"image {index} of dataset '{args.dataset}' cannot be read: {err}") from err
         shown = names[label] if names else label
-        pictures.append(Picture(f"{args.split} {index}\nclass {shown}", image, int(label)))
-    return pictures
+        samples.append(Sample(f"{args.split} {index}\nclass {shown}", image, int(label)))
+    return samples
 
 
-def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Column]:
+def explain(args: argparse.Namespace, classifier: Classifier, samples: Sequence[Sample]) -> list[Column]:
     """One column of the gallery per method for one model."""
-    inputs = _transform(args, classifier, pictures)
-    # Whole images differ in size, and a batch has one.
+    inputs = _transform(args, classifier, samples)
+    # Whole images differ in size and cannot be batched.
     step = 1 if args.no_crop else args.batch_size
     batches = [torch.stack(inputs[i : i + step]).to(classifier.device) for i in range(0, len(inputs), step)]
     target = None if args.target is None else _find_class(args.target, classifier.class_names)
@@ -159,14 +159,14 @@ def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence
     layer = find_target_layer(classifier.model, batches[0][:1], args.layer)
     print(f"{classifier.name}: layer {layer.name}, map {layer.grid[0]}x{layer.grid[1]}")
     predicted = probabilities.argmax(1).tolist()
-    classes = predicted if target is None else [target] * len(pictures)
+    classes = predicted if target is None else [target] * len(samples)
     captions = [
         f"{classifier.class_names[index][:26]}  {100 * row[index]:.1f} %"
         for index, row in zip(classes, probabilities, strict=True)
     ]
     correct = [
-        None if picture.label is None else guess == picture.label
-        for picture, guess in zip(pictures, predicted, strict=True)
+        None if sample.label is None else guess == sample.label
+        for sample, guess in zip(samples, predicted, strict=True)
     ]
     columns = []
     for method in args.method:
@@ -181,24 +181,21 @@ def explain(args: argparse.Namespace, classifier: Classifier, pictures: Sequence
     return columns
 
 
-def draw_gallery(pictures: Sequence[Picture], columns: Sequence[Column], title: str) -> Any:
-    """A figure of the pictures, each followed by one panel per model and method.
-
-    A picture has a row to itself; where many pictures meet few columns, several share a row.
-    """
-    originals = [np.asarray(picture.image, dtype=np.float32) / 255 for picture in pictures]
+def draw_gallery(samples: Sequence[Sample], columns: Sequence[Column], title: str) -> Any:
+    """A figure of the images, each followed by one panel per model and method; many images share rows."""
+    originals = [np.asarray(sample.image, dtype=np.float32) / 255 for sample in samples]
     width = 1 + len(columns)
-    blocks = max(1, MAX_PANELS_ABREAST // width) if len(pictures) > MAX_ROWS_OF_ONE else 1
-    rows = -(-len(pictures) // blocks)
+    blocks = max(1, MAX_PANELS_ABREAST // width) if len(samples) > MAX_ROWS_OF_ONE else 1
+    rows = -(-len(samples) // blocks)
     aspect = max(
         image.shape[0] / image.shape[1] for image in originals + [image for c in columns for image in c.pixels]
     )
     figure, panels = new_panels(rows, width * blocks, 2.1, 2.1 * aspect + 0.45)
     groups = panels.reshape(rows * blocks, width)
     overlay: Any = None
-    for index, (picture, axes) in enumerate(zip(pictures, groups, strict=False)):
+    for index, (sample, axes) in enumerate(zip(samples, groups, strict=False)):
         show_image(axes[0], originals[index])
-        axes[0].set_xlabel(picture.name, fontsize=8)
+        axes[0].set_xlabel(sample.name, fontsize=8)
         for column, axis in zip(columns, axes[1:], strict=True):
             overlay = show_cam(axis, column.pixels[index], column.cams[index])
             color = {None: "black", True: "darkgreen", False: "firebrick"}[column.correct[index]]
@@ -206,7 +203,7 @@ def draw_gallery(pictures: Sequence[Picture], columns: Sequence[Column], title: 
             if index < blocks:
                 longest = max(map(len, column.title.split("\n")))
                 axis.set_title(column.title, fontsize=min(8, 240 / longest))
-    for axis in groups[len(pictures) :].flat:
+    for axis in groups[len(samples) :].flat:
         axis.set_axis_off()
     height = figure.get_size_inches()[1]
     bar = figure.colorbar(
@@ -219,23 +216,23 @@ def draw_gallery(pictures: Sequence[Picture], columns: Sequence[Column], title: 
 
 
 def show_cam(axis: Any, pixels: np.ndarray, cam: np.ndarray) -> Any:
-    """Draws the map over the pixels, in grey so that colour means evidence; returns what a colour bar needs."""
+    """Draw the map over the grey image; returns what a colour bar needs."""
     show_image(axis, pixels.mean(2))
-    # Nothing is drawn where there is no evidence, and the picture shines through where there is.
+    # Transparent without evidence, translucent with it.
     return axis.imshow(cam, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(cam), interpolation="bilinear")
 
 
-def draw_stem(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> Any:
-    """A figure of the subbands that the model's wavelet stem makes of each picture."""
+def draw_stem(args: argparse.Namespace, classifier: Classifier, samples: Sequence[Sample]) -> Any:
+    """A figure of the subbands of each image in the model's wavelet stem."""
     transform = _stem_transform(classifier)
     rows = []
-    for picture, image in zip(pictures, _transform(args, classifier, pictures), strict=True):
+    for sample, image in zip(samples, _transform(args, classifier, samples), strict=True):
         with torch.no_grad():
             subbands = transform(image[None].to(classifier.device)).cpu().unflatten(1, (4, -1)).mean(2)[0]
-        rows.append((picture.name, classifier.to_pixels(image[None])[0], subbands.numpy()))
-    # The release's names and signs; the mean over the image channels, which is the subband of the grey image.
+        rows.append((sample.name, classifier.to_pixels(image[None])[0], subbands.numpy()))
+    # Names and signs of the release; the mean over channels is the subband of the grey image.
     names = ("LL = cA", "LH = -cH", "HL = -cV", "HH = cD")
-    return draw_subbands(rows, names, f"Haar subbands that the stem of {classifier.name} sees")
+    return draw_subbands(rows, names, f"Haar subbands in the stem of {classifier.name}")
 
 
 def _stem_transform(classifier: Classifier) -> Any:
@@ -243,7 +240,7 @@ def _stem_transform(classifier: Classifier) -> Any:
 
 
 def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:
-    """Models and weights files, paired in the order given."""
+    """Models and weights files, paired in the given order."""
     models, files = args.models, args.checkpoint
     if not files:
         return [(name, None) for name in models or [DEFAULT_MODEL]]
@@ -252,20 +249,20 @@ def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]
     return list(zip(models or [None] * len(files), files, strict=True))
 
 
-def _load_folder(folder: str, count: int, workers: int) -> list[Picture]:
+def _load_folder(folder: str, count: int, workers: int) -> list[Sample]:
     if Path(folder) == Path(SAMPLE_FOLDER) and not Path(folder).exists():
         write_sample_images(folder)
-        print(f"made {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn; your own may go there")
+        print(f"created {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn; add your own there")
     paths = find_images([folder])
     if count < len(paths):
         print(f"{count} of {len(paths)} images: --num-images shows more")
     paths = [paths[index] for index in _spread(len(paths), count)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        return [Picture(path.name, image) for path, image in zip(paths, pool.map(read_image, paths), strict=True)]
+        return [Sample(path.name, image) for path, image in zip(paths, pool.map(read_image, paths), strict=True)]
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """Up to ``count`` indices spread evenly over ``length``; sorted data so shows its classes."""
+    """Up to ``count`` indices spread evenly over ``length``, so that sorted data shows all its classes."""
     count = min(length, count)
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
@@ -281,16 +278,16 @@ def _find_class(target: str, names: Sequence[str]) -> int:
     raise UserError(f"--target {target}: {hint}")
 
 
-def _transform(args: argparse.Namespace, classifier: Classifier, pictures: Sequence[Picture]) -> list[Tensor]:
-    """What the model sees of each picture, (C, H, W): its evaluation transform, under ``--no-crop`` without the crop.
+def _transform(args: argparse.Namespace, classifier: Classifier, samples: Sequence[Sample]) -> list[Tensor]:
+    """The model's input for each image, (C, H, W): its evaluation transform.
 
-    Without the crop the shorter side becomes the input's, and the aspect ratio stays.
+    With ``--no-crop`` the shorter side is resized to the input size and the aspect ratio is kept.
     """
     if args.no_crop:
         config = classifier.data_config
         resize = transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"]))
         normalize = transforms.Normalize(config["mean"], config["std"])
         whole = transforms.Compose([resize, transforms.ToTensor(), normalize])
-        return [whole(picture.image.convert(classifier.mode)) for picture in pictures]
+        return [whole(sample.image.convert(classifier.mode)) for sample in samples]
     transform = classifier.transform()
-    return [transform(picture.image) for picture in pictures]
+    return [transform(sample.image) for sample in samples]

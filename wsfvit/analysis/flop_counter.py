@@ -1,4 +1,4 @@
-"""Counts what one forward pass costs, module by module, by the rules of `wsfvit.analysis.flop_rules`."""
+"""Count the cost of one forward pass per module, by the rules of `wsfvit.analysis.flop_rules`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module with all that is in it.
+    """One module including its submodules.
 
     Attributes:
         name: Path from the model, "" for the model itself.
         params: Number of parameters.
-        cost: What its part of the forward pass costs.
+        cost: Cost of its part of the forward pass.
     """
 
     name: str
@@ -33,15 +33,15 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Figures of one forward pass.
+    """Complexity of one forward pass.
 
     Attributes:
         params: Number of parameters.
         macs: Multiply-accumulates.
-        activations: Elements that convolutions, linear layers, matrix products and fused attention put out.
+        activations: Output elements of convolutions, linear layers, matrix products and fused attention.
         other_flops: Floating-point operations outside the MACs, see `flop_rules.Cost`.
         modules: Every module in the order of the model, the model itself first.
-        operators: What all calls of each operator ("aten::addmm") cost together.
+        operators: Total cost of each operator ("aten::addmm").
     """
 
     params: int
@@ -53,18 +53,17 @@ class Complexity:
 
 
 class UnknownOperators(UserError):
-    """The forward pass ran operators without a rule, so that no figure would be right."""
+    """The forward pass ran operators without a rule, so the count would be wrong."""
 
 
 def count_complexity(model: nn.Module, *inputs: Any) -> Complexity:
-    """Counts one forward pass of ``model`` in eval mode on ``inputs`` (for a classifier: images (B, C, H, W)).
+    """Count one forward pass of ``model`` in eval mode on ``inputs`` (for a classifier: images (B, C, H, W)).
 
-    Every module is called, since all are watched: what a model computes from several modules' weights at once where
-    that is faster (`wsfvit.layers.inline`) counts as in the modules. Nothing needs to be computed for it: a model and
-    inputs on the meta device do, and are the fastest.
+    Modules have hooks during the count, so shortcuts around module calls (`wsfvit.layers.inline`) are off. A model and
+    inputs on the meta device are the fastest, since nothing is computed.
 
     Raises:
-        UnknownOperators: the model runs operators without a rule.
+        UnknownOperators: The model runs operators without a rule.
     """
     was_training = model.training
     counter = _Counter()
@@ -81,7 +80,7 @@ def count_complexity(model: nn.Module, *inputs: Any) -> Complexity:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up every operator under the name of the module that runs it."""
+    """Add up the costs of all operators by module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ class _Counter(TorchDispatchMode):
 
     @contextmanager
     def follow(self, model: nn.Module) -> Iterator[None]:
-        """Keeps ``running`` up to date while ``model`` runs."""
+        """Track the running module in ``running``."""
         handles = []
         for name, module in model.named_modules():
 
@@ -112,7 +111,7 @@ class _Counter(TorchDispatchMode):
                 handle.remove()
 
     def add(self, operator: str, cost: Cost) -> None:
-        """Adds the cost of one call, by the module that runs."""
+        """Add the cost of one call to the running module and to the operator."""
         self.costs[self.running[-1]] = self.costs.get(self.running[-1], FREE) + cost
         self.operators[operator] = self.operators.get(operator, FREE) + cost
 
@@ -131,14 +130,14 @@ class _Counter(TorchDispatchMode):
         return output
 
     def _look_up(self, operator: Any) -> tuple[Rule | None, list[tuple[str, Any]]]:
-        """An operator's rule, and the names and defaults of its parameters: slow to ask for, so asked for once."""
+        """An operator's rule, and the names and defaults of its parameters; cached because the lookup is slow."""
         parameters = [(argument.name, argument.default_value) for argument in operator._schema.arguments]
         self.known[operator] = find_rule(operator), parameters
         return self.known[operator]
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Counts fused attention as one operator on every device; some have a kernel for it, others take it apart."""
+    """Count fused attention as one operator on every device; some devices decompose it."""
 
     def __init__(self, counter: _Counter) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _sum_modules(model: nn.Module, costs: dict[str, Cost]) -> Iterator[ModuleCost]:
-    """Each cost belongs to every module above it by name too: a container may hold modules without running itself."""
+    """Add each cost to all parents by name too, because a container may hold modules without being called."""
     totals: dict[str, Cost] = {}
     for name, cost in costs.items():
         parts = name.split(".") if name else []
@@ -181,6 +180,6 @@ def _describe_unknown(unknown: Counter[tuple[str, str]]) -> str:
         for operator, count in sorted(calls.items())
     )
     return (
-        f"no rule says what these operators cost: {shown}. Nothing was counted. Add one with "
+        f"no rule for the cost of these operators: {shown}. Nothing was counted. Add one with "
         f"wsfvit.analysis.flop_rules.register_flop_rule('{min(calls)}')"
     )

@@ -1,4 +1,4 @@
-"""What every operator costs: the rules that `wsfvit.analysis.flop_counter` looks up by name.
+"""Cost of every operator: the rules that `wsfvit.analysis.flop_counter` looks up by name.
 
 The convention is fvcore's, by which the published figures were counted: one multiply-accumulate (MAC) of a convolution,
 a linear layer or a matrix product counts 1, and so does the attention's softmax(Q K^T) V, fused or not, with its two
@@ -6,7 +6,7 @@ products. Norms count 2 (batch norm) or 5 (layer and group norm) MACs per elemen
 fvcore leaves out is either arithmetic outside the MACs (`Cost.other`, in floating-point operations), as are pooling and
 interpolation here, of which fvcore puts some among the MACs, or data movement, which costs nothing.
 
-An operator that is in none of the tables below is an error of the count. Its rule can be added from outside::
+An operator without a rule is an error. Rules can be added from outside::
 
     @register_flop_rule("mylib::my_product")
     def my_product(inputs, output):
@@ -23,13 +23,13 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """What one or several operators cost.
+    """Cost of one or several operators.
 
     Attributes:
         macs: Multiply-accumulates.
-        activations: Elements that convolutions, linear layers, matrix products and fused attention put out.
-        other: Floating-point operations outside ``macs``: elementwise arithmetic (1 per element put out, whatever the
-            function; a softmax 5), reductions and pooling (1 per element read), interpolation. The additions of a
+        activations: Output elements of convolutions, linear layers, matrix products and fused attention.
+        other: Floating-point operations outside ``macs``: elementwise arithmetic (1 per output element for
+            every function; a softmax 5), reductions and pooling (1 per element read), interpolation. The additions of a
             Haar transform are here.
     """
 
@@ -48,9 +48,9 @@ RULES: dict[str, Rule] = {}
 
 
 def register_flop_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: the function under it says what the operators called ``names`` ("aten::mm") cost; it replaces others.
+    """Decorator that registers a cost rule for the operators called ``names`` ("aten::mm"), replacing existing ones.
 
-    The function receives the operator's arguments in the order of its schema and its result, and returns a `Cost`.
+    The rule receives the operator's arguments in the order of its schema and its result, and returns a `Cost`.
     """
 
     def register(rule: Rule) -> Rule:
@@ -83,7 +83,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Co
 
 
 def elementwise(inputs: Sequence[Any], output: Any) -> Cost:
-    """One operation per element put out."""
+    """One operation per output element."""
     return Cost(other=_numel(output))
 
 
@@ -106,7 +106,7 @@ def _per_element_written(times: int) -> Rule:
 
 
 def _product(output: torch.Tensor, depth: int) -> Cost:
-    """Every element put out sums ``depth`` products; one of complex numbers is four of real ones."""
+    """Every output element sums ``depth`` products; a complex product is four real ones."""
     return Cost(macs=output.numel() * depth * (4 if output.is_complex() else 1), activations=_numel(output))
 
 
@@ -123,7 +123,7 @@ def _added_matrix_product(inputs: Sequence[Any], output: Any) -> Cost:
 @register_flop_rule("aten::convolution", "aten::cudnn_convolution", "aten::mkldnn_convolution")
 def _convolution(inputs: Sequence[Any], output: Any) -> Cost:
     image, weight, transposed = inputs[0], inputs[1], len(inputs) == 9 and inputs[6]
-    taps = weight[0].numel()  # what one element put out (transposed: one element that comes in) is multiplied with
+    taps = weight[0].numel()  # products per output element (transposed: per input element)
     macs = (image if transposed else output).numel() * taps
     return Cost(macs=macs, activations=_numel(output))
 
@@ -179,8 +179,8 @@ def _fft(inputs: Sequence[Any], output: Any) -> Cost:
 def _roi_align(inputs: Sequence[Any], output: Any) -> Cost:
     """4 products and 4 additions per bilinear sample, and each bin averages its samples.
 
-    With a sampling ratio of 0 a bin of h x w cells of the map takes ceil(h) x ceil(w) samples (He et al., 2017). Where
-    the RoIs have no values, on the meta device, 2 x 2 are taken.
+    With a sampling ratio of 0 a bin of h x w cells of the map takes ceil(h) x ceil(w) samples (He et al., 2017); on the
+    meta device, where RoIs have no values, 2 x 2.
     """
     image, rois, scale, height, width, ratio, aligned = inputs
     if ratio > 0 or rois.is_meta:

@@ -1,4 +1,4 @@
-"""Feature maps inside any model: which module puts one out, how it is laid out, and whether it explains the score."""
+"""Feature maps inside any model: which module outputs one, its layout, and whether the class score depends on it."""
 
 import difflib
 import math
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from wsfvit.utils.errors import UserError
 
-# A map of fewer positions per side than this locates next to nothing.
+# A smaller map hardly localizes anything.
 MIN_SIDE = 4
 MAX_PREFIX_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class TargetLayer:
-    """A module whose output is a map of the image; ``grid`` is its height and width for the image it was found with."""
+    """A module whose output is a feature map; ``grid`` is its height and width for the image it was found with."""
 
     name: str
     module: nn.Module
@@ -27,18 +27,18 @@ class TargetLayer:
 
 
 def to_maps(x: Tensor, size: tuple[int, int], prefix_tokens: int = 0, channels_last: bool = False) -> Tensor | None:
-    """Brings a layer's output for images of ``size`` (H, W) into the layout (B, C, h, w), as a view.
+    """View a layer's output for images of ``size`` (H, W) as (B, C, h, w).
 
     The layout is the one whose h and w divide H and W by the same stride, up to rounding.
 
     Args:
-        x: (B, C, h, w), (B, h, w, C), or tokens (B, P + h * w, C) in raster order behind P tokens without a place.
+        x: (B, C, h, w), (B, h, w, C), or tokens (B, P + h * w, C) in raster order after P prefix tokens.
         size: Height and width of the image.
-        prefix_tokens: What the model says P is; tried first, then 0, 1, 2, ...
-        channels_last: Which of the two 4-D layouts to prefer where both fit.
+        prefix_tokens: P by the model; tried first, then 0, 1, 2, ...
+        channels_last: Prefer (B, h, w, C) if both 4-D layouts fit.
 
     Returns:
-        The view, or None where no layout fits.
+        The view, or None if no layout fits.
     """
     if x.ndim == 4:
         layouts = [x, x.permute(0, 3, 1, 2)]
@@ -53,26 +53,26 @@ def to_maps(x: Tensor, size: tuple[int, int], prefix_tokens: int = 0, channels_l
 
 
 def model_layout(model: Any) -> dict[str, Any]:
-    """What a timm model says about its own layout, as keyword arguments of ``to_maps``."""
+    """The layout of a timm model, as keyword arguments of ``to_maps``."""
     channels_last = str(getattr(model, "output_fmt", "NCHW")).upper().endswith("NHWC")
     return {"prefix_tokens": getattr(model, "num_prefix_tokens", 0), "channels_last": channels_last}
 
 
 def find_target_layer(model: nn.Module, image: Tensor, name: str | None = None) -> TargetLayer:
-    """Finds the module whose output class activation maps explain.
+    """Find the module whose output a class activation map explains.
 
-    That is the last stage (by timm's ``feature_info``) on whose map the class score depends and that is at least
-    4 x 4, else the largest such map; in models whose stages put out no map, the same among all modules as wide as the
-    last features (so not among attention matrices or queries). A vision transformer that classifies by its class token
-    is so explained one block before its last, whose image tokens reach no score.
+    That is the last stage (by timm's ``feature_info``) with a map of at least 4 x 4 on which the class score depends,
+    else the largest such map; in models whose stages output no map, the same among all modules as wide as the last
+    features (which excludes attention matrices and queries). For a vision transformer with a class token it is the
+    block before the last, whose image tokens do not reach the score.
 
     Args:
         model: Maps images (B, C, H, W) to logits (B, K).
         image: One image (1, C, H, W), on the model's device.
-        name: Takes this module instead.
+        name: Use this module instead.
 
     Raises:
-        UserError: no such module, or no map in it that the score depends on.
+        UserError: There is no such module, or it has no map that the score depends on.
     """
     maps = _probe(model, image)
     stages = [stage for stage in _stage_names(model)[::-1] if stage in maps]
@@ -82,21 +82,21 @@ def find_target_layer(model: nn.Module, image: Tensor, name: str | None = None) 
             near = difflib.get_close_matches(name, modules, n=3) or stages[:3]
             raise UserError(f"the model has no layer '{name}': did you mean {', '.join(near)}?")
         if name not in maps:
-            raise UserError(f"layer '{name}' puts out no map that the class score depends on; try one of {_some(maps)}")
+            raise UserError(f"layer '{name}' has no map that the class score depends on; try one of {_some(maps)}")
         return TargetLayer(name, modules[name], maps[name][1:])
     width = getattr(model, "num_features", None)
     candidates = stages or [item for item in maps if maps[item][0] == width][::-1] or list(maps)[::-1]
     if not candidates:
-        raise UserError("no layer of this model puts out a map that its class score depends on: is its head all zeros?")
+        raise UserError("no layer of this model has a map that the class score depends on: is the head all zeros?")
     found = next((item for item in candidates if min(maps[item][1:]) >= MIN_SIDE), None)
     found = found or max(candidates, key=lambda item: math.prod(maps[item][1:]))
     return TargetLayer(found, modules[found], maps[found][1:])
 
 
 def _probe(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Map shapes (C, h, w) of all modules, in order of execution, that run once and that the highest score depends on.
+    """Map shapes (C, h, w), in order of execution, of the modules that run once and on which the highest score depends.
 
-    Of tokens, those that have a place in the image have to reach the score, not only a class token.
+    For tokens, the image tokens must reach the score, not only a class token.
     """
     outputs: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
@@ -137,12 +137,12 @@ def _side(maps: Tensor) -> tuple[int, int]:
 
 
 def _misfit(size: tuple[int, int], grid: tuple[int, int]) -> float:
-    """How far the strides along height and width are apart."""
+    """Distance of the strides along height and width, as a logarithm."""
     return abs(math.log(size[0] * grid[1] / (size[1] * grid[0])))
 
 
 def _fits(size: tuple[int, int], grid: tuple[int, int]) -> bool:
-    """Whether one stride explains both sides, up to a last position that is partly outside the image."""
+    """Whether one stride fits both sides, up to a last position that is partly outside the image."""
     (height, width), (h, w) = size, grid
     return h <= height and w <= width and abs(h - w * height / width) < 1 and abs(w - h * width / height) < 1
 

@@ -1,4 +1,4 @@
-"""Curves of several training runs in one picture."""
+"""Curves of several training runs in one figure."""
 
 import argparse
 import csv
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.figures import new_panels, picture_path, save_figure, style_curves
+from wsfvit.utils.figures import figure_path, new_panels, save_figure, style_curves
 
 # Panel title, axis label, and the columns that hold it: ours, then timm's.
 PANELS = (
@@ -26,7 +26,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, its epochs counted from 1, and its columns, NaN where a cell holds no number."""
+    """One training run: its name, its epochs counted from 1, and its columns, NaN for cells without a number."""
 
     name: str
     epochs: list[float]
@@ -39,12 +39,12 @@ class Run:
 
 
 def run_plot(args: argparse.Namespace) -> list[Run]:
-    """Runs the plot command: draws the curves, prints each run's best top-1 or box AP.
+    """Run the plot command: draw the curves and print each run's best top-1 or box AP.
 
     Raises:
-        UserError: nothing to draw among ``args.runs``.
+        UserError: There is nothing to draw in ``args.runs``.
     """
-    out = picture_path(args.out)
+    out = figure_path(args.out)
     runs, refused = [], []
     files = list(dict.fromkeys(file for name in args.runs for file in find_tables(Path(name))))
     for file, name in zip(files, name_runs(files), strict=True):
@@ -59,7 +59,7 @@ def run_plot(args: argparse.Namespace) -> list[Run]:
     for run in runs:
         print(_describe(run))
     save_figure(draw_curves(runs), out)
-    print(f"picture: {out}")
+    print(f"figure: {out}")
     return runs
 
 
@@ -67,7 +67,7 @@ def find_tables(path: Path) -> list[Path]:
     """The table of a run folder, those of the run folders or csv files in a folder, or the file itself.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     if path.is_file():
         return [path]
@@ -81,8 +81,7 @@ def find_tables(path: Path) -> list[Path]:
 
 
 def name_runs(files: Sequence[Path]) -> list[str]:
-    """A short name for each table: its folder's if it is a summary.csv, else its own; with as many parents as it takes
-    to tell them apart."""
+    """A short unique name for each table: its folder's for a summary.csv, else its own, with parents as needed."""
     paths = [file.resolve().parent if file.name == "summary.csv" else file.resolve().with_suffix("") for file in files]
     names = [path.name for path in paths]
     for depth in range(2, 1 + max(len(path.parts) for path in paths)):
@@ -92,10 +91,10 @@ def name_runs(files: Sequence[Path]) -> list[str]:
 
 
 def read_run(file: Path, name: str) -> Run:
-    """Reads a table with a header, a column ``epoch`` counted from 0, and whatever else.
+    """Read a table with a header and a column ``epoch`` counted from 0.
 
     Raises:
-        UserError: the file cannot be read, or is no such table.
+        UserError: The file cannot be read, or is not such a table.
     """
     try:
         with file.open(newline="", encoding="utf-8") as handle:
@@ -103,16 +102,16 @@ def read_run(file: Path, name: str) -> Run:
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise UserError(f"'{file}' cannot be read as a table: {err}") from err
     if not rows or "epoch" not in rows[0]:
-        raise UserError(f"'{file}' is no table of a training: it has no " + ("'epoch' column" if rows else "rows"))
+        raise UserError(f"'{file}' is not the table of a run: it has no " + ("'epoch' column" if rows else "rows"))
     columns = {key: [_number(row.get(key)) for row in rows] for key in rows[0] if key}
     return Run(name, [epoch + 1 for epoch in columns["epoch"]], columns)
 
 
 def draw_curves(runs: Sequence[Run]) -> Any:
-    """A figure with a panel for each quantity that any run has, and all runs that have it in it.
+    """A figure with a panel for each quantity, with all runs that have it.
 
     Raises:
-        UserError: no run has any.
+        UserError: No run has any.
     """
     panels = [panel for panel in PANELS if any(run.values(panel[2]) for run in runs)]
     if not panels:
@@ -126,12 +125,12 @@ def draw_curves(runs: Sequence[Run]) -> Any:
         for index, run in enumerate(runs):
             values = run.values(names)
             if values is not None:
-                # Ten colours; then the same with dashes. Points show where a run of few epochs was measured.
+                # Ten colours, then the same with dashes; points for runs of few epochs.
                 style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
-                # Between epochs without a number there is no line, but points.
+                # Points also where there are gaps between epochs.
                 numbers = sum(not math.isnan(value) for value in values)
                 style["marker"] = "o" if numbers <= 20 or 2 * numbers <= len(values) + 1 else ""
-                # The first is the widest, so that equal curves show each other.
+                # The first is the widest, so that equal curves stay visible.
                 width = 1.5 * (len(runs) - index) if len(runs) <= 3 else 1.5
                 lines[run.name] = axis.plot(run.epochs, values, markersize=2 * width, linewidth=width, **style)[0]
         style_curves(axis, title, label)
@@ -152,6 +151,6 @@ def _describe(run: Run) -> str:
         known = [pair for pair in pairs if not math.isnan(pair[0])]
         if known:
             value, epoch = max(known)
-            # As the training and its table count: from 0.
+            # Counted from 0, as in the table.
             return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch - 1:.0f})"
     return f"{run.name}: {len(run.epochs)} epochs, no top-1"

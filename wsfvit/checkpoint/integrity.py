@@ -1,7 +1,7 @@
-"""A SHA-256 inside a checkpoint file, and the search for damage in one.
+"""SHA-256 inside a checkpoint file, and detection of damage.
 
-``torch.save`` writes a zip archive, which may end in a comment. The digest goes there: one file needs one rename, the
-file can be moved and linked freely, and ``torch.load`` and ``unzip`` read it as before.
+``torch.save`` writes a zip archive, which may end in a comment. The digest is stored there: one file needs one rename,
+can be moved and linked, and ``torch.load`` and ``unzip`` still read it.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ def write_sealed(content: object, file: IO[bytes]) -> None:
     """``torch.save`` into an open binary file, with the SHA-256 of everything before it as the archive's comment.
 
     Raises:
-        OSError: the file could not be written.
+        OSError: The file could not be written.
     """
     writer = _HashingWriter(file)
     try:
-        torch.save(content, writer)  # type: ignore[arg-type]  # it asks for write and flush, no more
+        torch.save(content, writer)  # type: ignore[arg-type]  # it only needs write and flush
     except RuntimeError as err:
-        # torch closes the archive even after a failed write, and its complaint hides the reason.
+        # torch closes the archive even after a failed write, and that error hides the reason.
         raise writer.error or err from err
     comment = b"wsfvit-sha256:" + writer.digest.hexdigest().encode()
     # The archive ends in the length of its comment, a 16-bit zero so far.
@@ -39,13 +39,12 @@ def write_sealed(content: object, file: IO[bytes]) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a zip-format checkpoint, or None; other formats carry no checksum and are not looked at.
+    """Describe the damage in a zip-format checkpoint, or None; other formats have no checksum and are not checked.
 
-    A sealed file is checked byte by byte against its SHA-256, another one against the CRC-32 of each of its records.
-    torch itself checks neither.
+    A sealed file is compared with its SHA-256, another one with the CRC-32 of each record. torch checks neither.
 
     Raises:
-        Exception: the archive's own structure is broken; ``zipfile`` reports that in several ways.
+        Exception: The archive itself is broken, which ``zipfile`` reports in several ways.
     """
     if not is_zip_format(path):
         return None
@@ -57,7 +56,7 @@ def find_damage(path: Path) -> str | None:
         names = archive.namelist()
         if len(set(names)) < len(names):
             return "it holds two records of one name"
-        # Nothing that torch.save writes is compressed, and a small file may unpack to more than the memory.
+        # torch.save does not compress, and a small compressed file may unpack to more than the memory.
         packed = next((info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
         if packed:
             return f"'{packed}' in it is compressed"
@@ -66,7 +65,7 @@ def find_damage(path: Path) -> str | None:
 
 
 class _HashingWriter:
-    """Passes bytes on to a file, hashes them, and keeps the first error of the file."""
+    """Write to a file, hash the bytes, and keep the first error of the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -85,7 +84,7 @@ class _HashingWriter:
 
 
 def _sha256_before(path: Path, comment_length: int) -> str:
-    """SHA-256 of an archive as it was without its comment."""
+    """SHA-256 of an archive without its comment."""
     digest = hashlib.sha256()
     left = path.stat().st_size - comment_length - 2
     with open(path, "rb") as file:

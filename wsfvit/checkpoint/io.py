@@ -1,6 +1,6 @@
-"""Checkpoints: the one loader for every file a user may have, and the writers.
+"""Loader for every kind of checkpoint file, and the atomic writer.
 
-Reading never runs code from the file: pickles go through ``torch.load(weights_only=True)`` unless the user trusts it.
+Loading never runs code from the file: pickles are read with ``torch.load(weights_only=True)`` unless trusted.
 """
 
 import argparse
@@ -27,29 +27,29 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 RAW_KEYS = ("state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric", "num_updates")
-# create_model would fetch or read other files for these; a checkpoint must not be able to ask for that.
+# With these, create_model would fetch or read other files; a checkpoint must not be able to set them.
 RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 StateDict = dict[str, torch.Tensor]
 
 
 def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` that puts a SHA-256 into the file and leaves the old file whole when writing fails."""
+    """``torch.save`` with a SHA-256 in the file; if writing fails, the old file is unchanged."""
     write_atomic(path, lambda file: write_sealed(obj, file))
 
 
 def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Any]:
-    """Reads everything in a checkpoint file: a training state to resume, or weights with what describes them.
+    """Read the whole content of a checkpoint file: a training state to resume, or weights with metadata.
 
     Args:
         path: .pth, .pth.tar, .pt or any other ``torch.save`` file, or .safetensors (with its .json, if there is one).
-        trust: Unpickle without restrictions. The file can then run any code.
+        trust: Unpickle without restrictions, which lets the file run any code.
 
     Returns:
         The dictionary that was saved, tensors on the CPU.
 
     Raises:
-        UserError: the file is missing, damaged, refused as unsafe, or holds no dictionary.
+        UserError: The file is missing, damaged, refused as unsafe, or does not hold a dictionary.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,21 +65,21 @@ def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
 def load_state_dict_file(
     path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False, task: str = "classification"
 ) -> tuple[StateDict, dict[str, Any]]:
-    """Reads model weights from a checkpoint file.
+    """Read model weights from a checkpoint file.
 
     Args:
         path: As for ``read_checkpoint``.
-        use_ema: Prefer the moving average of the weights where the file has it.
+        use_ema: Prefer the EMA weights if the file has them.
         trust: As for ``read_checkpoint``.
-        task: What the weights must have been trained for, as far as the file says.
+        task: The task that the weights must have been trained for, if the file names one.
 
     Returns:
-        The state dict on the CPU, wrapper prefixes removed, and what is known about it: ``weights`` ("ema" or "raw")
-        and, where present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
+        The state dict on the CPU, without wrapper prefixes, and its metadata: ``weights`` ("ema" or "raw") and, where
+        present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
         another model, ``epoch``, ``metric`` and ``num_updates``.
 
     Raises:
-        UserError: as ``read_checkpoint``, or the file holds no weights, or those of another task.
+        UserError: As ``read_checkpoint``, or the file holds no weights, or those of another task.
     """
     content = read_checkpoint(path, trust)
     trained_for = content.get("task", task)
@@ -89,25 +89,25 @@ def load_state_dict_file(
     return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
 
 
-def load_weights(
+def load_checkpoint(
     model: nn.Module,
     path: str | os.PathLike[str],
     use_ema: bool = False,
     trust: bool = False,
     replace_classifier: bool = False,
 ) -> dict[str, Any]:
-    """Loads a checkpoint file into ``model``, every key and shape matching; returns what the file says about itself.
+    """Load a checkpoint file into ``model``; every key and shape must match. Returns the metadata of the file.
 
     Args:
-        model: Gets the weights.
+        model: Receives the weights.
         path: As for ``read_checkpoint``.
-        use_ema: Prefer the moving average of the weights where the file has it.
+        use_ema: Prefer the EMA weights if the file has them.
         trust: As for ``read_checkpoint``.
-        replace_classifier: For fine-tuning: a classifier for another number of classes is left out, the model keeps
-            its own, and the returned dictionary says so: ``replaced_classes``, the number in the file (0 for none).
+        replace_classifier: For fine-tuning: if the number of classes differs, the model keeps its own classifier, and
+            the metadata holds ``replaced_classes``, the number in the file (0 for none).
 
     Raises:
-        UserError: as ``load_state_dict_file``, or the weights do not fit the model.
+        UserError: As ``load_state_dict_file``, or the weights do not fit the model.
     """
     state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
     state_dict = convert_state_dict(state_dict, model)
@@ -119,7 +119,7 @@ def load_weights(
 
 
 def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.PathLike[str]) -> None:
-    """Loads ``state_dict`` strictly; a misfit becomes one ``UserError`` that sums it up. ``path`` names the source."""
+    """Load ``state_dict`` strictly; a mismatch becomes one ``UserError`` with a summary. ``path`` names the source."""
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as err:
@@ -127,7 +127,7 @@ def apply_state_dict(model: nn.Module, state_dict: StateDict, path: str | os.Pat
 
 
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Removes the prefixes that DDP, ``torch.compile`` and wrappers put before every key, in any order and number."""
+    """Remove the prefixes that DDP, ``torch.compile`` and wrappers add to every key, in any order and number."""
     stripped = dict(state_dict)
     while stripped:
         prefix = next((p for p in WRAPPER_PREFIXES if all(key.startswith(p) for key in stripped)), None)
@@ -144,7 +144,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         blob = path.read_bytes()
         content: dict[str, Any] = {"state_dict": safetensors.torch.load(blob)}
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as err:
-        raise UserError(f"checkpoint '{path}' is damaged or no safetensors file ({first_line(err)})") from err
+        raise UserError(f"checkpoint '{path}' is damaged or not a safetensors file ({first_line(err)})") from err
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         return content
@@ -167,12 +167,12 @@ def _read_torch(path: Path, trust: bool) -> Any:
         if trust:
             return torch.load(path, map_location="cpu", weights_only=False)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # The restricted reader warns about pickle protocols, then reads or refuses them; the refusal is enough.
+            # The restricted reader warns about pickle protocols before it reads or refuses them.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    # A damaged or hostile pickle can end in almost any exception, and all of them mean the same to the user.
+    # A damaged or hostile pickle raises almost any exception.
     except Exception as err:
         names = [] if trust else refused_globals(path)
         if names:
@@ -180,9 +180,9 @@ def _read_torch(path: Path, trust: bool) -> Any:
                 f"checkpoint '{path}' was refused: it wants to call {', '.join(names)}. Nothing in it was executed. "
                 "Only if you know where the file is from: --trust-checkpoint"
             ) from err
-        # torch's text for this one advises to load without the restriction, which helps nobody with a damaged file.
+        # torch's message for this one advises loading without the restriction, which does not help.
         reason = "unreadable pickle" if isinstance(err, pickle.UnpicklingError) else first_line(err)
-        raise UserError(f"checkpoint '{path}' is damaged or no checkpoint ({reason})") from err
+        raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint ({reason})") from err
 
 
 def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], use_ema: bool) -> tuple[StateDict, str]:
@@ -202,7 +202,7 @@ def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], u
 
 
 def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the file says about its model, checked so that it cannot make ``create_model`` do anything else."""
+    """Metadata of the file, checked so that it cannot make ``create_model`` read or fetch other files."""
     meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
     expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict}
     for key, kind in expected.items():
@@ -222,10 +222,10 @@ def check_model_kwargs(kwargs: Any, source: str) -> None:
 
 
 def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
-    """Puts the model's own classifier into ``state_dict`` where the one in it differs in the number of classes alone.
+    """Put the model's own classifier into ``state_dict`` if the two differ only in the number of classes.
 
     Returns:
-        The number of classes of the classifier that was there, 0 for none, or None where nothing was replaced.
+        The number of classes of the classifier that was there, 0 for none, or None if nothing was replaced.
     """
     names = getattr(model, "default_cfg", {}).get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
@@ -233,7 +233,7 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
     theirs = {key: value for key, value in state_dict.items() if key.startswith(prefixes)}
     shared = ours.keys() & theirs.keys()
     same_features = all(ours[key].shape[1:] == theirs[key].shape[1:] for key in shared)
-    # Where one side has no classifier at all there is nothing to compare.
+    # Without a classifier on one side there are no shapes to compare.
     other_classes = (
         any(ours[key].shape != theirs[key].shape for key in shared) if shared else bool(ours) != bool(theirs)
     )
@@ -246,18 +246,18 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
 
 
 def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
-    """Fills in what the command line leaves open from what the checkpoint says about itself.
+    """Complete the arguments with the checkpoint's metadata.
 
-    Where ``--model`` names another model than the checkpoint does, only the counts of classes and channels are taken.
+    If ``--model`` names another model than the checkpoint, only the numbers of classes and channels are taken.
 
     Raises:
-        UserError: neither the command line nor the checkpoint names a model.
+        UserError: Neither the command line nor the checkpoint names a model.
     """
     args = copy.copy(args)
     saved = dict(meta.get("model_kwargs", {}))
     args.model = args.model or meta.get("arch")
     if not args.model:
-        raise UserError(f"checkpoint '{args.checkpoint}' does not say which model it is for: pass --model NAME")
+        raise UserError(f"checkpoint '{args.checkpoint}' does not name its model: pass --model NAME")
     if args.num_classes is None:
         args.num_classes = saved.get("num_classes")
     if args.in_chans is None and args.input_size is None:
@@ -270,20 +270,17 @@ def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> 
 
 
 def saved_data_config(model: str, meta: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says about its images, for ``resolve_data``; of another model's, mean and std alone.
-
-    These two belong to the weights, size and crop to the model.
-    """
+    """The checkpoint's data config for ``resolve_data``; for another model only mean and std, as the weights need."""
     saved = meta.get("data_config", {})
     return {key: value for key, value in saved.items() if model == meta.get("arch") or key in ("mean", "std")}
 
 
 def note_on_other_model(args: argparse.Namespace, meta: dict[str, Any]) -> str:
-    """A line about weights that were loaded into another model than they are of; "" where they were not."""
-    # Models of one family share their keys, so that loading tells nothing.
+    """A note if the weights are loaded into another model than the checkpoint names, else ""."""
+    # Models of one family share their keys, so loading does not fail.
     if meta.get("arch") in (None, args.model):
         return ""
     return (
-        f"note: checkpoint '{args.checkpoint}' is of {meta['arch']}, its weights run as {args.model}: at that model's "
-        "size and crop, with the checkpoint's mean and std"
+        f"note: checkpoint '{args.checkpoint}' is of {meta['arch']} and runs as {args.model}, with that model's size "
+        "and crop and the checkpoint's mean and std"
     )

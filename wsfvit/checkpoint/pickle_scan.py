@@ -1,4 +1,4 @@
-"""Which Python objects a pickle wants to import, read from its opcodes without running any of them."""
+"""Imports that a pickle requests, read from its opcodes without running them."""
 
 import io
 import pickletools
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# What weights_only loading allows by itself, so that a message names only what it refused.
+# Allowed by weights_only loading, so that a message names only what it refused.
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|argparse\.Namespace|torch\.Size|torch\.device|torch\.\w*Storage"
     r"|torch\.storage\.\w+|torch\._utils\._rebuild_\w+|torch\._tensor\.\w+|torch\.nn\.parameter\.Parameter"
@@ -16,9 +16,9 @@ _HARMLESS = re.compile(
 
 
 def refused_globals(path: Path) -> list[str]:
-    """Names, such as ``posix.system``, that the pickle in ``path`` refers to and that safe loading does not allow.
+    """Names such as ``posix.system`` in the pickle in ``path`` that safe loading does not allow.
 
-    A damaged file yields the names found before the damage; a file that is no pickle yields none.
+    For a damaged file, the names before the damage; for a file that is not a pickle, none.
     """
     found: dict[str, None] = {}
     for stream in _pickle_streams(path):
@@ -29,7 +29,7 @@ def refused_globals(path: Path) -> list[str]:
 
 
 def is_zip_format(path: Path) -> bool:
-    """Whether ``torch.load`` reads the file as a zip archive; ``zipfile`` would also take a pickle with one inside."""
+    """Whether ``torch.load`` reads the file as a zip archive (``zipfile`` also accepts a pickle that contains one)."""
     with open(path, "rb") as file:
         return file.read(4) == b"PK\3\4"
 
@@ -43,13 +43,13 @@ def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
             for name in archive.namelist():
                 if name.endswith(".pkl"):
                     yield io.BytesIO(archive.read(name))
-    # zipfile reports a broken archive in many ways; the loader has its own word for that.
+    # zipfile reports a broken archive in many ways; the loader has its own message.
     except Exception:
         return
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:
-    """Yields ``module.name`` for every import in the pickles that follow each other in ``stream``."""
+    """Yield ``module.name`` for every import in the consecutive pickles in ``stream``."""
     strings: list[str] = []
     memo: dict[int, str] = {}
     while True:

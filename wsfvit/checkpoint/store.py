@@ -1,13 +1,13 @@
-"""The checkpoints of one run: saved in the background, checked when read, ranked by the metric.
+"""Checkpoints of one run: saved in the background, verified when loaded, ranked by the metric.
 
-Files in the run folder, all of them whole training states that ``load_state_dict_file`` reads too:
+Files in the run folder, all of them complete training states that ``load_state_dict_file`` also reads:
 
 - ``last.pth.tar``: the newest state, at the end of an epoch or within one;
-- ``last-previous.pth.tar``: the one before, for the case that the newest is damaged;
+- ``last-previous.pth.tar``: the one before, in case the newest is damaged;
 - ``checkpoint-EPOCH.pth.tar``: the epochs with the best metrics;
 - ``model_best.pth.tar``: the best of all.
 
-A state is written once: the other names are hard links to it (copies where the file system has no links).
+A state is written once; the other names are hard links to it (copies if the file system does not support links).
 """
 
 import math
@@ -30,20 +30,20 @@ LAST, PREVIOUS, BEST = "last.pth.tar", "last-previous.pth.tar", "model_best.pth.
 
 
 class CheckpointStore:
-    """Saves and finds the training states of one run folder.
+    """Save and load the training states of one run folder.
 
-    ``save`` copies the state into CPU memory and returns; a thread writes the copy. The next ``save`` and ``wait``
-    first let that thread finish, so at most one write is pending, and pass on its error.
+    ``save`` copies the state to CPU memory and returns; a thread writes the copy. The next ``save`` or ``wait`` first
+    waits for that thread, so at most one write is pending, and raises its error.
 
     Args:
-        folder: The run folder; it exists.
-        keep: Number of epochs of the best metrics to keep a file of.
-        background: Write in a thread; False writes before ``save`` returns.
-        lower_is_better: The metric is a loss.
+        folder: The run folder, which must exist.
+        keep: Number of best epochs to keep.
+        background: Write in a thread; otherwise before ``save`` returns.
+        lower_is_better: Whether the lowest metric is the best.
 
     Attributes:
         best_metric: The best metric so far, or None.
-        best_epoch: The epoch that had it, or None.
+        best_epoch: Its epoch, or None.
     """
 
     def __init__(
@@ -59,20 +59,19 @@ class CheckpointStore:
         self._error: BaseException | None = None
 
     def save(self, content: Mapping[str, Any], *, epoch: int, batch: int = 0, metric: float | None = None) -> None:
-        """Saves a training state.
+        """Save a training state; later changes of ``content`` do not affect it.
 
-        What happens to ``content`` after the call does not change what is written. ``epoch``, ``batch`` and ``metric``
-        are written with it (what ``content`` has under these names goes first), and so is the ranking of epochs.
+        ``epoch``, ``batch``, ``metric`` (unless ``content`` has them) and the ranking of epochs are saved with it.
 
         Args:
             content: Dictionaries, lists and tuples of tensors and primitives (str, int, float, bool, None).
-            epoch: The epoch that has ended, or in which the state was taken.
+            epoch: The epoch that ended, or in which the state was taken.
             batch: Batches of that epoch that are done, for a state within it.
-            metric: The figure that ranks the epoch, at its end; None saves ``last.pth.tar`` alone.
+            metric: Ranks the epoch at its end; None saves only ``last.pth.tar``.
 
         Raises:
-            UserError: this write (without ``background``) or the one before could not be completed.
-            TypeError: ``content`` holds something else than tensors and primitives.
+            UserError: This write (without ``background``) or the previous one failed.
+            TypeError: ``content`` holds anything but tensors and primitives.
         """
         self.wait()
         added, removed = ([], []) if metric is None else self._rank(float(metric), epoch)
@@ -94,10 +93,10 @@ class CheckpointStore:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
-            UserError: the last write could not be completed; the files are those of the one before.
+            UserError: The last write failed; the files are those of the one before.
         """
         if self._thread is not None:
             self._thread.join()
@@ -107,13 +106,13 @@ class CheckpointStore:
             raise error
 
     def load_newest(self) -> tuple[dict[str, Any], Path] | None:
-        """Reads the newest state that is whole, and takes over its ranking; prints a line about each damaged one.
+        """Load the newest intact checkpoint and restore the ranking stored in it. Each damaged file is logged.
 
         Returns:
-            The state, tensors on the CPU, and its file; None where the folder holds no checkpoint.
+            The state, tensors on the CPU, and its file; None if the folder holds no checkpoint.
 
         Raises:
-            UserError: there are checkpoints and none can be read.
+            UserError: None of the checkpoints can be read.
         """
         self.wait()
         damaged = []
@@ -129,12 +128,12 @@ class CheckpointStore:
             return content, path
         if damaged:
             raise UserError(
-                f"no checkpoint in '{self.folder}' can be read ({', '.join(damaged)}): remove the folder to start anew"
+                f"no checkpoint in '{self.folder}' can be read ({', '.join(damaged)}): remove the folder to start again"
             )
         return None
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Takes over the ranking in a state, as far as this folder has the files it speaks of."""
+        """Restore the ranking from a checkpoint, dropping entries whose files are missing."""
         ranking = content.get("ranking", {})  # files of other programs have none
         known = (self.folder / BEST).exists()
         self.best_metric = ranking.get("best_metric") if known else None
@@ -155,8 +154,8 @@ class CheckpointStore:
         ]
 
     def _rank(self, metric: float, epoch: int) -> tuple[list[Path], list[Path]]:
-        """Ranks an epoch; returns the names that its state gets besides ``last.pth.tar``, and the files to remove."""
-        # A NaN would be neither better nor worse than anything.
+        """Rank an epoch; returns the further names of its state besides ``last.pth.tar``, and the files to remove."""
+        # NaN does not compare.
         score = (math.inf if self.lower_is_better else -math.inf) if math.isnan(metric) else metric
         others = [entry for entry in self._top if entry[1] != epoch]
         ranked = sorted([*others, (score, epoch)], key=lambda entry: entry[0], reverse=not self.lower_is_better)
@@ -174,7 +173,7 @@ class CheckpointStore:
         return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "top": self._top}
 
     def _copy(self, value: Any, key: tuple[Any, ...], seen: dict[Any, torch.Tensor]) -> Any:
-        """Copies a state into CPU memory that is kept for the next copy: fresh memory costs three times the copying."""
+        """Copy a state to CPU buffers that are reused, because allocating costs three times as much as copying."""
         if isinstance(value, torch.Tensor):
             value = value.detach()
             # Tied weights stay one tensor.
@@ -192,7 +191,7 @@ class CheckpointStore:
     def _copy_tensor(self, value: torch.Tensor, key: tuple[Any, ...]) -> torch.Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
-            # Only from pinned memory can the copies of many tensors follow each other without waiting.
+            # Only copies to pinned memory are asynchronous.
             buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers[key] = buffer
         return buffer.copy_(value, non_blocking=value.is_cuda)
@@ -207,7 +206,7 @@ class CheckpointStore:
         last = self.folder / LAST
 
         def publish(temporary: Path) -> None:
-            # The best ones first: the ranking in last.pth.tar must not speak of files that never came.
+            # The best files first: the ranking in last.pth.tar must not name files that do not exist.
             for path in added:
                 _link(temporary, path)
             if last.exists() and not self._last_is_damaged:
@@ -218,16 +217,16 @@ class CheckpointStore:
                 path.unlink(missing_ok=True)
 
         try:
-            for leftover in self.folder.glob(f".{LAST}.*.tmp"):  # of a process that was killed while it wrote
+            for leftover in self.folder.glob(f".{LAST}.*.tmp"):  # of a killed process
                 leftover.unlink(missing_ok=True)
             write_atomic(last, lambda file: write_sealed(snapshot, file), publish)
         except (OSError, UserError) as err:
-            hint = "; the checkpoints before it are untouched: --resume auto goes on from there"
+            hint = "; earlier checkpoints are unchanged: --resume auto continues from there"
             raise UserError(f"{err}{hint if os.path.exists(last) else ''}") from err
 
 
 def _primitive(value: Any, key: tuple[Any, ...]) -> Any:
-    """A str, int, float, bool or None; of a class derived from one (NumPy's float64), its value."""
+    """``value`` as a plain str, int, float, bool or None, also from derived classes (NumPy's float64)."""
     if value is None:
         return None
     for kind in (bool, int, float, str):
@@ -237,9 +236,9 @@ def _primitive(value: Any, key: tuple[Any, ...]) -> Any:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, in place of what had it before; a copy where the file system has no links."""
+    """Hard-link a file, replacing the target; copy it if the file system does not support links."""
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)  # a process that was killed may have left one, and it may be a link itself
+    temporary.unlink(missing_ok=True)  # a killed process may have left one, possibly a link itself
     try:
         try:
             os.link(source, temporary)

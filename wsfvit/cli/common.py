@@ -108,6 +108,19 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, shown)}")
         return parsed
 
+    def format_help(self) -> str:
+        """argparse's help with a usage of one line: the flags follow below it."""
+        shapes: dict[Any, str] = {None: "{}", "?": "[{}]"}
+        places = [
+            " ".join(
+                [*action.option_strings[:1], shapes.get(action.nargs, "{}...").format(action.metavar or action.dest)]
+            )
+            for action in self._actions
+            if action.required or not action.option_strings
+        ]
+        self.usage = " ".join(["%(prog)s", *places, "[flags]"])
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the flags)\n")
 
@@ -141,45 +154,41 @@ def add_switch(group: Group, flag: str, text: str) -> None:
 
 
 def add_data_source(group: Group) -> None:
-    group.add_argument("--data-dir", metavar="DIR", help="data folder; the cache folder of hfds/ datasets")
-    group.add_argument(
+    add = group.add_argument
+    add("--data-dir", metavar="DIR", help="data folder; the cache folder of hfds/ datasets")
+    add(
         "--dataset",
         default="",
         metavar="NAME",
-        help="digits or synthetic (built in), or timm's: '' folder, hfds/PATH, ...",
+        help="digits, synthetic (built in), or timm's: '' folder, hfds/PATH, ...",
     )
     add_switch(group, "--dataset-download", "download torch/ and tfds/ datasets")
-    group.add_argument("--class-map", default="", metavar="FILE", help="class to index mapping file")
-    group.add_argument(
-        "--input-img-mode", metavar="MODE", help="PIL mode to convert images to (default: by number of channels)"
-    )
-    group.add_argument("--input-key", metavar="KEY", help="field of the image (hfds/)")
-    group.add_argument("--target-key", metavar="KEY", help="field of the label (hfds/)")
+    add("--class-map", default="", metavar="FILE", help="class to index mapping file")
+    add("--input-img-mode", metavar="MODE", help="PIL mode to convert images to (default: by number of channels)")
+    add("--input-key", metavar="KEY", help="field of the image (hfds/)")
+    add("--target-key", metavar="KEY", help="field of the label (hfds/)")
 
 
 def add_model_input(group: Group, data_config: bool = True) -> None:
-    group.add_argument("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the model's)")
-    group.add_argument("--img-size", type=positive_int, metavar="N", help="image size (default: the model's)")
-    group.add_argument("--in-chans", type=positive_int, metavar="N", help="image channels (default: the model's)")
-    group.add_argument("--input-size", type=positive_int, nargs=3, metavar=("C", "H", "W"), help="all input dimensions")
-    group.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="model arguments")
+    add = group.add_argument
+    add("--num-classes", type=positive_int, metavar="N", help="number of classes (default: the model's)")
+    add("--img-size", type=positive_int, metavar="N", help="image size (default: the model's)")
+    add("--in-chans", type=positive_int, metavar="N", help="image channels (default: the model's)")
+    add("--input-size", type=positive_int, nargs=3, metavar=("C", "H", "W"), help="all input dimensions")
+    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="model arguments")
     if not data_config:
         return
-    group.add_argument("--crop-pct", type=float, metavar="F", help="evaluation crop as a fraction of the resized image")
-    group.add_argument("--mean", type=float, nargs="+", metavar="F", help="pixel mean, one value or one per channel")
-    group.add_argument(
-        "--std", type=float, nargs="+", metavar="F", help="pixel standard deviation, one value or one per channel"
-    )
-    group.add_argument(
-        "--interpolation", default="", metavar="NAME", help="resize interpolation (default: the model's)"
-    )
+    add("--crop-pct", type=float, metavar="F", help="evaluation crop as a fraction of the resized image")
+    add("--mean", type=float, nargs="+", metavar="F", help="pixel mean, one value or one per channel")
+    add("--std", type=float, nargs="+", metavar="F", help="pixel standard deviation, one value or one per channel")
+    add("--interpolation", default="", metavar="NAME", help="resize interpolation (default: the model's)")
 
 
 def add_trust(group: Group) -> None:
     group.add_argument(
         "--trust-checkpoint",
         action="store_true",
-        help="unpickle checkpoints without restrictions, which lets them run any code",
+        help="unpickle checkpoints without restrictions: they can run any code",
     )
 
 
@@ -204,17 +213,13 @@ def add_fuse(group: Group) -> None:
 
 
 def add_device_name(group: Group) -> None:
-    group.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)"
-    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: cuda if available, else cpu)")
 
 
 def add_device(group: Group) -> None:
     add_device_name(group)
     add_switch(group, "--amp", "mixed precision (autocast)")
-    group.add_argument(
-        "--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="lower precision of --amp"
-    )
+    group.add_argument("--amp-dtype", default="float16", choices=("float16", "bfloat16"), help="autocast dtype")
 
 
 def add_workers(group: Group) -> None:
@@ -230,8 +235,5 @@ def add_loader(group: Group) -> None:
 
 def add_on_bad_image(group: Group) -> None:
     group.add_argument(
-        "--on-bad-image",
-        default="raise",
-        choices=("raise", "skip"),
-        help="stop at an unreadable image, or skip it and report it",
+        "--on-bad-image", default="raise", choices=("raise", "skip"), help="stop at an unreadable image, or skip it"
     )

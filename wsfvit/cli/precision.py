@@ -7,28 +7,19 @@ from wsfvit.cli.refused import accepted
 def add_precision(group: Group) -> None:
     """--amp-impl and --model-dtype; --amp and --amp-dtype are the device's."""
     group.add_argument(
-        "--amp-impl",
-        type=accepted("--amp-impl", "native"),
-        default="native",
-        metavar="NAME",
-        help="only native is supported",
+        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="only native"
     )
     group.add_argument(
-        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="data type of the weights (default: float32)"
+        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights (default: float32)"
     )
 
 
 def add_compile(group: Group) -> None:
     """--torchcompile, --torchcompile-mode and --torchcompile-options, see `wsfvit.utils.compiling`."""
-    group.add_argument(
-        "--torchcompile",
-        nargs="?",
-        const="inductor",
-        metavar="BACKEND",
-        help="torch.compile (default backend: inductor)",
-    )
-    group.add_argument("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
-    group.add_argument(
+    add = group.add_argument
+    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile with BACKEND, or with inductor")
+    add("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
+    add(
         "--torchcompile-options",
         nargs="+",
         metavar="NAME=VALUE",

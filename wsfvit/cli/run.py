@@ -15,9 +15,7 @@ from wsfvit.cli.precision import add_precision
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add -c/--config, which ``parse_with_config`` reads."""
-    parser.add_argument(
-        "-c", "--config", metavar="FILE", help="YAML file of defaults, one key per flag (batch_size: 64)"
-    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of defaults, such as batch_size: 64")
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,29 +41,19 @@ def add_resume(group: Group) -> None:
         metavar="FILE",
         help="resume the run that wrote FILE; auto: the run in the folder of --experiment, if there is one",
     )
-    group.add_argument(
-        "--no-resume-opt", action="store_true", help="resume weights and epoch without the optimizer state"
-    )
+    group.add_argument("--no-resume-opt", action="store_true", help="do not resume the optimizer state")
     add_trust(group)
 
 
 def add_batches(group: Group, unit: str = "images", batch_size: int = 128) -> None:
     """Batch size and gradient accumulation; ``unit`` names what a batch holds, in the plural."""
-    group.add_argument(
-        "-b",
-        "--batch-size",
-        type=positive_int,
-        default=batch_size,
-        metavar="N",
-        help="training batch size of each process",
+    add = group.add_argument
+    add(
+        "-b", "--batch-size", type=positive_int, default=batch_size, metavar="N", help="training batch size per process"
     )
-    group.add_argument(
-        "-vb", "--validation-batch-size", type=positive_int, metavar="N", help="default: the training batch size"
-    )
-    group.add_argument(
-        "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches per optimizer update"
-    )
-    group.add_argument(
+    add("-vb", "--validation-batch-size", type=positive_int, metavar="N", help="default: the training batch size")
+    add("--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches per optimizer update")
+    add(
         "--global-batch-size",
         type=positive_int,
         metavar="N",
@@ -79,9 +67,7 @@ def add_training_device(group: Group) -> None:
     add_precision(group)
     group.add_argument("--no-ddp-bb", action="store_true", help="do not broadcast rank 0's buffers at every step")
     add_switch(group, "--synchronize-step", "synchronize with the device after every update")
-    group.add_argument(
-        "--device-modules", nargs="+", metavar="MODULE", help="modules to import that register a device type"
-    )
+    group.add_argument("--device-modules", nargs="+", metavar="MODULE", help="modules that register a device type")
     add_switch(
         group,
         "--deterministic",
@@ -92,16 +78,13 @@ def add_training_device(group: Group) -> None:
 
 def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
     """Seed, data loading (the flags that ``add_data_loading`` adds), validation and non-finite steps."""
-    group.add_argument("--seed", type=natural_int, default=42, metavar="N", help="random seed")
+    add = group.add_argument
+    add("--seed", type=natural_int, default=42, metavar="N", help="random seed")
     add_data_loading(group)
-    group.add_argument(
-        "--eval-interval",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="epochs between validations; the last epoch is always validated",
+    add(
+        "--eval-interval", type=positive_int, default=1, metavar="N", help="epochs between validations, beside the last"
     )
-    group.add_argument(
+    add(
         "--max-bad-steps",
         type=natural_int,
         default=10,
@@ -114,26 +97,17 @@ def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_lo
 
 def add_logs(group: Group) -> None:
     """Run folder, checkpoints and logs."""
-    group.add_argument("--output", default="", metavar="DIR", help="folder of all runs (default: output/train)")
-    group.add_argument(
-        "--experiment", default="", metavar="NAME", help="folder of this run (default: time, model and size)"
-    )
-    group.add_argument(
-        "--log-interval", type=positive_int, default=50, metavar="N", help="batches between two progress lines"
-    )
-    group.add_argument(
-        "--recovery-interval",
-        type=natural_int,
-        default=0,
-        metavar="N",
-        help="batches between two saves within an epoch",
-    )
-    group.add_argument("--checkpoint-hist", type=positive_int, default=10, metavar="N", help="best epochs to keep")
+    add = group.add_argument
+    add("--output", default="", metavar="DIR", help="folder of all runs (default: output/train)")
+    add("--experiment", default="", metavar="NAME", help="folder of this run (default: time, model and size)")
+    add("--log-interval", type=positive_int, default=50, metavar="N", help="batches between two progress lines")
+    add("--recovery-interval", type=natural_int, default=0, metavar="N", help="batches between saves within an epoch")
+    add("--checkpoint-hist", type=positive_int, default=10, metavar="N", help="best epochs to keep")
     add_switch(group, "--save-images", "write a batch of augmented training images at every progress line")
-    group.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    add("--no-tensorboard", action="store_true", help="write no TensorBoard events")
     add_switch(group, "--log-wandb", "also log to Weights & Biases")
-    group.add_argument("--wandb-project", metavar="NAME", help="Weights & Biases project")
-    group.add_argument("--wandb-tags", nargs="+", default=[], metavar="TAG", help="Weights & Biases tags")
-    group.add_argument("--wandb-resume-id", default="", metavar="ID", help="Weights & Biases run to resume")
+    add("--wandb-project", metavar="NAME", help="Weights & Biases project")
+    add("--wandb-tags", nargs="+", default=[], metavar="TAG", help="Weights & Biases tags")
+    add("--wandb-resume-id", default="", metavar="ID", help="Weights & Biases run to resume")
     add_switch(group, "--log-trackio", "also log to Trackio")
-    group.add_argument("--trackio-project", default="wsfvit", metavar="NAME", help="Trackio project")
+    add("--trackio-project", default="wsfvit", metavar="NAME", help="Trackio project")

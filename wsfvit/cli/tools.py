@@ -32,22 +32,12 @@ METHODS = {
 def cam_parser() -> argparse.ArgumentParser:
     """Parser of cam_image.py and ``wsfvit cam``."""
     parser = build_parser("Draw where a model sees the evidence for a class (class activation maps).")
-    parser.add_argument(
-        "data",
-        nargs="?",
-        metavar="DIR",
-        help="folder of images (same as --data-dir; default: ./images, made on first use)",
-    )
+    add = parser.add_argument
+    add("data", nargs="?", metavar="DIR", help="folder of images (or --data-dir; default: ./images, made on first use)")
     add_data_source(parser)
-    parser.add_argument("--split", default="validation", help="split of --dataset")
-    parser.add_argument(
-        "--num-images",
-        type=positive_int,
-        default=8,
-        metavar="N",
-        help="images to draw, spread evenly over the data",
-    )
-    parser.add_argument(
+    add("--split", default="validation", help="split of --dataset")
+    add("--num-images", type=positive_int, default=8, metavar="N", help="images to draw, spread evenly over the data")
+    add(
         "--models",
         "--model",
         "-m",
@@ -55,46 +45,34 @@ def cam_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"models, side by side (default: those that the checkpoints name, else {DEFAULT_MODEL})",
     )
-    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="FILE", help="one weights file per model")
+    add("--checkpoint", nargs="+", default=[], metavar="FILE", help="one weights file per model")
     add_weights(parser)
     add_model_input(parser)
     add_image_input(parser)
-    parser.add_argument(
-        "--no-crop",
-        action="store_true",
-        help="use the whole image at its own aspect ratio (for models that take any size)",
-    )
-    parser.add_argument("--method", nargs="+", default=["gradcam"], choices=METHODS, help="methods, side by side")
-    parser.add_argument(
-        "--layer", metavar="NAME", help="module to explain (default: the last stage with a map of at least 4x4)"
-    )
-    parser.add_argument("--target", metavar="CLASS", help="class index or name (default: what the model predicts)")
-    parser.add_argument(
-        "--subbands", action="store_true", help="also draw the wavelet subbands of the stem, to OUT-subbands.png"
-    )
-    parser.add_argument("--out", default="output/cam.png", metavar="FILE.png", help="figure to write")
+    add("--no-crop", action="store_true", help="use the whole image at its own aspect ratio (any-size models)")
+    add("--method", nargs="+", default=["gradcam"], choices=METHODS, help="methods, side by side")
+    add("--layer", metavar="NAME", help="module to explain (default: the last stage with a map of at least 4x4)")
+    add("--target", metavar="CLASS", help="class index or name (default: what the model predicts)")
+    add("--subbands", action="store_true", help="also draw the wavelet subbands of the stem, to OUT-subbands.png")
+    add("--out", default="output/cam.png", metavar="FILE.png", help="figure to write")
     return parser
 
 
 def predict_parser() -> argparse.ArgumentParser:
     """Parser of ``wsfvit predict``."""
     parser = build_parser("Print the most probable classes of images, and draw them on request.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
-    parser.add_argument("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file")
-    parser.add_argument("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
+    add("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file")
+    add("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
     add_weights(parser)
     add_model_input(parser)
     add_image_input(parser)
     add_fuse(parser)
-    parser.add_argument(
-        "--class-map",
-        default="",
-        metavar="FILE.txt",
-        help="class names, one per line (default: ImageNet's if they fit)",
-    )
-    parser.add_argument("--topk", type=positive_int, default=5, metavar="N", help="classes to print for each image")
-    parser.add_argument("--out", default="", metavar="FILE.png", help="draw the images with their predictions")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
+    add("--class-map", default="", metavar="FILE.txt", help="class names, one per line (default: ImageNet's)")
+    add("--topk", type=positive_int, default=5, metavar="N", help="classes to print for each image")
+    add("--out", default="", metavar="FILE.png", help="draw the images with their predictions")
+    add("--json", action="store_true", help="print one JSON object per image and line")
     return parser
 
 
@@ -107,9 +85,10 @@ def add_weights(group: Group) -> None:
 
 def add_image_input(group: Group) -> None:
     """How images are cropped, batched and read, and the device."""
-    group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
-    group.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="images per forward pass")
-    group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="threads that read images")
+    add = group.add_argument
+    add("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
+    add("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="images per forward pass")
+    add("-j", "--workers", type=natural_int, default=4, metavar="N", help="threads that read images")
     add_device_name(group)
 
 
@@ -124,54 +103,42 @@ FORMATS = {
 def export_parser() -> argparse.ArgumentParser:
     """Parser of ``wsfvit export``."""
     parser = build_parser("Write a model as ONNX, torch.export program or AOTInductor package.")
-    parser.add_argument("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file (default: random weights)"
-    )
+    add = parser.add_argument
+    add("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
+    add("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file (default: random weights)")
     add_weights(parser)
     add_model_input(parser)
     add_fuse(parser)
-    parser.add_argument(
-        "--class-map", default="", metavar="FILE.txt", help="class names, one per line, for the description"
+    add("--class-map", default="", metavar="FILE.txt", help="class names, one per line, for the description")
+    add(
+        "--format", choices=FORMATS, default="onnx", help="; ".join(f"{name}: {text}" for name, text in FORMATS.items())
     )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="onnx",
-        help="; ".join(f"{name}: {text}" for name, text in FORMATS.items()),
-    )
-    parser.add_argument(
+    add(
         "--output",
         "-o",
         required=True,
         metavar="FILE",
         help="file to write, .onnx or .pt2; FILE.json beside it describes the input and the classes",
     )
-    parser.add_argument("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call")
-    parser.add_argument("--dynamic-batch", action="store_true", help="accept any number of images per call")
-    parser.add_argument(
+    add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call")
+    add("--dynamic-batch", action="store_true", help="accept any number of images per call")
+    add(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="compare the exported model with PyTorch on random images before writing it",
     )
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        metavar="NAME",
-        help="device to export for: cpu, or cuda (only for the formats torch and aoti)",
-    )
+    add("--device", default="cpu", metavar="NAME", help="device to export for, cpu or cuda (torch, aoti)")
     return parser
 
 
 def replay_parser() -> argparse.ArgumentParser:
     """Parser of ``wsfvit replay``."""
     parser = build_parser("Recompute a non-finite training step and report the first module where it began.")
-    parser.add_argument("dump", metavar="FILE", help="file in the folder bad-steps of a run")
-    parser.add_argument("--data-dir", metavar="DIR", help="data folder (default: the run's)")
-    parser.add_argument(
-        "-j", "--workers", type=natural_int, metavar="N", help="dataloader workers (default: the run's)"
-    )
+    add = parser.add_argument
+    add("dump", metavar="FILE", help="file in the folder bad-steps of a run")
+    add("--data-dir", metavar="DIR", help="data folder (default: the run's)")
+    add("-j", "--workers", type=natural_int, metavar="N", help="dataloader workers (default: the run's)")
     add_device_name(parser)
     add_trust(parser)
     return parser
@@ -188,29 +155,24 @@ def flops_parser() -> argparse.ArgumentParser:
         help="table of every registered wsfvit model at its own input size, beside the published figures",
     )
     add_model_input(parser, data_config=False)
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N images"
-    )
-    parser.add_argument(
-        "--depth", type=natural_int, default=2, metavar="N", help="levels of modules in the table of one model"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N images")
+    add("--depth", type=natural_int, default=2, metavar="N", help="levels of modules in the table of one model")
+    add(
         "--counter",
         default="ours",
         choices=("ours", "fvcore"),
         help="fvcore: also count one model with fvcore, and name the operators that it leaves out",
     )
-    parser.add_argument("--format", default="markdown", choices=("markdown", "csv"), help="format of the table")
-    parser.add_argument("--out", default="", metavar="FILE", help="write to FILE instead of the terminal")
+    add("--format", default="markdown", choices=("markdown", "csv"), help="format of the table")
+    add("--out", default="", metavar="FILE", help="write to FILE instead of the terminal")
     return parser
 
 
 def plot_parser() -> argparse.ArgumentParser:
     """Parser of ``wsfvit plot``."""
     parser = build_parser("Draw loss, accuracy and learning rate of training runs over each other.")
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder with summary.csv, folder of run folders, or csv file"
-    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of run folders, or csv file")
     parser.add_argument("--out", default="output/curves.png", metavar="FILE.png", help="figure to write")
     return parser
 

@@ -58,66 +58,47 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def _add_train_data(group: Group) -> None:
+    add = group.add_argument
     add_data_source(group)
-    group.add_argument(
+    add(
         "--decoder",
         default="pillow",
         choices=DECODERS,
         help="decoder of the training images; torchvision is faster for JPEG files and rounds some pixels differently",
     )
-    group.add_argument("--train-split", default="train", metavar="NAME", help="training split")
-    group.add_argument("--val-split", default="validation", metavar="NAME", help="validation split")
-    group.add_argument(
-        "--train-num-samples", type=positive_int, metavar="N", help="training samples of a streaming dataset"
-    )
-    group.add_argument(
-        "--val-num-samples", type=positive_int, metavar="N", help="validation samples of a streaming dataset"
-    )
+    add("--train-split", default="train", metavar="NAME", help="training split")
+    add("--val-split", default="validation", metavar="NAME", help="validation split")
+    add("--train-num-samples", type=positive_int, metavar="N", help="training samples of a streaming dataset")
+    add("--val-num-samples", type=positive_int, metavar="N", help="validation samples of a streaming dataset")
 
 
 def _add_train_model(group: Group) -> None:
-    group.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="model name")
+    add = group.add_argument
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="model name")
     add_switch(group, "--pretrained", "start from timm's pretrained weights, downloaded once into its cache")
-    group.add_argument(
-        "--pretrained-path",
-        metavar="FILE",
-        help="use this file as the pretrained weights, with a new classifier",
-    )
-    group.add_argument(
+    add("--pretrained-path", metavar="FILE", help="use this file as the pretrained weights, with a new classifier")
+    add(
         "--initial-checkpoint",
         default="",
         metavar="FILE",
         help="weights to start from; the classifier is reinitialised if the number of classes differs",
     )
     add_resume(group)
-    group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
     add_model_input(group)
     add_batches(group)
     add_switch(group, "--grad-checkpointing", "recompute activations in the backward pass: less memory, slower")
     add_switch(group, "--channels-last", "use the channels-last memory layout")
     add_switch(group, "--fast-norm", "timm's norm layers in the lower precision of --amp")
-    group.add_argument("--head-init-scale", type=float, metavar="F", help="factor on the new classifier's weights")
-    group.add_argument("--head-init-bias", type=float, metavar="F", help="value of the new classifier's biases")
+    add("--head-init-scale", type=float, metavar="F", help="factor on the new classifier's weights")
+    add("--head-init-bias", type=float, metavar="F", help="value of the new classifier's biases")
     add_compile(group)
     add_memory_budget(group)
 
 
 def _add_train_misc(group: Group) -> None:
+    add = group.add_argument
     add_running(group)
-    group.add_argument(
-        "--worker-seeding",
-        type=accepted("--worker-seeding", "all"),
-        default="all",
-        metavar="NAME",
-        help="only all is supported",
-    )
-    group.add_argument(
-        "--eval-metric", default="top1", choices=EVAL_METRICS, help="metric that selects the best checkpoint"
-    )
-    group.add_argument(
-        "--tta",
-        type=int,
-        default=0,
-        choices=(0, 1, 2),
-        help="2: validate on the mean of each image and its mirror image",
-    )
+    add("--worker-seeding", type=accepted("--worker-seeding", "all"), default="all", metavar="NAME", help="only all")
+    add("--eval-metric", default="top1", choices=EVAL_METRICS, help="metric that selects the best checkpoint")
+    add("--tta", type=int, default=0, choices=(0, 1, 2), help="2: validate on the mean of image and mirror image")

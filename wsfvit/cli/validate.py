@@ -40,16 +40,12 @@ def validate_parser() -> argparse.ArgumentParser:
 
 
 def _add_data(group: Group) -> None:
+    add = group.add_argument
     add_data_source(group)
-    group.add_argument("--split", default="validation", metavar="NAME", help="dataset split")
-    group.add_argument("--num-samples", type=positive_int, metavar="N", help="sample count of a streaming dataset")
-    group.add_argument(
-        "--real-labels",
-        default="",
-        metavar="FILE",
-        help="JSON file of ImageNet's reassessed labels (ReaL), to evaluate with",
-    )
-    group.add_argument(
+    add("--split", default="validation", metavar="NAME", help="dataset split")
+    add("--num-samples", type=positive_int, metavar="N", help="sample count of a streaming dataset")
+    add("--real-labels", default="", metavar="FILE", help="JSON file of ImageNet's reassessed labels (ReaL)")
+    add(
         "--valid-labels",
         default="",
         metavar="FILE",
@@ -59,26 +55,25 @@ def _add_data(group: Group) -> None:
 
 
 def _add_model(group: Group) -> None:
-    group.add_argument(
+    add = group.add_argument
+    add(
         "--model",
         "-m",
         metavar="NAME",
         help="model name (default: what the checkpoint names); or several: a text file of names, a pattern such as "
         "'convnext_*', or all, with timm's pretrained weights",
     )
-    group.add_argument(
+    add(
         "--checkpoint",
         default="",
         metavar="PATH",
         help=".pth.tar, .pth, .pt or .safetensors file, or a folder of them (default: timm's pretrained weights)",
     )
-    group.add_argument(
-        "--pretrained", action="store_true", help="timm's pretrained weights, the default without --checkpoint"
-    )
+    add("--pretrained", action="store_true", help="timm's pretrained weights, the default without --checkpoint")
     add_trust(group)
     add_use_ema(group)
-    group.add_argument("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
-    group.add_argument(
+    add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
+    add(
         "--reparam",
         action="store_true",
         help="merge the parallel branches of reparameterizable models (RepVGG, MobileOne, FastViT) as timm does; other "
@@ -88,22 +83,13 @@ def _add_model(group: Group) -> None:
 
 
 def _add_input(group: Group) -> None:
+    add = group.add_argument
     add_model_input(group)
-    group.add_argument(
-        "--use-train-size",
-        action="store_true",
-        help="evaluate at the training size if the model has a separate test size",
-    )
-    group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
-    group.add_argument("--crop-border-pixels", type=natural_int, metavar="N", help="pixels to cut off at every border")
-    group.add_argument(
-        "-b", "--batch-size", type=positive_int, default=256, metavar="N", help="batch size of each process"
-    )
-    group.add_argument(
-        "--retry",
-        action="store_true",
-        help="retry with half the batch size when memory runs out (always on with several models)",
-    )
+    add("--use-train-size", action="store_true", help="evaluate at the training size, not the test size")
+    add("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
+    add("--crop-border-pixels", type=natural_int, metavar="N", help="pixels to cut off at every border")
+    add("-b", "--batch-size", type=positive_int, default=256, metavar="N", help="batch size of each process")
+    add("--retry", action="store_true", help="halve the batch size when memory runs out (always with several models)")
 
 
 def _add_device(group: Group) -> None:
@@ -115,15 +101,7 @@ def _add_device(group: Group) -> None:
 
 
 def _add_results(group: Group) -> None:
-    group.add_argument(
-        "--log-freq", type=positive_int, default=10, metavar="N", help="batches between two progress lines"
-    )
-    group.add_argument(
-        "--results-file", default="", metavar="FILE", help="write the results to FILE, updated after every model"
-    )
-    group.add_argument(
-        "--results-format",
-        default="csv",
-        choices=("csv", "json"),
-        help="format, if FILE ends in neither .csv nor .json",
-    )
+    add = group.add_argument
+    add("--log-freq", type=positive_int, default=10, metavar="N", help="batches between two progress lines")
+    add("--results-file", default="", metavar="FILE", help="write the results to FILE, updated after every model")
+    add("--results-format", default="csv", choices=("csv", "json"), help="format without .csv or .json in the name")

@@ -1,4 +1,4 @@
-"""What happens on an image that cannot be read: the run stops and names it, or leaves it out and counts it."""
+"""Handling of unreadable images: stop and name the image, or skip and count it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BadImage:
-    """Stands in a batch for an image that could not be read, until the main process sees it."""
+    """Placeholder in a batch for an unreadable image, until the main process handles it."""
 
     index: int
     message: str
@@ -25,7 +25,7 @@ class BadImage:
 class TransformedDataset(Dataset[Any]):
     """Items (transformed image, label) of a map-style dataset, or a ``BadImage`` for one that cannot be read.
 
-    Nothing is raised here: an exception would leave a worker process as a long text with a traceback.
+    Nothing is raised here: an exception would leave the worker process as text with a traceback.
 
     Args:
         dataset: Items (image, label).
@@ -49,7 +49,7 @@ class TransformedDataset(Dataset[Any]):
 
 
 class ReportingCollate:
-    """Collates the images that could be read: (batch, or None where there is none, and the list of ``BadImage``)."""
+    """Collate the readable images: (batch, or None if there is none, and the list of ``BadImage``)."""
 
     def __init__(self, collate: Callable[[list[Any]], Any] = default_collate) -> None:
         self.collate = collate
@@ -65,11 +65,11 @@ class CheckedBatches:
 
     Args:
         loader: The loader.
-        on_bad_image: ``raise`` ends with the first bad image; ``skip`` leaves it out of its batch, which then is
-            smaller, and warns once per image.
+        on_bad_image: ``raise`` stops at the first bad image; ``skip`` leaves it out, which makes the batch smaller,
+            and warns once per image.
 
     Attributes:
-        bad_images: Index to message of the bad images met so far.
+        bad_images: Index to message of the bad images so far.
     """
 
     def __init__(self, loader: Any, on_bad_image: OnBadImage) -> None:
@@ -80,10 +80,10 @@ class CheckedBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
-            UserError: a bad image under ``raise``, or a batch of nothing else.
+            UserError: An image is bad under ``raise``, or all images of a batch are.
         """
         for batch, bad in self.loader:
             for image in bad:

@@ -1,4 +1,4 @@
-"""Decoding of image files, by the names of ``--decoder``; 16-bit grey is scaled."""
+"""Image decoders by the names of ``--decoder``; 16-bit grey is scaled."""
 
 import contextlib
 from typing import Any
@@ -12,10 +12,10 @@ DECODERS = ("pillow", "torchvision")
 
 
 def convert_image(image: Image.Image, mode: str | None) -> Image.Image:
-    """Decodes the pixels of ``image`` in another PIL mode, 16-bit grey scaled to 8 bits (the upper byte).
+    """Decode the pixels of ``image`` in another PIL mode, 16-bit grey scaled to 8 bits (the upper byte).
 
-    PIL itself clips 16-bit grey at 255, which leaves white pictures. As in timm and torchvision, the EXIF orientation
-    is not applied and transparency is dropped.
+    PIL itself clips 16-bit grey at 255, which makes images white. As in timm and torchvision, the EXIF orientation is
+    not applied and transparency is dropped.
     """
     if not mode or image.mode == mode:
         image.load()
@@ -28,11 +28,10 @@ def convert_image(image: Image.Image, mode: str | None) -> Image.Image:
 
 
 def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.Image | torch.Tensor:
-    """Decodes an image file.
+    """Decode an image file.
 
-    ``torchvision`` takes plain colour JPEG files alone: a header that Pillow reads as RGB. Both decoders are builds of
-    libjpeg-turbo and give equal pixels. All other files (grey, CMYK, other formats) and those that it cannot read are
-    left to Pillow, whose messages then tell what is wrong.
+    ``torchvision`` is used for RGB JPEG files only (both decoders are builds of libjpeg-turbo and give equal pixels).
+    All other files (grey, CMYK, other formats) and those it cannot read are left to Pillow and its error messages.
 
     Args:
         file: Open binary file.
@@ -43,7 +42,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
         A PIL image, or what ``torchvision`` decoded: uint8 (3, H, W), channels last in memory.
 
     Raises:
-        Exception: nearly any, from Pillow, for damaged files.
+        Exception: Of nearly any type, from Pillow, for damaged files.
     """
     image = Image.open(file)
     if decoder == "torchvision" and image.format == "JPEG" and image.mode == mode == "RGB":
@@ -56,7 +55,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
 
 
 def to_pil(image: Image.Image | torch.Tensor) -> Image.Image:
-    """A PIL image of what ``decode_image`` gave."""
+    """The result of ``decode_image`` as a PIL image."""
     if isinstance(image, torch.Tensor):
         return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     return image

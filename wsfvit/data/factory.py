@@ -1,4 +1,4 @@
-"""Datasets by name: the built-in ones, and everything that ``timm.data.create_dataset`` reads."""
+"""Datasets by name: the built-in ones, and those of ``timm.data.create_dataset``."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ from wsfvit.utils.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
 BUILT_IN = ("digits", "synthetic")
-VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # whose names timm takes for each other
+VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # synonyms for timm
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
 
@@ -35,29 +35,29 @@ def create_dataset(
     decoder: str = "pillow",
     **reader_options: Any,
 ) -> Dataset:
-    """Creates a dataset of (image, label).
+    """Create a dataset of (image, label).
 
     An image of a folder, a tar file or ``hfds/`` that cannot be read raises ``BadImageError``, which names it.
 
     Args:
         name: ``digits``, ``synthetic``, ``synthetic/CLASSES``, or timm's: empty for an image folder or tar,
             ``hfds/PATH``, ``wds/``, ``torch/NAME``, ...
-        root: Data folder, which holds a folder or tar file per split, or a single tar file, which is every split; for
-            ``hfds/`` the cache folder; unused by the built-in ones.
+        root: Data folder with a folder or tar file per split, or a single tar file for every split; for ``hfds/`` the
+            cache folder; unused by the built-in datasets.
         split: Split name, e.g. ``train``, ``validation`` or, for ``hfds/``, a slice such as ``train[:1000]``.
-        in_chans: Chooses grey or RGB images where ``input_img_mode`` does not.
-        is_training: Lets streaming datasets shuffle.
+        in_chans: Selects grey or RGB images without ``input_img_mode``.
+        is_training: Shuffle streaming datasets.
         batch_size: Batch size that streaming datasets pad their last batch to.
         seed: Shuffle seed of streaming datasets.
         num_samples: Number of samples of a streaming or synthetic dataset.
-        num_classes: Number of classes of a synthetic dataset (default: 1000); all others know theirs.
+        num_classes: Number of classes of a synthetic dataset (default: 1000); ignored by others.
         input_img_mode: PIL mode that images are converted to.
         decoder: ``pillow``, or ``torchvision`` for image folders, tar files and ``hfds/``: colour JPEG files then come
             as uint8 tensors (3, H, W), see ``decode_image``.
         **reader_options: timm's ``class_map``, ``input_key``, ``target_key`` and ``download``; unset ones are dropped.
 
     Raises:
-        UserError: the data is not there, or the name, split or an option does not fit it.
+        UserError: The data is missing, or the name, split or an option does not fit it.
     """
     options = {key: value for key, value in reader_options.items() if value}
     kind = name.partition("/")[0].lower()
@@ -83,7 +83,7 @@ def create_dataset(
             **streaming,
             **options,
         )
-    # timm and the readers behind it report a wrong name, split, key or folder through any of these.
+    # timm and its readers raise any of these for a wrong name, split, key or folder.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
         raise UserError(
             f"dataset '{name or root}', split '{split}': {describe(err)}".replace("download=True", "--dataset-download")
@@ -97,14 +97,14 @@ def create_dataset(
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
-    """Number of classes that the dataset's labels run over, or None where it does not say."""
+    """Number of classes of the dataset, or None if it has no class index."""
     return len(_class_to_index(dataset)) or None
 
 
 def dataset_class_names(dataset: Dataset) -> list[str] | None:
-    """The classes' names in the order of their labels, or None where the dataset does not say."""
+    """Class names in the order of the labels, or None if the dataset has no complete class index."""
     to_index = _class_to_index(dataset)
-    # A class map can leave numbers out, or use one twice.
+    # A class map can skip or repeat numbers.
     if not to_index or sorted(to_index.values()) != list(range(len(to_index))):
         return None
     return [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
@@ -128,7 +128,7 @@ def _class_to_index(dataset: Dataset) -> dict[Any, int]:
 def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:
     classes = name.removeprefix("synthetic").removeprefix("/") or str(num_classes or 1000)
     if not classes.isdecimal() or not int(classes):
-        raise UserError(f"unknown dataset '{name}': use digits, or synthetic/10 for pictures of 10 classes")
+        raise UserError(f"unknown dataset '{name}': use digits, or synthetic/10 for images of 10 classes")
     return Synthetic(split, num_samples or 1024, int(classes), mode)
 
 
@@ -145,13 +145,13 @@ def _check_source(name: str, root: str | None, num_samples: int | None) -> None:
 
 
 def _split_tar(root: str, split: str) -> str:
-    """The tar file of a split in a folder such as {train.tar, val.tar}; ``root`` where it holds none."""
+    """The tar file of a split in a folder such as {train.tar, val.tar}; ``root`` if there is none."""
     synonyms = next((names for names in (TRAIN_SPLITS, VALIDATION_SPLITS) if split in names), ())
     return next(filter(os.path.isfile, (os.path.join(root, f"{name}.tar") for name in (split, *synonyms))), root)
 
 
 def _check_folders(reader: ReaderImageFolder, root: str | None, split: str, has_class_map: bool) -> None:
-    """Refuses a folder without the split asked for, and one whose empty class folders would shift the labels."""
+    """Refuse a folder without the split, or with empty class folders, which would shift the labels."""
     used = {path[len(reader.root) :].lstrip(os.sep).partition(os.sep)[0] for path, _ in reader.samples}
     folders = {entry.name for entry in os.scandir(reader.root) if entry.is_dir() and not entry.name.startswith(".")}
     if reader.root == root and folders and folders <= {*TRAIN_SPLITS, *TEST_SPLITS}:

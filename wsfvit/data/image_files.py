@@ -1,4 +1,4 @@
-"""Pictures from files: finding them, reading them, and two sample photographs for a first try."""
+"""Image files: find them, read them, and write two sample photographs for a first try."""
 
 import importlib.resources
 import os
@@ -14,10 +14,10 @@ EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif",
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files among ``paths`` as they are, and for each folder every image file below it, sorted by path.
+    """The files among ``paths``, and for each folder every image file below it, sorted by path.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no image.
+        UserError: A path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -34,24 +34,24 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads a picture as RGB, turned upright as its EXIF tag says.
+    """Read an image as RGB, with its EXIF orientation applied.
 
     Raises:
-        UserError: the file cannot be read or is no picture; the text names it.
+        UserError: The file cannot be read or is not an image.
     """
     try:
         with Image.open(path) as image:
             return convert_image(ImageOps.exif_transpose(image), "RGB")
-    # A damaged picture can end in any of these, depending on its format and on where the damage is.
+    # A damaged image raises any of these, depending on its format and on where the damage is.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
         reason = (getattr(err, "strerror", None) or str(err) or type(err).__name__).splitlines()[0]
-        # Pillow repeats the path in its own words.
-        reason = "no picture that can be read" if "cannot identify" in reason else reason
+        # Pillow's message repeats the path.
+        reason = "not a readable image" if "cannot identify" in reason else reason
         raise UserError(f"'{path}': {reason}") from err
 
 
 def write_sample_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Makes ``folder`` with the two photographs that ship with scikit-learn (Creative Commons), and their credits.
+    """Create ``folder`` with the two photographs that ship with scikit-learn (Creative Commons), and their credits.
 
     Raises:
         UserError: scikit-learn is not installed, or the folder cannot be written.

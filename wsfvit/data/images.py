@@ -1,4 +1,4 @@
-"""Datasets of image files: every image that cannot be read is named, and none is replaced in silence."""
+"""Datasets of image files: an unreadable image is named, never silently replaced."""
 
 import contextlib
 import io
@@ -17,8 +17,8 @@ class BadImageError(UserError):
     """An image that cannot be read.
 
     Attributes:
-        name: Its file, or what else the dataset calls it.
-        index: Its place in the dataset.
+        name: Its file, or its name in the dataset.
+        index: Its index in the dataset.
         reason: Why it cannot be read.
     """
 
@@ -28,7 +28,7 @@ class BadImageError(UserError):
 
 
 class ImageDataset(Dataset[tuple[Any, Any]]):
-    """Map-style dataset of (image, label) on a timm reader; timm's own class takes the next image for a bad one.
+    """Map-style dataset of (image, label) on a timm reader; timm's own class substitutes the next image for a bad one.
 
     Args:
         reader: A reader of ``timm.data.readers``: items (open file, label), ``filename(index)``, maybe class_to_idx.
@@ -38,45 +38,45 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
 
     def __init__(self, reader: Any, input_img_mode: str | None, decoder: str = "pillow") -> None:
         self.reader, self.input_img_mode, self.decoder = reader, input_img_mode, decoder
-        self.transform: Callable[[Any], Any] | None = None  # where timm's create_loader puts its own
+        self.transform: Callable[[Any], Any] | None = None  # set by timm's create_loader
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def filename(self, index: int) -> str:
-        """The file of one image; for a reader without files a text with the index."""
-        with contextlib.suppress(Exception):  # only for messages, whatever the reader cannot do
+        """The file of one image; its index as text for a reader without files."""
+        with contextlib.suppress(Exception):  # only used in messages
             if name := self.reader.filename(index, absolute=True):
                 return os.fspath(name)
         return f"item {index}"
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Reads one image.
+        """Read one image.
 
         Raises:
-            BadImageError: it cannot be read.
-            IndexError: there is no such image.
+            BadImageError: It cannot be read.
+            IndexError: The index is out of range.
         """
         if index >= len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         try:
             file, label, *_ = self.reader[index]
             with contextlib.closing(file):
-                picture = decode_image(file, self.input_img_mode, self.decoder)
-        # Damaged bytes make PIL's formats raise nearly anything, and nothing but the reading runs here.
+                image = decode_image(file, self.input_img_mode, self.decoder)
+        # PIL raises nearly anything for damaged bytes, and only the reading runs here.
         except Exception as err:
             raise BadImageError(self.filename(index), index, describe(err)) from err
-        return (picture if self.transform is None else self.transform(picture)), -1 if label is None else label
+        return (image if self.transform is None else self.transform(image)), -1 if label is None else label
 
 
 class TarReader:
-    """Images inside .tar files, found by timm's reader and read by their place in the file.
+    """Images inside .tar files, found by timm's reader and read by their offset in the file.
 
-    timm's own reading keeps the tar file open: once the main process has read an image, all its workers would share one
-    file position. To open it anew for each image costs 0.2 ms, this costs a tenth of it.
+    timm's own reader keeps the tar file open, so that workers forked after the first read share one file position.
+    Opening the archive again for each image costs 0.2 ms; this costs a tenth of that.
 
     Args:
-        reader: timm's reader of a tar file, which may hold one tar file per class.
+        reader: timm's reader of a tar file, which may contain one tar file per class.
     """
 
     def __init__(self, reader: ReaderImageInTar) -> None:
@@ -102,5 +102,5 @@ class TarReader:
 
 
 def describe(err: Exception) -> str:
-    """One line that says what went wrong."""
+    """The exception in one line."""
     return f"{type(err).__name__}: {first_line(err)}"

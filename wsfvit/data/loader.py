@@ -1,13 +1,13 @@
 """Loaders of training and evaluation batches, on timm's transforms and prefetching.
 
-Map-style datasets (folders, tar files, hfds/, torch/, digits, synthetic): the images of a training batch, pixels
-included, depend on (seed, epoch, batch) alone: not on the number of workers, not on where a run was cut, and for equal
-global batches not on the number of processes. Random erasing, mixup and the like belong to the training step.
+Map-style datasets (folders, tar files, hfds/, torch/, digits, synthetic): the pixels of a training batch depend only on
+(seed, epoch, batch): not on the number of workers, not on interruptions, and for equal global batches not on the number
+of processes. Random erasing, mixup and the like are part of the training step.
 
 Streaming datasets (wds/, hfids/, tfds/) have no random access. Their order and augmentation repeat for equal (seed,
-epoch), workers (at least 1) and processes; without workers they depend on what was drawn before. To start inside an
+epoch), workers (at least 1) and processes; without workers they depend on previous random numbers. To start inside an
 epoch, the batches before are read and dropped. Their readers take the number of processes from torch.distributed when
-they are made, not from the options here; that of wds/ leaves out samples that it cannot decode and logs a warning.
+they are built, not from the options here; that of wds/ skips samples that it cannot decode and logs a warning.
 """
 
 import itertools
@@ -30,13 +30,13 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are made and where they go.
+    """Options of a loader.
 
     Attributes:
         batch_size: Images per batch of one process.
-        num_workers: Loading processes; 0 loads in the main process.
-        device: Where prefetched batches lie.
-        use_prefetcher: Collate bytes and normalise on the device, one batch ahead; otherwise normalise while loading
+        num_workers: Dataloader workers; 0 loads in the main process.
+        device: Device of prefetched batches.
+        use_prefetcher: Collate uint8 and normalise on the device, one batch ahead; otherwise normalise while loading
             and leave the batches on the CPU.
         pin_memory: Page-locked host memory.
         prefetch_factor: Batches that each worker loads ahead (default: 2).
@@ -57,13 +57,13 @@ class LoaderOptions:
 
 
 class EvalLoader:
-    """Batches as ``loader`` collates them: of ``build_eval_loader`` and ``build_train_loader`` images (B, C, H, W)
-    float32, normalised, and labels (B,) int64.
+    """Iterable of batches as ``loader`` collates them; those of ``build_eval_loader`` and ``build_train_loader`` are
+    images (B, C, H, W) float32, normalised, and labels (B,) int64.
 
     Args:
         loader: Collates with ``ReportingCollate``.
         data_config: ``input_size`` (C, H, W), ``mean`` and ``std``.
-        options: How batches are made.
+        options: Options of the loader.
     """
 
     def __init__(self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions) -> None:
@@ -81,7 +81,7 @@ class EvalLoader:
 
     @property
     def dataset(self) -> Any:
-        """The dataset as ``create_dataset`` gave it."""
+        """The dataset from ``create_dataset``."""
         dataset: Any = self._loader.dataset
         while isinstance(dataset, (SeededDataset, TransformedDataset)):
             dataset = dataset.dataset
@@ -89,11 +89,11 @@ class EvalLoader:
 
     @property
     def bad_images(self) -> dict[int, str]:
-        """Index to message of the images left out so far, under ``skip``."""
+        """Index to message of the images skipped so far."""
         return self._checked.bad_images
 
     def __len__(self) -> int:
-        """Number of batches of a whole pass."""
+        """Number of batches in a whole pass."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
@@ -101,7 +101,7 @@ class EvalLoader:
 
 
 class TrainLoader(EvalLoader):
-    """An ``EvalLoader`` whose passes are the epochs of a training; each starts where ``set_position`` says."""
+    """An ``EvalLoader`` whose passes are training epochs, each starting at the position of ``set_position``."""
 
     def __init__(
         self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions, seed: int
@@ -111,10 +111,10 @@ class TrainLoader(EvalLoader):
         self.set_position(0)
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Chooses the epoch of the next passes and the batch that they start with; not while one is under way.
+        """Set the epoch of the next passes and their first batch; not to be called during a pass.
 
         Raises:
-            ValueError: an epoch of a map-style dataset has fewer batches.
+            ValueError: An epoch of a map-style dataset has fewer batches.
         """
         dataset: Any = self._loader.dataset
         dataset.set_epoch(epoch)
@@ -127,7 +127,7 @@ class TrainLoader(EvalLoader):
             self._loader.generator.manual_seed(derive_seed(self._seed, epoch))
 
     def batch_indices(self, batch: int) -> list[int] | None:
-        """Dataset indices of the images of one batch of the epoch; None for streaming datasets, which have none."""
+        """Dataset indices of one batch of the epoch; None for streaming datasets."""
         sampler = self._loader.batch_sampler
         if not isinstance(sampler, TrainSampler):
             return None
@@ -145,18 +145,18 @@ def build_train_loader(
     seed: int = 42,
     repeats: int = 1,
 ) -> TrainLoader:
-    """Builds the loader of a training.
+    """Build a training loader.
 
     Args:
         dataset: From ``create_dataset``.
         data_config: See ``build_train_transform``.
-        options: How batches are made.
+        options: Options of the loader.
         augmentation: Random transforms (default: timm's).
-        seed: Seed of order and augmentation.
+        seed: Seed of the order and of the augmentation.
         repeats: Repeated augmentation, see ``TrainSampler``.
 
     Raises:
-        UserError: fewer images than one global batch, or an augmentation option with a wrong value.
+        UserError: There are fewer images than one global batch, or an augmentation option has a wrong value.
     """
     transform = build_train_transform(data_config, augmentation, options.use_prefetcher)
     if isinstance(dataset, IterableDataset):
@@ -176,12 +176,12 @@ def build_train_loader(
 
 
 def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: LoaderOptions) -> EvalLoader:
-    """Builds the loader of an evaluation: over all processes every image once, in order, none padded.
+    """Build an evaluation loader: over all processes every image once, in order, without padding.
 
     Args:
         dataset: From ``create_dataset``. A streaming one splits its shards among workers and processes.
         data_config: See ``build_eval_transform``.
-        options: How batches are made.
+        options: Options of the loader.
 
     Raises:
         UserError: ``data_config`` holds a value that no transform takes.
@@ -202,9 +202,9 @@ def build_map_style(
     """A ``DataLoader`` for ``EvalLoader`` and ``TrainLoader``.
 
     Args:
-        dataset: Random access; an item that cannot be read is a ``BadImage``.
-        options: How batches are made; ``batch_size``, ``world_size`` and ``rank`` are left to ``batches``.
-        collate: Makes a batch of a list of items.
+        dataset: Map-style; an item that cannot be read is a ``BadImage``.
+        options: Options of the loader; ``batch_size``, ``world_size`` and ``rank`` are left to ``batches``.
+        collate: Collates a list of items.
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
     arguments = loader_arguments(options, ReportingCollate(collate))
@@ -226,8 +226,8 @@ def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
 
 
 def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
-    """Arguments of a ``DataLoader`` that do not depend on what it loads."""
-    # torch warns of more workers than cores, twice per loader; the share of time spent waiting for data says more.
+    """Arguments of a ``DataLoader`` that do not depend on the dataset."""
+    # torch warns twice per loader if there are more workers than cores; the time spent waiting for data is shown.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return {
         "num_workers": options.num_workers,
@@ -235,6 +235,6 @@ def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> d
         "pin_memory": options.pin_memory,
         "worker_init_fn": outlive_stop_signals,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,
-        # Its own generator: a pass draws nothing from the caller's.
+        # A separate generator: a pass does not draw from the global one.
         "generator": torch.Generator(),
     }

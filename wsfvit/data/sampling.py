@@ -1,4 +1,4 @@
-"""Which images make up a batch: for training by (seed, epoch, batch) alone, for evaluation every image once."""
+"""Samplers: training batches that depend only on (seed, epoch, batch), and every image once for evaluation."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 from wsfvit.data.seeding import derive_seed
 
-# timm's (and DeiT's) epoch of repeated augmentation is a whole number of these.
+# timm's (and DeiT's) epoch of repeated augmentation is a multiple of this.
 REPEAT_ROUND = 256
 
 
@@ -15,8 +15,8 @@ class TrainSampler(Sampler[list[int]]):
     """Batches of indices of one process: each global batch is cut from one permutation, drawn from (seed, epoch).
 
     A global batch holds ``batch_size * world_size`` images, and rank r takes every ``world_size``-th of them from the
-    r-th on. So its images do not depend on the number of processes, as long as its size is the same. The last,
-    incomplete global batch of an epoch is left out.
+    r-th on, so its images do not depend on the number of processes for an equal global batch size. The last, incomplete
+    global batch of an epoch is dropped.
 
     Args:
         num_samples: Number of images.
@@ -44,17 +44,17 @@ class TrainSampler(Sampler[list[int]]):
         self.epoch = self.first_batch = 0
 
     def __len__(self) -> int:
-        """Number of batches of a whole epoch."""
+        """Number of batches of an epoch."""
         images = self.num_samples
         if self.repeats > 1 and images >= REPEAT_ROUND:
             images -= images % REPEAT_ROUND
         return images // self.global_batch
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Sets the epoch and the batch of it that the next pass starts with.
+        """Set the epoch and the first batch of the next pass.
 
         Raises:
-            ValueError: an epoch has fewer batches.
+            ValueError: An epoch has fewer batches.
         """
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"batch {first_batch} of an epoch of {len(self)} batches")
@@ -80,7 +80,7 @@ class TrainSampler(Sampler[list[int]]):
 
 
 class EvalSampler(Sampler[int]):
-    """Indices of one process: every ``world_size``-th image from ``rank`` on, none twice, none padded.
+    """Indices of one process: every ``world_size``-th image from ``rank`` on, without repetition or padding.
 
     Args:
         num_samples: Number of images; ranks beyond it get none.

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is computed, not on where or in which process: seeds from a key of integers."""
+"""Seeds derived from a key of integers, so that random numbers do not depend on the process or worker."""
 
 import hashlib
 import random
@@ -13,29 +13,29 @@ from torch.utils.data import Dataset, get_worker_info
 
 
 def derive_seed(*key: int) -> int:
-    """A 64-bit seed from a key of 64-bit integers; their order and number count, and they may be negative."""
+    """A 64-bit seed from a key of 64-bit integers (order and number matter, negative ones are allowed)."""
     return int.from_bytes(_hash(key, 8), "little")
 
 
 def _hash(key: tuple[int, ...], size: int) -> bytes:
-    # NumPy's SeedSequence would do too, but takes ten times as long, and (1,) and (1, 0) are the same to it.
+    # NumPy's SeedSequence takes ten times as long and does not distinguish (1,) from (1, 0).
     return hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=size).digest()
 
 
 def _seed_cpu(key: tuple[int, ...]) -> int:
-    """Seeds Python's, NumPy's and PyTorch's CPU generators; returns PyTorch's seed."""
+    """Seed Python's, NumPy's and PyTorch's CPU generators; return PyTorch's seed."""
     python_seed, torch_seed, numpy_seed = struct.unpack("<QQI", _hash(key, 20))
     random.seed(python_seed)
     np.random.seed(numpy_seed)
-    # Not torch.manual_seed: before CUDA is initialised that one stores a stack trace on each call.
+    # Not torch.manual_seed, which stores a stack trace on each call before CUDA is initialised.
     torch.default_generator.manual_seed(torch_seed)
     return int(torch_seed)
 
 
 def seed_all(*key: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's global generators from a key such as (seed, epoch, update).
+    """Seed Python's, NumPy's and PyTorch's global generators from a key such as (seed, epoch, update).
 
-    The CUDA generators are seeded too where CUDA is initialised. Equal keys give equal numbers on every machine.
+    The CUDA generators are included if CUDA is initialised. Equal keys give equal numbers on every machine.
     """
     seed = _seed_cpu(key)
     if torch.cuda.is_initialized():
@@ -44,7 +44,7 @@ def seed_all(*key: int) -> None:
 
 @contextmanager
 def _cpu_generators_kept() -> Iterator[None]:
-    """Puts the states of the three CPU generators back at the end."""
+    """Restore the states of the three CPU generators at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -55,10 +55,10 @@ def _cpu_generators_kept() -> Iterator[None]:
 
 
 class SeededDataset(Dataset[Any]):
-    """A map-style dataset whose random transforms depend on (seed, epoch, index) alone.
+    """A map-style dataset whose random transforms depend only on (seed, epoch, index).
 
-    Neither the number of workers nor the images read before matter, so a run that is cut and resumed sees the same
-    pixels. Without workers the caller's generators are left as they were.
+    Neither the number of workers nor the images read before matter, so a resumed run sees the same pixels. Without
+    workers the global generators are left unchanged.
 
     Args:
         dataset: The dataset; its items may draw from Python's, NumPy's and PyTorch's CPU generators.
@@ -69,11 +69,11 @@ class SeededDataset(Dataset[Any]):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        # Shared memory: workers that live on through all epochs see what the main process writes.
+        # Shared memory: persistent workers see what the main process writes.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, in the workers too; not while a pass over the data is under way."""
+        """Set the epoch, also in the workers; not to be called during a pass."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class SeededDataset(Dataset[Any]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """The items of one batch; ``DataLoader`` asks for them together, so that states are kept once per batch."""
+        """The items of one batch; ``DataLoader`` requests them together, so states are saved once per batch."""
         with _cpu_generators_kept() if get_worker_info() is None else nullcontext():
             return [self._get_seeded(index) for index in indices]
 

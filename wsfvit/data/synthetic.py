@@ -1,4 +1,4 @@
-"""Generated pictures, so that a training or a measurement runs without any files."""
+"""Generated images, to train or measure without any files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,20 +11,20 @@ from wsfvit.data.digits import TRAIN_SPLITS
 from wsfvit.data.seeding import derive_seed
 
 SIDE = 256
-# A picture is a coarse grid of colours, drawn large: half of it belongs to the class, half to the picture.
+# An image is an upsampled coarse grid of colours: the mean of a grid of its class and one of its own.
 GRID = 8
 
 
 class Synthetic(Dataset[tuple[Any, int]]):
-    """Map-style dataset of (image, label): 256x256 PIL images that depend on the split and the index alone.
+    """Map-style dataset of (image, label): 256x256 PIL images that depend only on the split and the index.
 
-    Labels go round, ``index % num_classes``, and each class has its own coarse pattern, so a network can learn them.
+    Labels are ``index % num_classes``, and each class has its own coarse pattern, so that a network can learn them.
 
     Args:
-        split: A training split, by the names of the digits; every other name gives other pictures of the same classes.
-        num_samples: Number of pictures.
+        split: A name from ``digits.TRAIN_SPLITS``; every other name gives other images of the same classes.
+        num_samples: Number of images.
         num_classes: Number of classes.
-        mode: PIL mode of the pictures.
+        mode: PIL mode of the images.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Synthetic(Dataset[tuple[Any, int]]):
             raise IndexError(index)
         label = index % self.num_classes
         grid = (_draw_grid(label) // 2 + _draw_grid(self.split, index) // 2).astype(np.uint8)
-        picture = Image.fromarray(grid).resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert(self.mode)
-        return (picture if self.transform is None else self.transform(picture)), label
+        image = Image.fromarray(grid).resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert(self.mode)
+        return (image if self.transform is None else self.transform(image)), label
 
 
 def _draw_grid(*key: int) -> np.ndarray:

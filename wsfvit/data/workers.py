@@ -1,4 +1,4 @@
-"""Loading processes that outlive the signals which ask the whole run to stop."""
+"""Dataloader workers that survive the signals which stop a run, until it has saved."""
 
 import atexit
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-# Seconds that remain for the last step and its checkpoint; schedulers give the run about as long before they kill it.
+# Seconds for the last step and its checkpoint; schedulers kill a run about as long after the signal.
 GRACE_SECONDS = 30
 
 
@@ -16,12 +16,12 @@ _loaders: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 
 
 def end_workers_at_exit(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Returns ``loader``, whose persistent workers end before the process does, even where nothing has dropped it.
+    """Shut down the persistent workers of ``loader`` at exit; returns ``loader``.
 
-    Otherwise multiprocessing ends them by a SIGTERM, which they outlive for ``GRACE_SECONDS``, and waits for them.
+    Otherwise multiprocessing sends them SIGTERM, which they survive for ``GRACE_SECONDS``, and waits for them.
     """
     if not _loaders:
-        # What is registered last runs first, and multiprocessing registered when torch was imported.
+        # Handlers run in reverse order; multiprocessing registered its own when torch was imported.
         atexit.register(_end_workers)
     _loaders.add(loader)
     return loader
@@ -34,14 +34,14 @@ def _end_workers() -> None:
 
 
 def outlive_stop_signals(worker_id: int = 0) -> None:
-    """Lets a loading process serve on for a while after SIGTERM, Ctrl-C or SIGUSR1; a second SIGTERM ends it.
+    """Keep a worker alive for ``GRACE_SECONDS`` after SIGTERM, Ctrl-C or SIGUSR1; a second SIGTERM ends it.
 
-    Terminals and schedulers send these to every process of a run. The main process answers them by finishing its step
-    and saving, for which it needs its workers; one that died would end the run unsaved.
+    Terminals and schedulers signal every process of a run. The main process then finishes its step and saves, for which
+    it needs its workers.
 
     Args:
-        worker_id: Not used; ``DataLoader(worker_init_fn=...)`` passes it. To be called there and not before: torch sets
-            its own handler for SIGTERM when a worker starts.
+        worker_id: Unused; ``DataLoader(worker_init_fn=...)`` passes it. Must be called there: torch sets its own
+            SIGTERM handler when a worker starts.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has no SIGUSR1

@@ -1,1 +1,5 @@
 """Evaluation of image classifiers."""
+
+from wsfvit.eval.evaluate import evaluate
+
+__all__ = ["evaluate"]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import wsfvit  # noqa: F401  importing the package registers its models with timm
-from wsfvit.checkpoint.io import load_weights
+from wsfvit.checkpoint.io import load_checkpoint
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 from wsfvit.utils.errors import UserError, first_line
 
@@ -83,7 +83,7 @@ def build_train_model(args: argparse.Namespace, start: bool = True, log: Callabl
         set_fast_norm()
     model = _build(args, pretrained=args.pretrained and not files and start)
     if files and start:
-        meta = load_weights(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
+        meta = load_checkpoint(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
         log(f"starting from the {meta['weights']} weights of {files[0]}")
         if "replaced_classes" in meta:
             log(f"its classifier of {meta['replaced_classes']} classes is replaced by a new one of {model.num_classes}")

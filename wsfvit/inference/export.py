@@ -1,7 +1,7 @@
-"""The export command: a model as ONNX, as a torch.export program, or as a compiled AOTInductor package.
+"""Export to ONNX, torch.export programs and AOTInductor packages; the export command.
 
-All three start from one graph of standard operators, traced by ``torch.export`` at a fixed image size. What was made is
-run on random images and compared with PyTorch before it is written, and a JSON file beside it says how to feed it.
+All three start from one graph of standard operators, traced by ``torch.export`` at a fixed image size. The result is
+compared with PyTorch on random images before it is written, and a JSON file beside it describes input and output.
 """
 
 import argparse
@@ -33,7 +33,7 @@ INPUT, OUTPUT = "images", "logits"
 DYNAMIC_BATCHES = (1, 3)
 # Largest difference from PyTorch, relative to the largest output.
 TOLERANCE = 1e-4
-# "" is ONNX's own domain; PyTorch's are the operators that every PyTorch has, and torchvision's those of detectors.
+# "" is ONNX's standard domain; the PyTorch namespaces are standard, torchvision's has the detection operators.
 ONNX_DOMAINS = ("", "ai.onnx")
 TORCH_NAMESPACES = ("aten", "prims", "higher_order", "torchvision")
 
@@ -41,18 +41,18 @@ Runner = Callable[[Tensor], Any]
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the export command.
+    """Run the export command.
 
     Returns:
-        What it writes into the JSON file, see `describe`.
+        The description written as JSON, see `describe`.
 
     Raises:
-        UserError: something does not fit, a package or the compiler is missing, the model cannot be exported so, or the
-            result differs from PyTorch; then nothing is written.
+        UserError: Arguments do not fit, a package or compiler is missing, the model cannot be exported, or the result
+            differs from PyTorch; nothing is written then.
     """
     path = output_path(args.output, args.format)
     if args.format == "onnx" and args.device != "cpu":
-        raise UserError(f"--device {args.device}: ONNX files do not depend on it, leave it out")
+        raise UserError(f"--device {args.device}: ONNX files do not depend on the device, leave it out")
     if not args.model and not args.checkpoint:
         raise UserError("nothing to export: pass --checkpoint FILE, or --model NAME")
     require_tools(args.format, args.check)
@@ -62,7 +62,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     batches = DYNAMIC_BATCHES if args.dynamic_batch else (args.batch_size,)
     shape = (batches[-1], *classifier.data_config["input_size"])
     began = time.perf_counter()
-    # What is exported is compared with the model itself, fused or not.
+    # The export, fused or not, is compared with the unfused model.
     model = fuse_model(classifier.name, classifier.model) if args.fuse else classifier.model
     content = export_model(model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch)
     description = describe(classifier, args.format, None if args.dynamic_batch else args.batch_size)
@@ -85,7 +85,7 @@ def output_path(output: str, format: str) -> Path:
     """The file to write.
 
     Raises:
-        UserError: it has another suffix than files of the format, or its folder does not exist.
+        UserError: It does not have the suffix of the format, or its folder does not exist.
     """
     path = output_file("--output", output)
     if path.suffix != SUFFIXES[format]:
@@ -94,19 +94,19 @@ def output_path(output: str, format: str) -> Path:
 
 
 def write_export(path: Path, content: bytes, description: dict[str, Any]) -> None:
-    """Writes what was exported, and its description as JSON beside it."""
+    """Write the exported model, and its description as JSON beside it."""
     write_atomic(path, lambda file: file.write(content))
-    # Not NAME.json: weights NAME.safetensors in the same folder have that beside them.
+    # Not NAME.json, which belongs to NAME.safetensors.
     described = path.with_name(f"{path.name}.json")
     write_text_atomic(described, json.dumps(description, indent=2) + "\n")
     log(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
 
 
 def require_tools(format: str, check: bool) -> None:
-    """Asks for what a format needs before anything long begins.
+    """Check early for the packages and the compiler that a format needs.
 
     Raises:
-        UserError: a package or the C++ compiler is missing.
+        UserError: A package or the C++ compiler is missing.
     """
     if format == "onnx":
         wanted = ("onnx", "onnxscript", *(("onnxruntime",) if check else ()))
@@ -117,7 +117,7 @@ def require_tools(format: str, check: bool) -> None:
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if shutil.which(compiler) is None:
             raise UserError(
-                f"--format aoti compiles C++ code and finds no compiler '{compiler}': install one, or name it in CXX"
+                f"--format aoti needs a C++ compiler and '{compiler}' is missing: install one, or name it in CXX"
             )
 
 
@@ -128,25 +128,24 @@ def export_model(
     dynamic_batch: bool = False,
     outputs: Sequence[str] = (OUTPUT,),
 ) -> bytes:
-    """Exports a model; leaves it in eval mode, its parameters frozen.
+    """Export a model; leaves it in eval mode with frozen parameters.
 
     Args:
-        model: From images to one tensor, or a tuple of them.
-        images: An example (B, C, H, W) on the model's device; C, H and W become fixed, and B unless it is dynamic. For
-            a dynamic batch B is at least 2: tracers take a 1 for a constant.
+        model: Maps images to one tensor or a tuple of tensors.
+        images: An example (B, C, H, W) on the model's device; C, H and W become fixed, and B unless it is dynamic. A
+            dynamic batch needs B >= 2, because tracers treat 1 as a constant.
         format: "onnx", "torch" or "aoti".
-        dynamic_batch: Accept any B from 1 on.
+        dynamic_batch: Accept any B >= 1.
         outputs: Names of the tensors that the model returns, for ONNX.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: the model cannot be exported so, or only with operators of its own.
+        UserError: The model cannot be exported, or only with non-standard operators.
     """
     name = type(model).__name__
-    # Frozen, because torch traces attention with a bias in one way and decomposes it in another where a gradient is
-    # wanted, and the shapes of the two do not go together (torch 2.11).
+    # Frozen: with gradients, torch traces and decomposes attention with a bias inconsistently (torch 2.11).
     model.eval().requires_grad_(False)
     batch: dict[int, Any] = {0: torch.export.Dim("batch", min=1)} if dynamic_batch else {}
     try:
@@ -154,11 +153,11 @@ def export_model(
             program = torch.export.export(model, (images,), dynamic_shapes=(batch,))
             foreign = foreign_operators(program)
             if foreign:
-                raise UserError(f"{name} has operators that only its own code defines: {', '.join(foreign)}")
+                raise UserError(f"{name} has operators that standard PyTorch does not have: {', '.join(foreign)}")
             return WRITERS[format](program, outputs)
     except UserError:
         raise
-    # Tracers, converters and compilers raise types of their own, and what any of them means is the same.
+    # Tracers, converters and compilers raise exceptions of many types.
     except Exception as err:
         reason = err.__cause__ or err
         raise UserError(
@@ -201,9 +200,9 @@ WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Sequence[str]], bytes
 
 
 def foreign_operators(program: torch.export.ExportedProgram) -> list[str]:
-    """Names of the operators in a graph that come from elsewhere than PyTorch."""
+    """Names of the operators in a graph that are not PyTorch's."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    # The others are Python's own, for sizes and tuples.
+    # The others are Python functions for sizes and tuples.
     operators = [
         target for target in targets if isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
     ]
@@ -211,7 +210,7 @@ def foreign_operators(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def load_runner(content: bytes, format: str) -> Runner:
-    """What was exported as a function from images (B, C, H, W), on the device of the export, to the model's outputs."""
+    """The exported model as a function of images (B, C, H, W) on the device of the export."""
     if format == "onnx":
         import onnxruntime
 
@@ -236,20 +235,20 @@ def _unpack(outputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
 def compare_outputs(
     model: nn.Module, run: Runner, input_size: Sequence[int], batches: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Runs the model and what was exported of it on random images.
+    """Compare a model with its export on random images.
 
     Args:
         model: In eval mode.
-        run: What was exported.
+        run: The exported model.
         input_size: (C, H, W).
         batches: Sizes of the batches.
-        device: Of the model.
+        device: Device of the model.
 
     Returns:
-        Largest absolute difference, and the largest absolute output of the model.
+        The largest absolute difference, and the largest absolute output of the model.
 
     Raises:
-        UserError: they differ by more than TOLERANCE.
+        UserError: They differ by more than TOLERANCE.
     """
     generator = torch.Generator().manual_seed(0)
     worst, largest = 0.0, 0.0
@@ -259,13 +258,13 @@ def compare_outputs(
         difference, scale = float((run(images) - expected).abs().max()), float(expected.abs().max())
         # "not below" rather than "above", so that NaN fails too
         if not difference <= TOLERANCE * scale:
-            raise UserError(f"what was exported differs from PyTorch by {difference:.1e} (batch of {batch})")
+            raise UserError(f"the exported model differs from PyTorch by {difference:.1e} (batch of {batch})")
         worst, largest = max(worst, difference), max(largest, scale)
     return worst, largest
 
 
 def describe(classifier: Classifier, format: str, batch_size: int | None) -> dict[str, Any]:
-    """What a program that runs the exported file must know; None is any batch size.
+    """Description of the exported file for programs that run it; a ``batch_size`` of None is any.
 
     Returns:
         format, model, ``input`` and ``output`` (name, shape with -1 for any size), mean, std, interpolation, crop_pct,
@@ -292,7 +291,7 @@ def _size(classifier: Classifier) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the notes of tracers and converters on their own internals off the screen."""
+    """Silence the warnings of tracers and converters about their internals."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)

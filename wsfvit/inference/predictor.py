@@ -1,4 +1,4 @@
-"""A model with its weights, its evaluation transform and its class names; and the predict command."""
+"""Classifier: a model with weights, evaluation transform and class names; and the predict command."""
 
 import argparse
 import copy
@@ -31,19 +31,19 @@ from wsfvit.factory.data import DataConfig, resolve_data
 from wsfvit.factory.model import build_model, build_pretrained, fuse_model
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
-from wsfvit.utils.figures import new_panels, picture_path, save_figure, show_image
+from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
 
 MAX_DRAWN = 48
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model ready to look at pictures: in eval mode, on its device, its parameters frozen.
+    """A model ready for inference: in eval mode, on its device, with frozen parameters.
 
     Attributes:
         name: Name of the model.
-        trained: Whether the weights come from anywhere; else they are random.
-        data_config: The evaluation setting, as ``resolve_data`` gives it.
+        trained: Whether weights were loaded; otherwise they are random.
+        data_config: The evaluation setting of ``resolve_data``.
         class_names: One name per class.
     """
 
@@ -59,11 +59,11 @@ class Classifier:
         """The PIL mode of the model's images.
 
         Raises:
-            UserError: the model takes neither grey nor colour images.
+            UserError: The model takes neither grey nor colour images.
         """
         channels = self.data_config["input_size"][0]
         if channels not in (1, 3):
-            raise UserError(f"{self.name} takes {channels} channels, pictures have 1 or 3")
+            raise UserError(f"{self.name} takes {channels} channels, images have 1 or 3")
         return "L" if channels == 1 else "RGB"
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
@@ -72,7 +72,7 @@ class Classifier:
         return lambda image: to_tensor(image.convert(self.mode))
 
     def to_pixels(self, images: Tensor) -> np.ndarray:
-        """Normalised images (B, C, H, W) as the pictures they were: (B, H, W, C) float32 from 0 to 1."""
+        """Normalised images (B, C, H, W) as pixels (B, H, W, C), float32 from 0 to 1."""
         mean, std = (torch.tensor(self.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         pixels: np.ndarray = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         return pixels
@@ -82,7 +82,7 @@ class Classifier:
         """Class probabilities (B, K) float32 on the CPU of images (B, C, H, W).
 
         Raises:
-            UserError: the model does not take images of this size.
+            UserError: The model does not take images of this size.
         """
         try:
             logits = self.model(images.to(self.device))
@@ -95,16 +95,16 @@ class Classifier:
 def load_classifier(
     args: argparse.Namespace, model_name: str | None, checkpoint: str | None, names: Sequence[str] | None = None
 ) -> Classifier:
-    """Builds the model named (or the one that the checkpoint names) and loads its weights.
+    """Build a model and load its weights.
 
     Args:
-        args: Model input, weights and picture input arguments.
-        model_name: Model, or None for the checkpoint's.
+        args: Arguments of ``add_model_input``, ``add_weights`` and ``add_image_input``.
+        model_name: Name of the model, or None for the checkpoint's.
         checkpoint: Weights file, or None: ``--pretrained`` weights, or random ones.
-        names: Class names from the data, for a checkpoint that has none; see ``resolve_class_names``.
+        names: Class names from the data, if the checkpoint has none; see ``resolve_class_names``.
 
     Raises:
-        UserError: a name, value or file does not fit.
+        UserError: A name, value or file does not fit.
     """
     args = copy.copy(args)
     args.model, args.checkpoint = model_name, checkpoint
@@ -115,13 +115,13 @@ def load_classifier(
             raise UserError("--checkpoint and --pretrained both name weights: leave one out")
         state_dict, meta = load_state_dict_file(checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
         args = with_checkpoint_defaults(args, meta)
-    random_seed(0)  # random weights, where there are no others, are the same ones at every call
+    random_seed(0)  # untrained models have the same weights at every call
     model: Any = build_pretrained(args, "--checkpoint") if args.pretrained else build_model(args)
     data_config = resolve_data(args, model, saved_data_config(args.model, meta))
     if state_dict is not None:
         apply_state_dict(model, state_dict, str(checkpoint))
     if note := note_on_other_model(args, meta):
-        print(note, file=sys.stderr)  # stdout may be read by a program
+        print(note, file=sys.stderr)  # stdout may be parsed
     model.to(device).eval().requires_grad_(False)
     class_names = resolve_class_names(args.class_map, meta.get("class_names") or names, model)
     return Classifier(args.model, bool(checkpoint or args.pretrained), model, data_config, class_names, device)
@@ -130,16 +130,16 @@ def load_classifier(
 def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
     """One name per class: those of the file ``class_map``, else ``names``, else ImageNet's, else numbers.
 
-    WordNet numbers, as ImageNet's folders have, become words.
+    WordNet ids, the names of ImageNet's folders, are replaced by words.
 
     Raises:
-        UserError: the file cannot be read, or has another number of names than the model has classes.
+        UserError: The file cannot be read, or its number of names is not the model's number of classes.
     """
     if class_map:
         try:
             names = Path(class_map).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as err:
-            raise UserError(f"--class-map {class_map} is no text file that can be read: one name per line") from err
+            raise UserError(f"--class-map {class_map} is not a readable text file: write one name per line") from err
         names = [name.strip() for name in names if name.strip()]
         if len(names) != model.num_classes:
             raise UserError(f"--class-map {class_map} has {len(names)} names, the model {model.num_classes} classes")
@@ -152,10 +152,10 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
 
 
 def _in_words(names: Sequence[str]) -> list[str]:
-    """Names with WordNet numbers, as ImageNet's folders have, replaced by the first of the synonyms they stand for."""
+    """Replace WordNet ids by the first of their synonyms, if all names are such ids."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return list(names)
-    info = ImageNetInfo()  # its words cover all of WordNet's nouns, whichever the subset
+    info = ImageNetInfo()  # covers all of WordNet's nouns, whatever the subset
     try:
         return [info.label_name_to_description(name).split(",")[0] for name in names]
     except KeyError:
@@ -163,19 +163,19 @@ def _in_words(names: Sequence[str]) -> list[str]:
 
 
 def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs the predict command: prints the most probable classes of every image, and draws them on request.
+    """Run the predict command: print the most probable classes of every image, and draw them on request.
 
     Returns:
         For each image ``image`` (path) and ``predictions``: ``class`` (index), ``name`` and ``probability``.
 
     Raises:
-        UserError: something does not fit, or an image could not be read (the others are predicted first).
+        UserError: Arguments do not fit, or an image could not be read (the others are predicted first).
     """
     if not args.checkpoint and not args.pretrained:
-        raise UserError("a model without weights predicts nothing: pass --checkpoint FILE, or --pretrained")
+        raise UserError("no weights: pass --checkpoint FILE, or --pretrained")
     if args.pretrained and not (args.model or args.checkpoint):
         raise UserError("--pretrained needs --model NAME")
-    out = picture_path(args.out) if args.out else None
+    out = figure_path(args.out) if args.out else None
     paths = find_images(args.images)
     classifier = load_classifier(args, args.model, args.checkpoint)
     if args.fuse:
@@ -195,19 +195,19 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     if out and drawn:
         save_figure(draw_predictions(results[: len(drawn)], drawn, classifier.name), out)
         shown = f" (the first {MAX_DRAWN} images)" if len(results) > MAX_DRAWN else ""
-        print(f"picture: {out}{shown}", file=sys.stderr)
+        print(f"figure: {out}{shown}", file=sys.stderr)
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}")
     return results
 
 
 def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndarray], title: str) -> Any:
-    """A figure with each image, as the model saw it, beside bars of its most probable classes.
+    """A figure with each image, as the model receives it, beside bars of its most probable classes.
 
     Args:
-        results: As ``run_predict`` returns them.
+        results: Results of ``run_predict``.
         images: (H, W, C) from 0 to 1, one per result.
-        title: Above everything.
+        title: Title of the figure.
     """
     columns = 1 if len(images) == 1 else 2
     rows = -(-len(images) // columns)
@@ -240,7 +240,7 @@ def _draw_bars(axis: Any, predictions: Sequence[dict[str, Any]]) -> None:
 def _batches(
     paths: Sequence[Path], args: argparse.Namespace, unreadable: list[str]
 ) -> Iterator[list[tuple[Path, Image.Image]]]:
-    """Batches of readable images, read by threads; what cannot be read is noted in ``unreadable``."""
+    """Batches of readable images, read by threads; messages about the others are appended to ``unreadable``."""
 
     def read(path: Path) -> tuple[Path, Image.Image] | None:
         try:

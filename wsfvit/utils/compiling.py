@@ -1,4 +1,4 @@
-"""torch.compile as the command line asks for it, and what this project sets otherwise than torch does."""
+"""torch.compile by command-line flags, with this project's inductor settings."""
 
 import argparse
 from collections.abc import Iterable
@@ -10,10 +10,9 @@ from torch import nn
 
 from wsfvit.utils.errors import UserError, first_line
 
-# What is used more than once is written to memory and read again if it takes more operators, or tensors, than these to
-# compute; up to them it is computed again. torch's 30, 4 and 8 are just below the gradient of BatchNorm and GELU, which
-# then takes sixteen passes over the widest maps of a model instead of five. Inference gains nothing (docs/LOG.md,
-# 2026-11-22).
+# Limits (operators, tensors) up to which inductor recomputes a value that is used several times instead of storing it.
+# torch's 30, 4 and 8 are just below the gradient of BatchNorm and GELU, which then takes sixteen passes over the widest
+# feature maps instead of five. Inference gains nothing (docs/LOG.md, 2026-11-22).
 GPU_TRAINING_OPTIONS = {
     "realize_opcount_threshold": 64,
     "realize_reads_threshold": 8,
@@ -22,10 +21,10 @@ GPU_TRAINING_OPTIONS = {
 
 
 def compile_model(args: argparse.Namespace, model: nn.Module, training: bool = False) -> Any:
-    """The model as ``--torchcompile`` asks for it, to be trained or not; without that flag the model itself.
+    """Compile the model as ``--torchcompile`` asks, for training or inference; without that flag return it unchanged.
 
     Raises:
-        UserError: a compiler backend, mode, option or memory budget that torch does not know.
+        UserError: torch does not know the backend, mode, option or memory budget.
     """
     backend, mode, settings, budget = (
         vars(args).get(f"torchcompile{each}") for each in ("", "_mode", "_options", "_memory_budget")
@@ -52,7 +51,7 @@ def compile_model(args: argparse.Namespace, model: nn.Module, training: bool = F
 
 
 def compile_options(device: str, training: bool, mode: str | None, settings: Iterable[str]) -> dict[str, Any]:
-    """What `torch.compile` takes as ``options``: this project's, over them those of a mode, then the given ones.
+    """The ``options`` of `torch.compile`: this project's, overridden by those of a mode, then by the given ones.
 
     Args:
         device: "cuda", "cpu", ...
@@ -61,7 +60,7 @@ def compile_options(device: str, training: bool, mode: str | None, settings: Ite
         settings: NAME=VALUE each, see `read_compile_options`.
 
     Raises:
-        UserError: a mode or an option that inductor does not have.
+        UserError: inductor does not have the mode or an option.
     """
     modes = torch._inductor.list_mode_options()
     if mode and mode not in modes:
@@ -71,10 +70,10 @@ def compile_options(device: str, training: bool, mode: str | None, settings: Ite
 
 
 def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
-    """Reads settings of inductor: ``["max_autotune=true"]`` -> ``{"max_autotune": True}``.
+    """Parse settings of inductor: ``["max_autotune=true"]`` -> ``{"max_autotune": True}``.
 
     Raises:
-        UserError: one that is not NAME=VALUE, or that inductor does not have.
+        UserError: One is not NAME=VALUE, or inductor does not have it.
     """
     options = {}
     for setting in settings:
@@ -88,10 +87,10 @@ def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def set_memory_budget(share: float | None) -> None:
-    """Tells the compiler what share of the activations compiled training may save; holds for all compiled later.
+    """Set the fraction of activations that models compiled from now on save for the backward pass.
 
     Args:
-        share: Of what it would save to be fastest; the rest is computed again in the backward pass, what costs least
-            first. 0: the inputs of the compiled model alone; None: all.
+        share: Fraction of what the fastest code would save; the rest is recomputed, the cheapest first. 0: only the
+            inputs of the compiled model; None: all.
     """
     torch._functorch.config.activation_memory_budget = 1.0 if share is None else share

@@ -1,4 +1,4 @@
-"""The processes of one run: `torchrun` starts them, `joined_world` makes them know each other."""
+"""Process group of a run: `torchrun` starts the processes, `joined_world` initialises the group."""
 
 import os
 import warnings
@@ -14,19 +14,19 @@ from torch import nn
 
 from wsfvit.utils.errors import UserError, first_line
 
-# A rank that waits longer than this for another one gives up, so that a dead rank ends the job.
+# A rank that waits longer than this for another one fails, so that a dead rank ends the job.
 TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run.
+    """This process and the process group of the run.
 
     Attributes:
-        device: Where this process computes.
-        rank: Its number among all processes; 0 writes files and speaks.
+        device: Device of this process.
+        rank: Rank among all processes; rank 0 writes files and logs.
         size: Number of processes.
-        local_rank: Its number on this machine, and the index of its GPU.
+        local_rank: Rank on this machine, and the index of its GPU.
     """
 
     device: torch.device
@@ -36,16 +36,16 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and the progress."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def log(self, text: str) -> None:
-        """Prints once for all processes."""
+        """Print in rank 0 only."""
         if self.is_main:
             print(text, flush=True)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; waits for the processes, but for no GPU."""
+        """Whether the flag is set in any process; synchronizes the processes, not the GPU."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -67,28 +67,28 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
 
 
 def distribute(model: nn.Module, world: World, broadcast_buffers: bool = True) -> nn.parallel.DistributedDataParallel:
     """A model on ``world.device`` whose gradients are averaged over all processes."""
-    # Autograd gives gradients the layout of their parameters, but for the strides of axes of length one, which mean
-    # nothing. Convolutions on channels-last maps have such, and every training would begin with a page of warnings.
+    # Gradients have the layout of their parameters except for meaningless strides of axes of length one, which
+    # channels-last convolutions have; DDP would warn about each.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     ids = [world.device] if world.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=broadcast_buffers)
 
 
 def join_world(device: str | None = None) -> World:
-    """Joins the processes that ``torchrun`` started, or stands alone where none did.
+    """Initialise the process group of ``torchrun``; without it, a world of one process.
 
     Args:
         device: Name as for ``--device``. Among several processes each takes the CUDA device of its local rank.
 
     Raises:
-        UserError: no such device, or more processes on this machine than CUDA devices.
+        UserError: There is no such device, or there are more processes on this machine than CUDA devices.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -101,24 +101,24 @@ def join_world(device: str | None = None) -> World:
                 f"process {local_rank} of this machine has no GPU: it has {gpus}; "
                 "start one process per GPU (torchrun --nproc-per-node)"
             )
-        # Not by the name alone: every process would then take memory of the first GPU.
+        # With the index: otherwise every process would allocate memory on the first GPU.
         device = f"cuda:{local_rank}"
     found = resolve_device(device)
     if not dist.is_initialized():
-        # What lies in host memory never goes over NCCL: it knows no tensor there, and objects would cost GPU memory,
-        # which a process that has just run out of it does not have.
+        # Host tensors and objects go over gloo: NCCL would copy objects to GPU memory, which a process that has just
+        # run out of memory does not have.
         backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
-        # With a store PyTorch wants both numbers, without one it reads them as we do.
-        dist.init_process_group(backend, timeout=TIMEOUT, store=store_of_this_life(size), rank=rank, world_size=size)
+        # With a store, PyTorch requires rank and world size; without one it reads them from the environment.
+        dist.init_process_group(backend, timeout=TIMEOUT, store=restart_scoped_store(size), rank=rank, world_size=size)
     return World(found, rank, size, local_rank)
 
 
 @contextmanager
 def joined_world(device: str | None = None) -> Iterator[World]:
-    """``join_world`` for the time of a block.
+    """``join_world`` as a context manager, which destroys the process group at the end.
 
     Raises:
-        UserError: as ``join_world``; or the memory of the device ran out in the block.
+        UserError: As ``join_world``, or the memory of the device ran out in the block.
     """
     world = join_world(device)
     try:
@@ -126,18 +126,18 @@ def joined_world(device: str | None = None) -> Iterator[World]:
     except torch.OutOfMemoryError as err:
         advice = "pass a smaller --batch-size, or --amp; in training, --grad-checkpointing helps too"
         raise UserError(f"{first_line(err)} This does not fit into the memory of {world.device}: {advice}") from err
-    # Not after an error: NCCL would wait for exchanges that the other processes may never join. They end as soon as
-    # this one is gone.
+    # Not after an error: NCCL would wait for collectives that the other processes may never join. They end as soon as
+    # this process is gone.
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def store_of_this_life(size: int) -> dist.Store | None:
-    """Where the processes leave their addresses for each other, or None for PyTorch's choice.
+def restart_scoped_store(size: int) -> dist.Store | None:
+    """Rendezvous store with separate keys for each restart, or None for PyTorch's default.
 
-    ``torchrun --max-restarts`` hands restarted processes the store of those before, which holds their addresses still
-    (pytorch/pytorch#135712), so each life gets keys of its own. Several machines count their restarts differently; with
-    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` torchrun (c10d rendezvous) makes a new store each time.
+    ``torchrun --max-restarts`` passes restarted processes the store of the previous attempt with its stale rendezvous
+    keys (pytorch/pytorch#135712). On several machines the restart counts differ; there, with
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, torchrun (c10d rendezvous) creates a new store each time.
     """
     environment = os.environ
     one_machine = environment.get("LOCAL_WORLD_SIZE") == str(size)
@@ -145,17 +145,17 @@ def store_of_this_life(size: int) -> dist.Store | None:
         return None
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     shared = dist.TCPStore(address, port, size, is_master=False, timeout=TIMEOUT)
-    return dist.PrefixStore(f"life_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
+    return dist.PrefixStore(f"restart_{environment['TORCHELASTIC_RESTART_COUNT']}", shared)
 
 
 def resolve_device(name: str | None) -> torch.device:
     """Device by name; without a name the current CUDA device, or the CPU where there is none.
 
-    A CUDA device that has a number becomes the current one: what names none (waiting, the card's name, new streams)
-    then means it too.
+    A CUDA device with an index becomes the current device, so that calls without a device (synchronize, new streams)
+    use it.
 
     Raises:
-        UserError: no such device here.
+        UserError: There is no such device.
     """
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and how a command ends on one."""
+"""User errors, and how a command ends."""
 
 import difflib
 import os
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user passed in (a name, a value, a file); its text is one line that says what to do."""
+    """Invalid user input (a name, a value, a file); the message is one line that says what to do."""
 
 
 def first_line(err: BaseException) -> str:
-    """The first line of an exception's text that is not empty."""
+    """The first non-empty line of an exception's message."""
     return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
 
 
@@ -23,11 +23,11 @@ def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: s
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Runs a command and ends the process: exit code 0, or 2 with one line on stderr after a ``UserError``.
+    """Run a command; after a ``UserError``, print one line to stderr and end the process with exit code 2.
 
-    Ctrl-C, and a reader of the output that has gone (``| head``), end it as they end other programs, with 128 plus the
-    number of the signal. Every other exception is a defect of this code and keeps its traceback; under torchrun, the
-    launcher repeats the traceback of the process that failed first.
+    Ctrl-C and a closed output pipe (``| head``) end it with 128 plus the number of the signal. Every other exception is
+    a defect and keeps its traceback; under torchrun, the launcher repeats the traceback of the process that failed
+    first.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         _run(main)
@@ -42,8 +42,8 @@ def _run_beside_others(main: Callable[[], object]) -> None:
         _run(main)
     except RuntimeError as err:
         if "by peer" in str(err) or type(err).__name__.startswith("Dist"):  # of gloo; of torch.distributed
-            # This process lost another one. The launcher dates failures in whole seconds and takes the earliest for the
-            # cause: let that be the one of the process that is gone.
+            # Another process died. The launcher dates failures in whole seconds and reports the earliest as the cause:
+            # let that be the failure of the process that died.
             time.sleep(2)
         raise
 
@@ -61,9 +61,9 @@ def _run(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        if _stdout_is_read():  # then it was a pipe of this code's own
+        if _stdout_is_read():  # the broken pipe was another one
             raise
-        # What is still buffered has nowhere to go, and Python would complain about that on its way out.
+        # Otherwise Python would complain at exit about what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 

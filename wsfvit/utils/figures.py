@@ -1,6 +1,6 @@
-"""What all pictures share: figures without a display, panels, and writing them whole.
+"""matplotlib figures without a display: panels, images, curves, atomic writing.
 
-matplotlib is imported inside the functions, and never through pyplot, which would keep state and look for a display.
+matplotlib is imported inside the functions and without pyplot, which keeps state and needs a display.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from wsfvit.utils.files import check_can_be_made, make_folder, write_atomic
 DPI = 150
 
 
-def picture_path(name: str) -> Path:
-    """Checks early that a picture can be written under ``name``: a format that matplotlib writes, in a possible folder.
+def figure_path(name: str) -> Path:
+    """Check early that a figure can be written to ``name``: matplotlib writes the format, the folder can be created.
 
     Raises:
-        UserError: no such format, or the folder cannot be made.
+        UserError: It cannot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -39,24 +39,24 @@ def new_panels(rows: int, columns: int, width: float, height: float, **options: 
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes the figure in the format that the suffix names, atomically; makes the folder.
+    """Write the figure atomically in the format of the suffix; create the folder.
 
     Raises:
-        UserError: the operating system refused.
+        UserError: The operating system refused.
     """
     make_folder(path.parent)
     write_atomic(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=DPI))
 
 
 def show_image(axis: Any, image: np.ndarray) -> None:
-    """Draws an image (H, W, 3), (H, W, 1) or (H, W) with values from 0 to 1, without ticks."""
+    """Draw an image (H, W, 3), (H, W, 1) or (H, W) with values from 0 to 1, without ticks."""
     grey = image.ndim == 2 or image.shape[2] == 1
     axis.imshow(image.reshape(image.shape[:2]) if grey else image, cmap="gray", vmin=0, vmax=1)
     strip_ticks(axis)
 
 
 def show_subband(axis: Any, subband: np.ndarray, name: str) -> None:
-    """Draws a subband (h, w): zero white, positive red, negative blue, the range in the title.
+    """Draw a subband (h, w): zero white, positive red, negative blue, the range in the title.
 
     The strongest half percent of the values saturates, so that a few edges do not wash out all others.
     """
@@ -74,7 +74,7 @@ def strip_ticks(axis: Any) -> None:
 
 
 def style_curves(axis: Any, title: str, label: str) -> None:
-    """The looks of a panel of curves over epochs."""
+    """Style a panel of curves over epochs."""
     axis.set(title=title, xlabel="epoch", ylabel=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
@@ -82,7 +82,7 @@ def style_curves(axis: Any, title: str, label: str) -> None:
 
 
 def plain_log_scale(axis: Any) -> None:
-    """Makes the x axis logarithmic with plain numbers at 1, 2 and 5, if the points spread widely enough for that."""
+    """Make the x axis logarithmic with labels at 1, 2 and 5 times powers of ten, if the points span a factor of 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.dataLim.intervalx
@@ -98,9 +98,9 @@ def draw_subbands(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Seq
     """A figure with one row per image: the image, then its subbands.
 
     Args:
-        rows: Label, image (H, W, C) from 0 to 1, and subbands (K, h, w) of each row.
+        rows: Label, image (H, W, C) from 0 to 1, and subbands (K, h, w) for each row.
         names: The K names of the subbands.
-        title: Above everything.
+        title: Title of the figure.
     """
     aspect = max(image.shape[0] / image.shape[1] for _, image, _ in rows)
     figure, panels = new_panels(len(rows), 1 + len(names), 1.75, 1.75 * aspect + 0.35)

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of it."""
+"""Atomic file writes, locks and output folders."""
 
 import errno
 import os
@@ -16,16 +16,16 @@ def write_atomic(
     write: Callable[[IO[bytes]], object],
     publish: Callable[[Path], object] | None = None,
 ) -> None:
-    """Writes a file through a temporary one beside it; if anything fails, the old file stays as it was.
+    """Write a file through a temporary one beside it; if anything fails, the old file is unchanged.
 
     Args:
         path: The file to write.
         write: Receives the open binary file and writes the content.
-        publish: Receives the path of the complete temporary file and moves it to ``path``, linking what else is to be
-            linked; by default it is just moved.
+        publish: Receives the path of the complete temporary file and moves it to ``path``, adding links if needed
+            (default: only move it).
 
     Raises:
-        UserError: the operating system refused (no space, no permission, no such folder).
+        UserError: The operating system refused (no space, no permission, no such folder).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,22 +46,22 @@ def write_atomic(
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Write UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def held(lock: Path, patience: float = 0) -> Iterator[bool]:
-    """Whether this process alone holds a lock, until the block ends or the process does, however that happens.
+    """Hold an exclusive lock until the block or the process ends; yields whether it was acquired.
 
-    Where the operating or the file system knows no locks, every process thinks that it is alone.
+    Without lock support in the operating or file system, locking is a no-op that succeeds.
 
     Args:
-        lock: A file for this purpose, made where it is missing.
-        patience: Seconds to wait for another process to let go.
+        lock: A file for this purpose, created if it is missing.
+        patience: Seconds to wait for another process to release it.
 
     Raises:
-        UserError: the operating system refused to make the file.
+        UserError: The file cannot be created.
     """
     try:
         file = open(lock, "a")
@@ -69,9 +69,9 @@ def held(lock: Path, patience: float = 0) -> Iterator[bool]:
         raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
     with file:
         until = time.monotonic() + patience
-        while not (alone := _lock(file)) and time.monotonic() < until:
+        while not (acquired := _lock(file)) and time.monotonic() < until:
             time.sleep(0.2)
-        yield alone
+        yield acquired
 
 
 def _lock(file: IO[str]) -> bool:
@@ -80,7 +80,7 @@ def _lock(file: IO[str]) -> bool:
     except ImportError:
         return True
     try:
-        # Not flock, whose lock forked loaders share: they may outlive a killed process by seconds.
+        # Not flock: forked dataloader workers share its lock and may outlive a killed process by seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         return err.errno not in (errno.EACCES, errno.EAGAIN)
@@ -88,10 +88,10 @@ def _lock(file: IO[str]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, where they are missing.
+    """Create a folder and its parents if they are missing.
 
     Raises:
-        UserError: the operating system refused.
+        UserError: The operating system refused.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,23 +100,23 @@ def make_folder(folder: Path) -> None:
 
 
 def check_can_be_made(folder: Path) -> None:
-    """Checks that a folder is there or can be made, before anything long begins and without making it.
+    """Check early that a folder exists or can be created, without creating it.
 
     Raises:
-        UserError: neither.
+        UserError: Neither is the case.
     """
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     if not there.is_dir():
-        raise UserError(f"the folder '{folder}' cannot be made: '{there}' is no folder")
+        raise UserError(f"the folder '{folder}' cannot be made: '{there}' is not a folder")
     if not os.access(there, os.W_OK):
         raise UserError(f"the folder '{folder}' cannot be made or written to: no permission to write to '{there}'")
 
 
 def output_file(flag: str, name: str) -> Path:
-    """The file that ``flag`` names, checked before anything long begins: its folder is there.
+    """The file that ``flag`` names, after checking that its folder exists.
 
     Raises:
-        UserError: it is not.
+        UserError: It does not.
     """
     path = Path(name)
     if not path.parent.is_dir():
@@ -125,7 +125,7 @@ def output_file(flag: str, name: str) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable; only POSIX systems can open a folder for that."""
+    """Make the rename durable; only POSIX systems can open a folder for that."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -9,15 +9,15 @@ from wsfvit.utils.errors import UserError
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """Mixed precision in ``dtype`` on ``device``; off for None."""
+    """Autocast to ``dtype`` on ``device``; disabled for None."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def amp_dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """The lower precision that ``--amp`` asks for, or None.
+    """Autocast dtype of ``--amp``, or None.
 
     Raises:
-        UserError: the weights are to be in a lower precision too.
+        UserError: --model-dtype asks for weights in lower precision as well.
     """
     if not args.amp:
         return None
@@ -27,11 +27,11 @@ def amp_dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 
 def model_dtype(args: argparse.Namespace) -> torch.dtype:
-    """The data type that ``--model-dtype`` asks for."""
+    """Data type of the weights, by ``--model-dtype``."""
     dtype: torch.dtype = getattr(torch, args.model_dtype or "float32")
     return dtype
 
 
 def memory_format(args: argparse.Namespace) -> torch.memory_format:
-    """The layout that ``--channels-last`` asks for."""
+    """Memory format, by ``--channels-last``."""
     return torch.channels_last if args.channels_last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""Progress of a loop: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a loop: a bar on a terminal, plain lines otherwise."""
 
 import sys
 import time
@@ -12,17 +12,17 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Shows units (images) per second, the share of time spent waiting for data, time left, and the caller's figures.
+    """Show units (images) per second, the fraction of time spent waiting for data, time left, and the caller's values.
 
     Args:
-        title: What is running, e.g. ``epoch 3/10``.
+        title: Title, e.g. ``epoch 3/10``.
         total: Number of batches.
         interval: Batches between two plain lines; a bar is drawn at every batch.
-        first: Batches that an earlier run has done.
-        shown: Whether to show anything, or to count alone.
-        epochs_left: Epochs that follow; above 0 the time left of the whole run is shown too.
-        epoch_seconds: Seconds of a whole epoch, for that; 0 takes this loop's own pace.
-        unit: What is counted, in the plural.
+        first: Batches that an earlier run completed.
+        shown: Whether to print; otherwise only count.
+        epochs_left: Epochs that follow; if above 0, the time left of the whole run is also shown.
+        epoch_seconds: Seconds per epoch for that estimate (0: from the pace of this loop).
+        unit: Name of what is counted, in the plural.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Progress:
         self.batches = self.count = 0
         self.waited = 0.0
         self.started = time.perf_counter()
-        # Asked of stderr, because that is where the bar goes; stdout may be a file either way.
+        # stderr, because the bar is drawn there; stdout may be a file.
         drawn = shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=first, desc=title, unit="batch", leave=False) if drawn else None
 
@@ -58,7 +58,7 @@ class Progress:
             self.bar.close()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields from ``items`` and adds up how long each of them took to come."""
+        """Yield from ``items`` and add up the time spent waiting for them."""
         iterator = iter(items)
         while True:
             asked = time.perf_counter()
@@ -81,17 +81,17 @@ class Progress:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time since the start that was spent waiting for data, from 0 to 1."""
+        """Fraction of the time since the start that was spent waiting for data, from 0 to 1."""
         return self.waited / self.seconds
 
     @property
     def due(self) -> bool:
-        """Whether the next ``step`` shows the caller's figures."""
+        """Whether the next ``step`` shows the caller's values."""
         done = self.first + self.batches + 1
         return done % self.interval == 0 or done == self.total
 
     def step(self, count: int, **figures: float) -> None:
-        """Counts one batch of ``count`` units and, where that is due, shows ``figures`` with it."""
+        """Count one batch of ``count`` units and, when due, show ``figures``."""
         due = self.due
         self.batches += 1
         self.count += count
