@@ -41,8 +41,7 @@ def write_program(path: Path, text: str) -> str:
 def echo(tmp_path: Path) -> str:
     """A stand-in for Python that prints its place among the processes and its arguments, one line each."""
     return write_program(
-        tmp_path / "echo",
-        'echo "${RANK:-}/${LOCAL_RANK:-}/${WORLD_SIZE:-} $MASTER_ADDR:$MASTER_PORT" "$@"\n',
+        tmp_path / "echo", 'echo "${RANK:-}/${LOCAL_RANK:-}/${WORLD_SIZE:-} $MASTER_ADDR:$MASTER_PORT" "$@"\n'
     )
 
 

@@ -86,9 +86,5 @@ def test_average_precision_of_every_second_epoch(tmp_path, capsys):
     (run,) = run_plot(plot_parser().parse_args([str(tmp_path / "det"), "--out", str(tmp_path / "curves.png")]))
     assert "det: 60 epochs, best box AP 5.900 (epoch 59)" in capsys.readouterr().out
     axes = draw_curves([run]).axes
-    assert [axis.get_title() for axis in axes if axis.axison] == [
-        "training loss",
-        "validation box AP",
-        "learning rate",
-    ]
+    assert [axis.get_title() for axis in axes if axis.axison] == ["training loss", "validation box AP", "learning rate"]
     assert [axis.lines[0].get_marker() for axis in axes[:2]] == ["", "o"]

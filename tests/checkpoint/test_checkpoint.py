@@ -13,13 +13,7 @@ import torch
 import train
 import validate
 from tools.fuzz_checkpoints import write_safetensors
-from wsfvit.checkpoint.io import (
-    load_checkpoint,
-    load_state_dict_file,
-    read_checkpoint,
-    save_atomic,
-    strip_prefixes,
-)
+from wsfvit.checkpoint.io import load_checkpoint, load_state_dict_file, read_checkpoint, save_atomic, strip_prefixes
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import write_atomic
 

@@ -12,13 +12,7 @@ from PIL import Image
 from timm.data import create_loader
 from torch.utils.data import Dataset
 
-from wsfvit.data import (
-    Augmentation,
-    LoaderOptions,
-    build_eval_loader,
-    build_train_loader,
-    create_dataset,
-)
+from wsfvit.data import Augmentation, LoaderOptions, build_eval_loader, build_train_loader, create_dataset
 from wsfvit.utils.errors import UserError
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}

@@ -80,8 +80,7 @@ def test_published_pyramid_of_t_with_either_heads(heads: str, other: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("size", "params", "channels"),
-    [("s", 40_950_944, (64, 128, 256, 512)), ("m", 68_618_600, (80, 160, 320, 640))],
+    ("size", "params", "channels"), [("s", 40_950_944, (64, 128, 256, 512)), ("m", 68_618_600, (80, 160, 320, 640))]
 )
 def test_published_pyramids(size: str, params: int, channels: tuple[int, ...]) -> None:
     backbone, maps = run_as_published(f"wsfvit_{size}_224")

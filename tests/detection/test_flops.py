@@ -32,10 +32,7 @@ class Calls(nn.Module):
 
 @pytest.mark.parametrize(
     ("config", "params"),
-    [
-        (cascade_mask_rcnn_config("wsfvit_t_224"), 80_483_230),
-        (cascade_mask_rcnn_config("wsfvit_s_224"), 98_937_170),
-    ],
+    [(cascade_mask_rcnn_config("wsfvit_t_224"), 80_483_230), (cascade_mask_rcnn_config("wsfvit_s_224"), 98_937_170)],
     ids=["cascade_t", "cascade_s"],
 )
 def test_parameters_are_the_published_ones(config, params: int) -> None:

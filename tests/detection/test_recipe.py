@@ -30,11 +30,7 @@ def test_norms_and_bias_tables_are_not_decayed_and_all_else_is():
     names = {parameter: name for name, parameter in model.named_parameters()}
     free, decayed = group_parameters(model, 0.05)
     assert free["weight_decay"] == 0 and decayed["weight_decay"] == 0.05
-    assert {names[p] for p in free["params"]} == {
-        "norms.weight",
-        "norms.bias",
-        "attn.relative_position_bias_table",
-    }
+    assert {names[p] for p in free["params"]} == {"norms.weight", "norms.bias", "attn.relative_position_bias_table"}
     assert {names[p] for p in decayed["params"]} == {"conv.weight", "bn.weight", "bn.bias"}
 
 

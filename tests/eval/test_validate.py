@@ -147,9 +147,7 @@ def test_ways_to_run_it_agree(weights, more):
 
 @pytest.mark.usefixtures("seven")
 @pytest.mark.parametrize(
-    "more",
-    [[], ["--channels-last"], ["--model-dtype", "bfloat16"], ["--torchcompile", "eager"]],
-    ids=" ".join,
+    "more", [[], ["--channels-last"], ["--model-dtype", "bfloat16"], ["--torchcompile", "eager"]], ids=" ".join
 )
 def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, more):
     models, compile_model = [], command.compile_model

@@ -151,9 +151,7 @@ def allocating(allocate: Callable[..., torch.Tensor]) -> Iterator[None]:
     plain = torch.Tensor.new_empty
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            torch.Tensor,
-            "new_empty",
-            lambda *args, dtype=None, **more: (plain if more else allocate)(*args, **more),
+            torch.Tensor, "new_empty", lambda *args, dtype=None, **more: (plain if more else allocate)(*args, **more)
         )
         yield
 

@@ -30,7 +30,7 @@ REFUSED_VALIDATE = {flag: REFUSED[flag] for flag in ("--dataset-trust-remote-cod
 REFUSED_VALUES = {
     "--amp-impl": {"apex": "NVIDIA Apex amp is no longer developed; leave the flag out for PyTorch's own (native)"},
     "--worker-seeding": {
-        "part": "every image has its own seed, whatever the worker; leave the flag out for that (all)",
+        "part": "every image has its own seed, whatever the worker; leave the flag out for that (all)"
     },
 }
 

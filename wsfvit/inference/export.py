@@ -166,13 +166,7 @@ def export_model(
 
 
 def _write_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=outputs,
-        verbose=False,
-    )
+    converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False)
     assert converted is not None
     foreign = sorted({node.domain for node in converted.model.graph.all_nodes()} - set(ONNX_DOMAINS))
     if foreign:

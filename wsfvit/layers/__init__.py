@@ -5,14 +5,7 @@ from .channel_attention import ChannelAttention
 from .conv import GELU, StridedConv2dSame
 from .layout import to_nchw, to_nhwc
 from .mbconv import Downsample, MBConv
-from .partition import (
-    grid_partition,
-    grid_reverse,
-    pad_to_multiple,
-    padding_mask,
-    window_partition,
-    window_reverse,
-)
+from .partition import grid_partition, grid_reverse, pad_to_multiple, padding_mask, window_partition, window_reverse
 from .rel_pos import RelPosBias, resize_bias_table
 from .spectral import AFNO2d, GlobalFilter, resample_filter
 from .stem import PublishedHaarSWT2d, WaveletStem

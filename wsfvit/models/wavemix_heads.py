@@ -65,11 +65,7 @@ class WaveMixSuperResolution(WaveMixTrunk):
     """
 
     def __init__(
-        self,
-        in_chans: int = 3,
-        cfg: WaveMixCfg = SUPER_RESOLUTION_CFG,
-        drop_path_rate: float = 0.0,
-        **overrides: Any,
+        self, in_chans: int = 3, cfg: WaveMixCfg = SUPER_RESOLUTION_CFG, drop_path_rate: float = 0.0, **overrides: Any
     ) -> None:
         super().__init__(override_cfg(cfg, overrides), in_chans, drop_path_rate)
         _check_reduction("super-resolution", self.cfg, 1)

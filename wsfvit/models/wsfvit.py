@@ -244,9 +244,7 @@ class WSFViT(StagedClassifier):
         return (-(-self.img_size[0] // self.total_stride), -(-self.img_size[1] // self.total_stride))
 
     def set_input_size(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        window_size: int | tuple[int, int] | None = None,
+        self, img_size: int | tuple[int, int] | None = None, window_size: int | tuple[int, int] | None = None
     ) -> None:
         """Sets window = grid for another image size and interpolates the bias tables.
 

@@ -9,13 +9,7 @@ from torch import nn
 
 from wsfvit.data import dataset_class_names, dataset_num_classes, same_images
 from wsfvit.eval.evaluate import evaluate
-from wsfvit.factory.data import (
-    Loader,
-    build_train_loader,
-    build_val_loader,
-    check_class_order,
-    resolve_data,
-)
+from wsfvit.factory.data import Loader, build_train_loader, build_val_loader, check_class_order, resolve_data
 from wsfvit.factory.model import build_train_model, resolve_model_kwargs
 from wsfvit.factory.recipe import build_erasing, build_loss, build_mixup
 from wsfvit.train.task import Task

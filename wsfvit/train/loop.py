@@ -138,12 +138,7 @@ def train_one_epoch(
     loss = mean_loss(state, cfg.world)
     if finished and loss is None:
         raise UserError(f"epoch {state.epoch} had no finite update; stopped unsaved. {ADVICE}")
-    return {
-        "loss": loss,
-        "lr": state.lr,
-        rate: progress.per_second,
-        "finished": finished,
-    }
+    return {"loss": loss, "lr": state.lr, rate: progress.per_second, "finished": finished}
 
 
 def prepare_batch(batch: Any, index: int, epoch: int, cfg: StepConfig) -> Any:

@@ -24,21 +24,8 @@ from wsfvit.factory.recipe import resolve_grad_accum_steps, resolve_lr
 from wsfvit.train.loggers import RunLog
 from wsfvit.train.loop import LoopEvents, StepConfig, train_one_epoch
 from wsfvit.train.nonfinite import report_bad_step
-from wsfvit.train.run_dir import (
-    create_run_dir,
-    lock_run_dir,
-    name_run_dir,
-    primitive,
-    read_resumed,
-)
-from wsfvit.train.setup import (
-    build_state,
-    build_step_config,
-    check_agreement,
-    move_schedule,
-    restore,
-    set_up_torch,
-)
+from wsfvit.train.run_dir import create_run_dir, lock_run_dir, name_run_dir, primitive, read_resumed
+from wsfvit.train.setup import build_state, build_step_config, check_agreement, move_schedule, restore, set_up_torch
 from wsfvit.train.signals import StopRequests
 from wsfvit.train.state import TrainState
 from wsfvit.train.task import Task

@@ -12,9 +12,7 @@ from wsfvit.utils.errors import UserError
 
 
 def write_atomic(
-    path: str | os.PathLike[str],
-    write: Callable[[IO[bytes]], object],
-    publish: Callable[[Path], object] | None = None,
+    path: str | os.PathLike[str], write: Callable[[IO[bytes]], object], publish: Callable[[Path], object] | None = None
 ) -> None:
     """Write a file through a temporary one beside it; if anything fails, the old file is unchanged.
 

@@ -11,15 +11,7 @@ from wsfvit.utils.precision import amp_dtype
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.splits import open_own, open_split
-from wsfvit.video.evaluation import (
-    BASELINES,
-    MODEL,
-    VideoResult,
-    describe_data,
-    evaluate,
-    markdown_table,
-    write_report,
-)
+from wsfvit.video.evaluation import BASELINES, MODEL, VideoResult, describe_data, evaluate, markdown_table, write_report
 from wsfvit.video.figures import check_animation
 from wsfvit.video.metrics import DEFINITIONS
 

@@ -30,11 +30,7 @@ class DetectionDataset(Dataset[Any]):
     """
 
     def __init__(
-        self,
-        data: CocoData,
-        transform: Callable[[View], View],
-        with_targets: bool,
-        normalize: Normalize | None = None,
+        self, data: CocoData, transform: Callable[[View], View], with_targets: bool, normalize: Normalize | None = None
     ) -> None:
         self.transform, self.with_targets, self.normalize = transform, with_targets, normalize or Normalize()
         self.labels = {category: label for label, category in enumerate(data.categories)}

@@ -109,11 +109,7 @@ class DetectionBackbone(nn.Module):
         return maps
 
     def load_classifier(
-        self,
-        path: str | os.PathLike[str],
-        use_ema: bool = False,
-        trust: bool = False,
-        resize_bias_tables: bool = False,
+        self, path: str | os.PathLike[str], use_ema: bool = False, trust: bool = False, resize_bias_tables: bool = False
     ) -> list[str]:
         """Loads an image classifier's checkpoint into the model; every key and shape has to match.
 

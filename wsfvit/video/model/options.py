@@ -19,10 +19,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "n_s": (positive_int, "convolutions of the encoder and of the decoder; every second one changes the resolution"),
     "n_t": (positive_int, "WSF blocks of the translator"),
     "mlp_ratio": (positive_float, "hidden over outer width of the inter-subband MLP"),
-    "attn_mlp_ratio": (
-        positive_float,
-        "hidden over outer width of the MLPs of local and global attention",
-    ),
+    "attn_mlp_ratio": (positive_float, "hidden over outer width of the MLPs of local and global attention"),
     "head_dim": (positive_int, "head width of local and global attention"),
     "inter_heads": (positive_int, "heads of the inter-subband attention"),
     "window_size": (positive_int, "side of attention window and grid"),
