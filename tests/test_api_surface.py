@@ -12,7 +12,8 @@ import timm
 
 import wsfvit.models
 
-MODULES = ("wsfvit.wavelets", "wsfvit.layers", "wsfvit.models", "wsfvit.data")
+PACKAGES = "wavelets layers models data checkpoint eval analysis train detection video"
+MODULES = tuple(f"wsfvit.{name}" for name in PACKAGES.split())
 
 
 def describe_surface() -> dict[str, object]:

@@ -134,7 +134,7 @@ def add_batch_norm(group: Group) -> None:
 
 
 def add_ema(group: Group) -> None:
-    """Exponential moving average (EMA) of the weights."""
+    """EMA of the weights."""
     add_switch(group, "--model-ema", "maintain an EMA of the weights and evaluate the EMA model")
     add_switch(group, "--model-ema-force-cpu", "keep the EMA in host memory; the raw weights are then evaluated")
     group.add_argument("--model-ema-decay", type=fraction, default=0.9998, metavar="F", help="decay of the EMA")
