@@ -67,11 +67,14 @@ def test_every_environment_variable_that_is_read_is_in_the_table() -> None:
         p for folder in ("wsfvit", "benchmarks", "experiments", "tools") for p in (ROOT / folder).rglob("*.py")
     ):
         found |= set(
-            re.findall(r"environ(?:ment)?(?:\.get)?[\[(]\s*\"([A-Z_]+)\"|\"(WSFVIT_[A-Z_]+)\"", path.read_text())
+            re.findall(r"environ(?:ment)?(?:\.get)?[\[(]\s*\"([A-Z_]+)\"|\"(WSFVIT_[A-Z_0-9]+)\"", path.read_text())
         )
     assert {name for pair in found for name in pair if name} <= VARIABLES.keys()
     scripts = "".join(path.read_text() for path in (ROOT / "scripts").rglob("*") if path.is_file())
     assert set(re.findall(r"\$\{([A-Z_]+):-", scripts)) <= VARIABLES.keys()
+    table = (ROOT / "docs" / "faq.md").read_text().partition("## Environment variables")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([A-Z_0-9]+)`", row)} == VARIABLES.keys()
 
 
 def test_key_values_are_literals_or_text() -> None:

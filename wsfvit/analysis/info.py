@@ -21,7 +21,7 @@ LOG_PACKAGES = ("tensorboard", "wandb", "trackio")
 # Every environment variable that the package, its programs and its scripts read; a test compares.
 VARIABLES = {
     "WSFVIT_WAVELET_BACKEND": "backend of the wavelet operators: auto, reference or triton",
-    "WSFVIT_CIFAR": "folder of CIFAR-10 for the study in experiments/",
+    "WSFVIT_CIFAR10": "folder of CIFAR-10 for the study in experiments/",
     "WSFVIT_REQUIRE_GPU": "1: tests that need a GPU fail instead of being skipped",
     "WSFVIT_SLURM_TASKS": "set by scripts/slurm/train.sbatch: one task per GPU",
     "TRITON_INTERPRET": "1: Triton kernels run in its interpreter, on the CPU",
@@ -29,6 +29,7 @@ VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "GPUs that are used",
     "OMP_NUM_THREADS": "CPU threads of each process",
     "CXX": "C++ compiler of --format aoti",
+    "CUBLAS_WORKSPACE_CONFIG": "set by --deterministic where it is not set",
     "HF_HUB_OFFLINE": "1: hfds/ datasets do not use the network",
     "RANK": "set by torchrun: number of this process",
     "LOCAL_RANK": "set by torchrun: number of this process on its machine",
@@ -41,7 +42,7 @@ VARIABLES = {
     "MAX_RESTARTS": "for scripts/launch.sh: restarts after a failure",
     "PYTHON": "for the scripts: Python interpreter",
     "REMOTE": "for scripts/multinode.sh: command that runs a command on another machine, such as ssh",
-    "TORCHELASTIC_RUN_ID": "set by torchrun: name of the job",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1: for restarts on several machines",
     "TORCHELASTIC_RESTART_COUNT": "set by torchrun: restarts so far",
     "TORCHELASTIC_USE_AGENT_STORE": "set by torchrun: whether restarted processes share its store",
 }
