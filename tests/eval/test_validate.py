@@ -161,7 +161,7 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, mo
     assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
     forms = ("compiled", "fused, compiled") if "--torchcompile" in more else ("plain", "fused")
     assert (plain["form"], fused["form"]) == forms
-    assert capsys.readouterr().out.count("note: pass --fuse too") == ("--torchcompile" in more)
+    assert capsys.readouterr().out.count("note: add --fuse") == ("--torchcompile" in more)
     assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
     same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
     assert [fused[key] for key in same] == [plain[key] for key in same]
@@ -353,7 +353,7 @@ def test_a_failure_in_one_process_ends_all():
             return [value, (False, "cannot read image 'b.png'")]
 
     with pytest.raises(UserError, match="process 1: cannot read image 'b.png'"):
-        command._together(Two(torch.device("cpu"), size=2), lambda: None)
+        command._fail_together(Two(torch.device("cpu"), size=2), lambda: None)
 
 
 def test_results_files_by_suffix_or_format(tmp_path):

@@ -102,9 +102,7 @@ def read_run(file: Path, name: str) -> Run:
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise UserError(f"'{file}' cannot be read as a table: {err}") from err
     if not rows or "epoch" not in rows[0]:
-        raise UserError(
-            f"'{file}' is not the table of a run: it has no " + ("'epoch' column" if rows else "rows")
-        )
+        raise UserError(f"'{file}' is not the table of a run: it has no " + ("'epoch' column" if rows else "rows"))
     columns = {key: [_number(row.get(key)) for row in rows] for key in rows[0] if key}
     return Run(name, [epoch + 1 for epoch in columns["epoch"]], columns)
 
