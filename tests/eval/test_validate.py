@@ -243,7 +243,7 @@ def test_data_of_some_classes_is_evaluated_among_those(weights, tmp_path, capsys
     [row] = run(data, "--checkpoint", weights, "--valid-labels", listed)
     assert "note:" not in capsys.readouterr().out
     run(data, "--checkpoint", weights)
-    noted = f"note: the data has 2 classes, taken for the first of the {CLASSES} of the model; see --valid-labels"
+    noted = f"note: the data has 2 classes, evaluated as the first of the model's {CLASSES}; see --valid-labels"
     assert noted in capsys.readouterr().out
     model = timm.create_model("test_resnet", num_classes=CLASSES, checkpoint_path=str(weights)).eval()
     halved = nn.Linear(model.num_features, 2)
