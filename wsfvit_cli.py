@@ -111,8 +111,7 @@ def run_command(
     from wsfvit.train.signals import STOPPED_EXIT_CODE
 
     result = run(parse_with_config(parser, argv))
-    finished = result.get("finished", True) if isinstance(result, dict) else getattr(result, "finished", True)
-    code = STOPPED_EXIT_CODE if not finished else result if isinstance(result, int) else 0
+    code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
     if code:
         sys.exit(code)
 

@@ -159,7 +159,7 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, mo
     assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
     forms = ("compiled", "fused, compiled") if "--torchcompile" in more else ("plain", "fused")
     assert (plain["form"], fused["form"]) == forms
-    assert capsys.readouterr().out.count("note: pass --fuse too") == ("--torchcompile" in more)
+    assert capsys.readouterr().out.count("note: add --fuse") == ("--torchcompile" in more)
     assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
     same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
     assert [fused[key] for key in same] == [plain[key] for key in same]
@@ -241,7 +241,7 @@ def test_data_of_some_classes_is_evaluated_among_those(weights, tmp_path, capsys
     [row] = run(data, "--checkpoint", weights, "--valid-labels", listed)
     assert "note:" not in capsys.readouterr().out
     run(data, "--checkpoint", weights)
-    noted = f"note: the data has 2 classes, taken for the first of the {CLASSES} of the model; see --valid-labels"
+    noted = f"note: the data has 2 classes, evaluated as the first of the model's {CLASSES}; see --valid-labels"
     assert noted in capsys.readouterr().out
     model = timm.create_model("test_resnet", num_classes=CLASSES, checkpoint_path=str(weights)).eval()
     halved = nn.Linear(model.num_features, 2)
@@ -351,7 +351,7 @@ def test_a_failure_in_one_process_ends_all():
             return [value, (False, "cannot read image 'b.png'")]
 
     with pytest.raises(UserError, match="process 1: cannot read image 'b.png'"):
-        command._together(Two(torch.device("cpu"), size=2), lambda: None)
+        command._fail_together(Two(torch.device("cpu"), size=2), lambda: None)
 
 
 def test_results_files_by_suffix_or_format(tmp_path):

@@ -100,7 +100,7 @@ def run_command(*argv: str) -> dict[str, Any]:
 
 
 def test_command_exports_a_checkpoint_and_describes_it(trained, tmp_path, capsys) -> None:
-    """Model, its arguments and input come from the checkpoint; the moving average is another set of weights."""
+    """Model, its arguments and input come from the checkpoint; the EMA is another set of weights."""
     checkpoint, path = str(trained.run_dir / "last.pth.tar"), tmp_path / "digits.onnx"
     run_command("--checkpoint", checkpoint, "--use-ema", "--output", str(path), "--dynamic-batch")
     assert "largest difference from PyTorch: " in capsys.readouterr().out
@@ -170,9 +170,9 @@ def test_models_that_cannot_be_exported() -> None:
         ("--model test_resnet --output a.pt2", "a file of --format onnx ends in .onnx"),
         ("--model test_resnet --output nowhere/a.onnx", "the folder 'nowhere' does not exist"),
         ("--output a.onnx", "pass --checkpoint FILE, or --model NAME"),
-        ("--model test_resnet --output a.onnx --device cuda", "ONNX files do not depend on it"),
+        ("--model test_resnet --output a.onnx --device cuda", "ONNX files do not depend on the device"),
         ("--model test_resnet --output a.onnx", "needs onnxscript: pip install onnxscript"),
-        ("--model test_resnet --output a.pt2 --format aoti", "no compiler 'no-such-compiler'"),
+        ("--model test_resnet --output a.pt2 --format aoti", "'no-such-compiler' is missing"),
         ("--model test_resnt --output a.pt2 --format torch", "did you mean test_resnet"),
     ],
 )

@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """argparse's help with a usage of one line: the flags follow below it."""
-        shapes: dict[Any, str] = {None: "{}", "?": "[{}]"}
+        shapes: dict[object, str] = {None: "{}", "?": "[{}]"}
         places = [
             " ".join(
                 [*action.option_strings[:1], shapes.get(action.nargs, "{}...").format(action.metavar or action.dest)]
