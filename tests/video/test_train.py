@@ -18,6 +18,7 @@ from wsfvit.video import train
 from wsfvit.video.args import train_parser
 from wsfvit.video.checkpoint import load_model
 from wsfvit.video.optim import OneCycleScheduler
+from wsfvit_cli import run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +100,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_pat
 
     monkeypatch.setattr(train, "build_train_loader", lambda *args: Stopping(build(*args)))
     with pytest.raises(SystemExit) as ended:
-        train.main([*TINY_RUN, "--output", str(tmp_path)])
+        run_command(train_parser(), train.run_training, [*TINY_RUN, "--output", str(tmp_path)])
     assert ended.value.code == 75 and not (tmp_path / "tiny" / "test.json").exists()
     monkeypatch.undo()
     resumed = run("--output", tmp_path, "--resume", "auto", flags=TINY_RUN)
