@@ -97,7 +97,6 @@ def test_a_stopped_run_resumes_exactly_and_every_second_epoch_is_validated(data,
     assert resumed.rows[-1]["segm_AP"] == whole.rows[-1]["segm_AP"]
 
 
-@pytest.mark.slow
 def test_two_processes_train_a_cascade_and_agree_on_the_metrics(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "wsfvit.detection", "train", str(data), *RECIPE, "--detector", "cascade_mask_rcnn", "-b", "1"]
