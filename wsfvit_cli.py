@@ -41,9 +41,9 @@ DETECTION = {
 }
 VIDEO = {
     "train": ("train SimVP on Moving MNIST or your videos", "video.args:train_parser", "video.train:run_training"),
-    "validate": ("measure a model beside baselines", "video.args:validate_parser", "video.validate:run_validation"),
+    "validate": ("measure a model beside baselines", "video.args:validate_parser", "video.evaluation:run_validation"),
     "predict": ("predict and draw future frames", "video.args:predict_parser", "video.predict:run_prediction"),
-    "flops": ("count multiply-accumulates", "video.flops:flops_parser", "video.flops:run_flops"),
+    "flops": ("count multiply-accumulates", "video.args:flops_parser", "video.flops:run_flops"),
 }
 GROUPS = {"": CLASSIFICATION, "detection": DETECTION, "video": VIDEO}
 TITLES = {

@@ -34,7 +34,7 @@ from benchmarks.common import build_timing_parser, set_up_device, write_run
 from benchmarks.timing import Timing, cpu_or_wall_clock, time_candidates, training_step
 from wsfvit.cli.common import KeyValues
 from wsfvit.data.seeding import derive_seed
-from wsfvit.detection.data.batch import PaddingCollate, Sample
+from wsfvit.detection.data.dataset import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.model.config import KINDS, mask_rcnn_config
 from wsfvit.detection.model.detector import build_detector, to_original

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.study_plan import Study
-from wsfvit.utils.figures import new_panels, plain_log_scale, save_figure
+from wsfvit.utils.figures import new_panels, save_figure
 from wsfvit.utils.files import write_text_atomic
 from wsfvit.utils.tables import markdown_table
 
@@ -165,10 +165,23 @@ def draw_costs(study: Study, finished: Sequence[Record]) -> Any:
                 points[system] = axis.errorbar(statistics.median(values), statistics.fmean(top1), bar, **style)
     for axis, (label, _) in zip(axes[0], PANELS, strict=True):
         axis.set_xlabel(label)
-        plain_log_scale(axis)
+        _plain_log_scale(axis)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("top-1 (%)")
     figure.legend(points.values(), points, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.suptitle(study.title, fontsize=9)
     return figure
+
+
+def _plain_log_scale(axis: Any) -> None:
+    """Make the x axis logarithmic with labels at 1, 2 and 5 times powers of ten, if the points span a factor of 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.dataLim.intervalx
+    if high < 5 * low:
+        return
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

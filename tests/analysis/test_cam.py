@@ -240,7 +240,7 @@ def test_no_crop_keeps_the_aspect_ratio():
         (["cut"], "cut/a.png': "),
         (["good", "--checkpoint", "a", "b", "--models", "test_vit"], "one weights file per model"),
         (["good", "--models", "test_resnet", "--subbands"], "has a wavelet stem"),
-        (["good", "--models", "test_resnet", "--target", "tenche"], "did you mean tench"),
+        (["good", "--models", "test_resnet", "--target", "tenche"], "did you mean 'tench"),
         (["good", "--models", "test_resnet", "--target", "1000"], "pass 0 to 999"),
         (["good", "--models", "test_resnet", "--layer", "layer9"], "no layer 'layer9'"),
         (["good", "--models", "test_resnet", "--out", "cam.txt"], "must end in .png"),

@@ -1,4 +1,4 @@
-"""The benchmark of wavelets other than Haar: the convolution candidate avoids matrices, a wrong candidate is refused."""
+"""The benchmark of other wavelets than Haar: its convolution candidate avoids matrices, a wrong one is refused."""
 
 import pytest
 import torch

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsfvit.detection.model.assign import match_boxes, sample_matches, sample_rois
+from wsfvit.detection.model.boxes import match_boxes, sample_matches, sample_rois
 
 
 def bars(*widths: float, at: float = 0) -> Tensor:

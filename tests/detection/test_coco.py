@@ -12,7 +12,7 @@ from wsfvit.utils.errors import UserError
 
 def test_reads_images_categories_and_annotations(tmp_path):
     data = read_coco(*write_coco(tmp_path))
-    assert data.categories == {2: "cat", 9: "dog"} and data.names == ["cat", "dog"]
+    assert data.categories == {2: "cat", 9: "dog"} and list(data.categories.values()) == ["cat", "dog"]
     assert [(image.id, image.height, image.width) for image in data.images] == [(7, 10, 20), (3, 30, 40)]
     assert [entry["id"] for entry in data.images[0].annotations] == [0, 1]
     assert data.problems == ()

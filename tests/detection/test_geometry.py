@@ -8,13 +8,12 @@ from detection_parity import load_fixture
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from wsfvit.detection.model.anchors import build_anchors, find_inside
 from wsfvit.detection.model.boxes import decode_boxes, encode_boxes
 from wsfvit.detection.model.config import CASCADE_STAGES
 from wsfvit.detection.model.detector import to_original
-from wsfvit.detection.model.heads import pool_rois, pyramid_levels
-from wsfvit.detection.model.masks import build_mask_targets, interpolate_masks, paste_masks
+from wsfvit.detection.model.heads import build_mask_targets, interpolate_masks, paste_masks, pool_rois, pyramid_levels
 from wsfvit.detection.model.roi_heads import GIOU_EPS, Detections
+from wsfvit.detection.model.rpn import build_anchors, find_inside
 
 CPU = torch.device("cpu")
 UNIT = (1.0, 1.0, 1.0, 1.0)
@@ -128,7 +127,7 @@ def test_paste_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert paste_masks(probs[:0], box[:0], (6, 8)).shape == (0, 6, 8)
     three = (probs.expand(3, 2, 2), box + torch.tensor([[0.0], [1], [2]]), (6, 8))
     whole = paste_masks(*three)
-    monkeypatch.setattr("wsfvit.detection.model.masks.PASTE_ELEMENTS", 6 * 8)
+    monkeypatch.setattr("wsfvit.detection.model.heads.PASTE_ELEMENTS", 6 * 8)
     assert torch.equal(paste_masks(*three), whole)
 
 

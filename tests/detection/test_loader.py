@@ -11,9 +11,8 @@ from detection.coco_files import write_coco
 from PIL import Image
 
 from wsfvit.data.loader import LoaderOptions
-from wsfvit.detection.data.batch import DetectionBatch
 from wsfvit.detection.data.coco import read_coco
-from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.dataset import DetectionBatch, DetectionDataset
 from wsfvit.detection.data.loader import AspectRatioSampler, build_eval_loader, build_train_loader
 from wsfvit.detection.data.transforms import EvalTransform, TrainSizes, TrainTransform, flip
 from wsfvit.detection.shapes import write_shapes

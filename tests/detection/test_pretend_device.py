@@ -4,7 +4,7 @@ import torch
 from detection.tiny_detector import SMALL
 from pretend_device import PretendDevice
 
-from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.dataset import DetectionBatch
 from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.evaluation import encode_detections, to_image_detections
 from wsfvit.detection.model.config import KINDS

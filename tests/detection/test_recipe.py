@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from wsfvit.detection.args import train_parser
-from wsfvit.detection.optim import build_optimizer, build_scheduler, group_parameters
+from wsfvit.detection.train import DetectionTask, group_parameters
+from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 
 
@@ -20,8 +21,8 @@ class Parts(nn.Module):
         self.bn = nn.BatchNorm2d(1)
 
 
-def parse(*argv):
-    return train_parser().parse_args(["data", *argv])
+def build_task(*argv):
+    return DetectionTask(train_parser().parse_args(["data", *argv]), World(torch.device("cpu")))
 
 
 def test_norms_and_bias_tables_are_not_decayed_and_all_else_is():
@@ -35,19 +36,19 @@ def test_norms_and_bias_tables_are_not_decayed_and_all_else_is():
 
 
 def test_the_default_optimizer_is_the_published_one():
-    optimizer = build_optimizer(parse(), Parts())
+    optimizer = build_task().build_optimizer(Parts())
     assert type(optimizer).__name__ == "AdamW"
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0, 0.05]
     assert all(group["lr"] == 1e-4 and tuple(group["betas"]) == (0.9, 0.999) for group in optimizer.param_groups)
     with pytest.raises(UserError, match="--layer-decay"):
-        build_optimizer(parse("--layer-decay", "0.9"), Parts())
+        build_task("--layer-decay", "0.9")
 
 
 def rates(*argv, updates=100):
     """The learning rate of each update of a training of ``updates`` an epoch."""
-    args = parse(*argv)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.lr)
-    scheduler, epochs = build_scheduler(args, optimizer, updates)
+    task = build_task(*argv)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=task.args.lr)
+    scheduler, epochs = task.build_scheduler(optimizer, updates)
     found = []
     for update in range(epochs * updates):
         found.append(optimizer.param_groups[0]["lr"])

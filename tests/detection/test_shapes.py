@@ -18,7 +18,7 @@ from wsfvit.utils.errors import UserError
 def test_a_folder_of_shapes_is_a_sound_coco_folder(tmp_path):
     annotations, images = write_shapes(tmp_path, 12, (48, 64), seed=3)
     data = read_coco(annotations, images)
-    assert data.names == list(CATEGORIES) and len(data.images) == 12 == len(list(images.glob("*.png")))
+    assert tuple(data.categories.values()) == CATEGORIES and len(data.images) == 12 == len(list(images.glob("*.png")))
     assert [image.width for image in data.images[:3]] == [64, 64, 48]
     assert {entry["category_id"] for image in data.images for entry in image.annotations} == {1, 2, 3}
     assert all(1 <= len(image.annotations) <= 4 for image in data.images)

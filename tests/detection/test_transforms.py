@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsfvit.detection.data.batch import PaddingCollate, Sample
+from wsfvit.detection.data.dataset import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import (
     EvalTransform,
     Normalize,

@@ -18,11 +18,11 @@ import validate
 from wsfvit.cli.validate import parse_validate_args
 from wsfvit.eval import validate as command
 from wsfvit.eval.jobs import Job, list_jobs
-from wsfvit.eval.results import ResultsFile
 from wsfvit.eval.validate import run_validation
 from wsfvit.models.fuse import ConvGELU
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.tables import ResultsFile
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["--model", "test_resnet", "--num-classes", str(CLASSES), "--img-size", "32", "--device", "cpu", "-j", "0"]

@@ -6,16 +6,15 @@ from video.tiny import TINY_MODEL
 
 from wsfvit.cli.run import parse_with_config
 from wsfvit.utils.distributed import World
-from wsfvit.video.args import train_parser
+from wsfvit.video.args import build_config, train_parser
 from wsfvit.video.metrics import VideoMetrics, copy_last_frame
-from wsfvit.video.model.options import build_config
 from wsfvit.video.model.simvp import SimVP
 from wsfvit.video.train import VideoPrediction
 
 
 def test_a_training_step_and_the_metrics():
-    config = build_config(parse_with_config(train_parser(), [*TINY_MODEL, "--frames-out", "3"]))
-    model, task = SimVP(config), VideoPrediction()
+    args = parse_with_config(train_parser(), [*TINY_MODEL, "--frames-out", "3"])
+    model, task = SimVP(build_config(args)), VideoPrediction(args, World(torch.device("cpu")))
     with PretendDevice():
         world = World(torch.device("lazy"))
         model.to(world.device)

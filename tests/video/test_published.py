@@ -14,9 +14,9 @@ from wsfvit.cli.run import parse_with_config
 from wsfvit.utils.errors import UserError
 from wsfvit.video.args import predict_parser, train_parser, validate_parser
 from wsfvit.video.checkpoint import load_model
+from wsfvit.video.evaluation import run_validation
 from wsfvit.video.predict import run_prediction
 from wsfvit.video.train import run_training
-from wsfvit.video.validate import run_validation
 
 # What OpenSTL writes: only the best weights, a training state, and the same by Lightning.
 WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from video.published import FIXTURES, fill, published_shapes
 
 from wsfvit.layers import to_nhwc
 from wsfvit.video import SimVP, SimVPConfig
-from wsfvit.video.model.published import convert_published, read_config
+from wsfvit.video.checkpoint import convert_published, read_config
 
 TINY = SimVPConfig(
     frames_in=4, frames_out=4, hid_s=8, hid_t=16, head_dim=8, inter_heads=4, window_size=4, mlp_ratio=2.0

@@ -11,14 +11,14 @@ import pytest
 import torch
 from video.tiny import TINY, TINY_RUN
 
+import wsfvit_cli
 from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.cli.run import parse_with_config
 from wsfvit.utils.errors import UserError
 from wsfvit.video import train
 from wsfvit.video.args import train_parser
 from wsfvit.video.checkpoint import load_model
-from wsfvit.video.optim import OneCycleScheduler
-from wsfvit_cli import run_command
+from wsfvit.video.train import OneCycleScheduler
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tiny_run, tmp_pat
 
     monkeypatch.setattr(train, "build_train_loader", lambda *args: Stopping(build(*args)))
     with pytest.raises(SystemExit) as ended:
-        run_command(train_parser(), train.run_training, [*TINY_RUN, "--output", str(tmp_path)])
+        wsfvit_cli.main(["train", *TINY_RUN, "--output", str(tmp_path)], group="video")
     assert ended.value.code == 75 and not (tmp_path / "tiny" / "test.json").exists()
     monkeypatch.undo()
     resumed = run("--output", tmp_path, "--resume", "auto", flags=TINY_RUN)

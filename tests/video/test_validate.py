@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import wsfvit_cli
 from wsfvit.factory.data import loader_options
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
@@ -15,9 +17,8 @@ from wsfvit.video.args import validate_parser
 from wsfvit.video.checkpoint import load_model
 from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.moving_mnist import Motion, open_moving_mnist
-from wsfvit.video.evaluation import BASELINES, MODEL, evaluate
+from wsfvit.video.evaluation import BASELINES, MODEL, evaluate, run_validation
 from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
-from wsfvit.video.validate import run_validation
 
 
 def validate(tiny_run, *argv):
@@ -41,7 +42,7 @@ def test_the_run_is_evaluated_again(tiny_run, tmp_path, capsys):
 
 
 def test_what_cannot_be_written_is_noticed_before_anything_is_read(tmp_path, monkeypatch):
-    nothing = {"run_folder": tmp_path / "none"}
+    nothing = SimpleNamespace(run_dir=tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made: '.*file' is not a folder"):
         validate(nothing, "--out", tmp_path / "file" / "new")
@@ -101,7 +102,9 @@ def test_baselines():
     assert BASELINES["black"] is predict_black and BASELINES["mean-of-input"] is repeat_mean_frame
 
 
-def test_help_names_every_flag_once():
-    text = validate_parser().format_help()
+def test_help_names_every_flag_once(capsys):
+    with pytest.raises(SystemExit):
+        wsfvit_cli.main(["validate", "--help"], prog="python -m wsfvit.video", group="video")
+    text = capsys.readouterr().out
     flags = re.findall(r"^  (?:-\w[^\n]*, )?(--[a-z-]+)", text, re.M)
     assert len(flags) == len(set(flags)) and "--official-test" in flags and "python -m wsfvit.video validate" in text

@@ -1,7 +1,6 @@
 """Class activation maps of any timm model with the grad-cam package, as a gallery; and the cam command."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from wsfvit.data import dataset_class_names
 from wsfvit.data.image_files import find_images, read_image, write_sample_images
 from wsfvit.factory.data import build_dataset
 from wsfvit.inference.predictor import Classifier, load_classifier
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import UserError, did_you_mean
 from wsfvit.utils.figures import draw_subbands, figure_path, new_panels, save_figure, show_image
 from wsfvit.utils.progress import Progress
 
@@ -273,9 +272,8 @@ def _find_class(target: str, names: Sequence[str]) -> int:
         return lowered.index(target.lower())
     if target.isdecimal() and int(target) < len(names):
         return int(target)
-    near = difflib.get_close_matches(target.lower(), lowered, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"pass 0 to {len(names) - 1}, or a class name"
-    raise UserError(f"--target {target}: {hint}")
+    advice = f": pass 0 to {len(names) - 1}, or a class name"
+    raise UserError(f"--target {target}{did_you_mean(target.lower(), lowered, n=3, otherwise=advice)}")
 
 
 def _transform(args: argparse.Namespace, classifier: Classifier, samples: Sequence[Sample]) -> list[Tensor]:

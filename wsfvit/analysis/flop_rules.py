@@ -82,42 +82,15 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Co
     return Cost(macs=entries * (width + value.shape[-1]), activations=out, other=7 * entries)
 
 
-def elementwise(inputs: Sequence[Any], output: Any) -> Cost:
-    """One operation per output element."""
-    return Cost(other=_numel(output))
-
-
-def _free(inputs: Sequence[Any], output: Any) -> Cost:
-    return FREE
-
-
 def _numel(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * (2 if value.is_complex() else 1)
     return sum(map(_numel, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def _per_element_read(times: int) -> Rule:
-    return lambda inputs, output: Cost(other=times * _numel(inputs[0]))
-
-
-def _per_element_written(times: int) -> Rule:
-    return lambda inputs, output: Cost(other=times * _numel(output))
-
-
 def _product(output: torch.Tensor, depth: int) -> Cost:
     """Every output element sums ``depth`` products; a complex product is four real ones."""
     return Cost(macs=output.numel() * depth * (4 if output.is_complex() else 1), activations=_numel(output))
-
-
-@register_flop_rule("aten::mm", "aten::bmm", "aten::_scaled_mm")
-def _matrix_product(inputs: Sequence[Any], output: Any) -> Cost:
-    return _product(output, inputs[0].shape[-1])
-
-
-@register_flop_rule("aten::addmm", "aten::baddbmm")
-def _added_matrix_product(inputs: Sequence[Any], output: Any) -> Cost:
-    return _product(output, inputs[1].shape[-1])
 
 
 @register_flop_rule("aten::convolution", "aten::cudnn_convolution", "aten::mkldnn_convolution")
@@ -126,25 +99,6 @@ def _convolution(inputs: Sequence[Any], output: Any) -> Cost:
     taps = weight[0].numel()  # products per output element (transposed: per input element)
     macs = (image if transposed else output).numel() * taps
     return Cost(macs=macs, activations=_numel(output))
-
-
-@register_flop_rule("aten::mv", "aten::dot", "aten::vdot")
-def _vector_product(inputs: Sequence[Any], output: Any) -> Cost:
-    return Cost(macs=_numel(inputs[0]), activations=_numel(output))
-
-
-@register_flop_rule("aten::addmv", "aten::addr")
-def _added_vector_product(inputs: Sequence[Any], output: Any) -> Cost:
-    return Cost(macs=max(map(_numel, inputs[1:3])), activations=_numel(output))
-
-
-@register_flop_rule(
-    *(f"aten::_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn")),
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-)
-def _fused_attention(inputs: Sequence[Any], output: Any) -> Cost:
-    return attention(*inputs[:3])
 
 
 @register_flop_rule("aten::native_layer_norm", "aten::native_group_norm")
@@ -199,19 +153,31 @@ def _nms(inputs: Sequence[Any], output: Any) -> Cost:
     return Cost(other=7 * number * (number - 1))
 
 
-_OTHER_ARITHMETIC: Mapping[Rule, str] = {
+def _per_element(times: int, read: bool = False) -> Rule:
+    """``times`` operations for each element that is written, or read."""
+    return lambda inputs, output: Cost(other=times * _numel(inputs[0] if read else output))
+
+
+elementwise, _free = _per_element(1), _per_element(0)
+_RULES: Mapping[Rule, str] = {
+    lambda inputs, output: _product(output, inputs[0].shape[-1]): "mm bmm _scaled_mm",
+    lambda inputs, output: _product(output, inputs[1].shape[-1]): "addmm baddbmm",
+    lambda inputs, output: Cost(macs=_numel(inputs[0]), activations=_numel(output)): "mv dot vdot",
+    lambda inputs, output: Cost(macs=max(map(_numel, inputs[1:3])), activations=_numel(output)): "addmv addr",
+    lambda inputs, output: attention(*inputs[:3]): "_scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable",
     elementwise: "gelu silu hardswish hardtanh leaky_relu mish elu celu rrelu glu renorm addcmul index_add scatter_add",
-    _per_element_written(5): "_softmax _safe_softmax _log_softmax",
-    _per_element_written(8): "upsample_bilinear2d _upsample_bilinear2d_aa",  # 4 taps, each a product and an addition
-    _per_element_written(32): "upsample_bicubic2d _upsample_bicubic2d_aa",  # 16 taps
-    _per_element_read(1): "mean sum amax amin aminmax max min argmax argmin prod any all cumsum count_nonzero col2im "
-    "_adaptive_avg_pool2d adaptive_max_pool2d mkldnn_adaptive_avg_pool2d",
-    _per_element_read(2): "linalg_vector_norm norm logsumexp",
-    _per_element_read(3): "var std var_mean std_mean",
-    _per_element_read(4): "_fused_rms_norm",
-}
-# Data movement and bookkeeping. Views and what PyTorch itself marks as a view need not be named.
-_DATA_MOVEMENT = """
+    _per_element(5): "_softmax _safe_softmax _log_softmax",
+    _per_element(8): "upsample_bilinear2d _upsample_bilinear2d_aa",  # 4 taps, each a product and an addition
+    _per_element(32): "upsample_bicubic2d _upsample_bicubic2d_aa",  # 16 taps
+    _per_element(1, read=True): "mean sum amax amin aminmax max min argmax argmin prod any all cumsum count_nonzero "
+    "col2im _adaptive_avg_pool2d adaptive_max_pool2d mkldnn_adaptive_avg_pool2d",
+    _per_element(2, read=True): "linalg_vector_norm norm logsumexp",
+    _per_element(3, read=True): "var std var_mean std_mean",
+    _per_element(4, read=True): "_fused_rms_norm",
+    # Data movement and bookkeeping. Views and what PyTorch itself marks as a view need not be named.
+    _free: """
     alias arange as_strided bernoulli bucketize cat clone complex constant_pad_nd copy detach diag_embed embedding empty
     empty_like empty_permuted empty_strided eye fill flip full full_like gather im2col index index_copy index_fill
     index_put index_select lift_fresh lift_fresh_copy linspace masked_fill masked_select new_empty new_empty_strided
@@ -220,7 +186,7 @@ _DATA_MOVEMENT = """
     scalar_tensor scatter searchsorted set slice_scatter sort split_with_sizes_copy stack topk tril triu unfold
     unfold_copy unsafe_chunk unsafe_split upsample_nearest2d _upsample_nearest_exact2d where zero zeros zeros_like
     _local_scalar_dense _unique2 _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view native_dropout
-"""
-for _rule, _names in _OTHER_ARITHMETIC.items():
+""",
+}
+for _rule, _names in _RULES.items():
     register_flop_rule(*(f"aten::{name}" for name in _names.split()))(_rule)
-register_flop_rule(*(f"aten::{name}" for name in _DATA_MOVEMENT.split()))(_free)

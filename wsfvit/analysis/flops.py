@@ -14,8 +14,9 @@ from wsfvit.analysis.flop_counter import Complexity, count_complexity
 from wsfvit.analysis.flop_rules import Cost
 from wsfvit.factory.data import resolve_data
 from wsfvit.factory.model import build_model
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import UserError, import_optional
 from wsfvit.utils.files import output_file, write_text_atomic
+from wsfvit.utils.tables import markdown_table
 
 # As printed in the WSF-ViT release of February 2026, at the model's size: parameters (M) and "FLOPs" (G, in fact MACs);
 # then the MACs (G) of the release's own code, counted with fvcore.
@@ -62,13 +63,11 @@ def run_flops(args: argparse.Namespace) -> None:
     if args.all and args.counter == "fvcore":
         raise UserError("--counter fvcore counts one model: pass --model NAME instead of --all")
     out = output_file("--out", args.out) if args.out else None
-    lines = []
-    for line in _report_all(args) if args.all else _report_one(args):
-        lines.append(line)
-        if out is None:
-            print(line, flush=True)
-    if out is not None:
-        write_text_atomic(out, "\n".join(lines) + "\n")
+    text = "\n".join(_report_all(args) if args.all else _report_one(args))
+    if out is None:
+        print(text)
+    else:
+        write_text_atomic(out, f"{text}\n")
         print(f"table: {out}")
 
 
@@ -89,18 +88,17 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
     yield f"  FLOPs               {(2 * found.macs + found.other_flops) / 1e9:.3f} G"
     yield f"  FLOPs outside MACs  {found.other_flops / 1e9:.3f} G"
     yield f"  activations         {found.activations / 1e6:.3f} M elements\n"
-    yield from markdown_head(
-        ("module", "parameters (M)", "MACs (M)", "share (%)", *(("fvcore (M)",) if second else ()))
-    )
-    for m in modules:
-        if m.params or m.cost.macs:
-            figures = (
-                f"{m.params / 1e6:.3f}",
-                f"{m.cost.macs / 1e6:.2f}",
-                f"{100 * m.cost.macs / max(found.macs, 1):.2f}",
-            )
-            more = [f"{second[m.name] / 1e6:.2f}"] if second else []
-            yield markdown_row([m.name or "(whole model)", *figures, *more])
+    rows = [
+        [
+            *(m.name or "(whole model)", f"{m.params / 1e6:.3f}", f"{m.cost.macs / 1e6:.2f}"),
+            f"{100 * m.cost.macs / max(found.macs, 1):.2f}",
+            *([f"{second[m.name] / 1e6:.2f}"] if second else []),
+        ]
+        for m in modules
+        if m.params or m.cost.macs
+    ]
+    header = ("module", "parameters (M)", "MACs (M)", "share (%)", *(("fvcore (M)",) if second else ()))
+    yield markdown_table(header, rows, aligned=False)
     yield ""
     if second:
         shown = ", ".join(f"{name.removeprefix('aten::')} ({calls} x)" for name, calls in sorted(left_out.items()))
@@ -110,25 +108,25 @@ def _report_one(args: argparse.Namespace) -> Iterator[str]:
 
 def _report_all(args: argparse.Namespace) -> Iterator[str]:
     order = list(PUBLISHED)
+
     # The published models in their order, then the others, each where the published one of the same size would be.
-    names = sorted(
-        timm.list_models("wsfvit*"),
-        key=lambda name: (name not in order, order.index(near) if (near := _pixel_name(name)) in order else len(order)),
-    )
-    if args.format == "csv":
-        yield ",".join(COLUMNS)
-    else:
-        yield f"Counted by `python get_flops.py --all` with torch {torch.__version__} and timm {timm.__version__}.\n"
-        yield from markdown_head(COLUMNS)
+    def place(name: str) -> tuple[bool, int]:
+        near = name.replace("wsfvit_dwt_", "wsfvit_")
+        return name not in order, order.index(near) if near in order else len(order)
+
     operators: dict[str, Cost] = {}
-    for name in names:
+    rows = []
+    for name in sorted(timm.list_models("wsfvit*"), key=place):
         found, shape = count_named(args, name)
         operators |= {key: max(cost, operators.get(key, cost), key=_kind) for key, cost in found.operators.items()}
-        cells = _table_cells(args, name, shape, found)
-        yield ",".join(cells) if args.format == "csv" else markdown_row(cells)
-    if args.format == "markdown":
-        yield f"\n{ORIGIN}\n"
-        yield from describe_counting(operators)
+        rows.append(_table_cells(args, name, shape, found))
+    if args.format == "csv":
+        yield from (",".join(cells) for cells in (COLUMNS, *rows))
+        return
+    yield f"Counted by `python get_flops.py --all` with torch {torch.__version__} and timm {timm.__version__}.\n"
+    yield markdown_table(COLUMNS, [[cell or "-" for cell in cells] for cells in rows], aligned=False)
+    yield f"\n{ORIGIN}\n"
+    yield from describe_counting(operators)
 
 
 def _table_cells(args: argparse.Namespace, name: str, shape: tuple[int, ...], found: Complexity) -> list[str]:
@@ -173,13 +171,11 @@ def count_with_fvcore(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple
     Raises:
         UserError: fvcore is not installed.
     """
-    try:
-        from fvcore.nn import FlopCountAnalysis
-    except ImportError as err:
-        raise UserError("--counter fvcore: pip install fvcore") from err
+    fvcore = import_optional("fvcore.nn", "--counter fvcore: pip install fvcore")
     args = copy.copy(args)
     args.mean, args.std = None, None
-    analysis = FlopCountAnalysis(build_model(args).eval(), torch.zeros(shape))  # traced, so not on the meta device
+    # It traces the model, so not on the meta device.
+    analysis = fvcore.FlopCountAnalysis(build_model(args).eval(), torch.zeros(shape))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return analysis.by_module(), analysis.unsupported_ops()
 
@@ -197,19 +193,5 @@ def _kind(cost: Cost) -> int:
     return 2 if cost.macs else 1 if cost.other else 0
 
 
-def _pixel_name(name: str) -> str:
-    return name.replace("wsfvit_dwt_", "wsfvit_")
-
-
 def _size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def markdown_head(columns: tuple[str, ...]) -> tuple[str, str]:
-    """The first two lines of a Markdown table."""
-    return markdown_row(columns), "|" + "---|" * len(columns)
-
-
-def markdown_row(cells: Iterable[str]) -> str:
-    """One line of a Markdown table; an empty cell becomes a dash."""
-    return f"| {' | '.join(cell or '-' for cell in cells)} |"

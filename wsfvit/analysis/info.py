@@ -55,18 +55,16 @@ def run_info(args: argparse.Namespace) -> None:
     print(f"images:    Pillow {PIL.__version__}, decoded by {torchvision.get_image_backend()}")
     print(f"data sets: folders and tar files, {_versions(DATA_PACKAGES)}")
     print(f"logs:      CSV, {_versions(LOG_PACKAGES)}")
-    print(f"models:    {', '.join(f'{count} {family}' for family, count in _families().items())}")
+    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("wsfvit.")]
+    families = Counter(name.partition("_")[0] for name in ours)
+    print(f"models:    {', '.join(f'{count} {family}_*' for family, count in families.items())}")
     for device in [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]:
         print(f"device:    {_describe(device)}, wavelet backend {_backend(device)}")
-    print(f"processes: {', '.join(_distributed_backends()) or 'only one'}")
+    names = ("gloo", "nccl", "mpi") if dist.is_available() else ()
+    backends = [name for name in names if getattr(dist, f"is_{name}_available")()]
+    print(f"processes: {', '.join(backends) or 'only one'}")
     for name, meaning in VARIABLES.items():
         print(f"variable:  {name}={os.environ.get(name, '(not set)')}  {meaning}")
-
-
-def _families() -> dict[str, int]:
-    """Number of registered models of this package by the first part of their names."""
-    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("wsfvit.")]
-    return dict(Counter(f"{name.partition('_')[0]}_*" for name in ours))
 
 
 def _describe(device: torch.device) -> str:
@@ -81,13 +79,6 @@ def _backend(device: torch.device) -> str:
         return resolve_backend(device)
     except (RuntimeError, ValueError) as err:  # a backend was asked for that this installation does not have
         return f"unusable: {err}"
-
-
-def _distributed_backends() -> list[str]:
-    if not dist.is_available():
-        return []
-    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
-    return [name for name, available in found.items() if available]
 
 
 def _versions(names: tuple[str, ...]) -> str:

@@ -32,12 +32,6 @@ DATA_HELP = (
 )
 
 
-def _build(description: str, prog: str | None) -> argparse.ArgumentParser:
-    parser = build_parser(description)
-    parser.prog = prog or parser.prog
-    return parser
-
-
 def _add_number(group: Group, *flags: str, help: str, **options: Any) -> None:
     group.add_argument(*flags, **{"type": positive_int, "metavar": "N", "help": help, **options})
 
@@ -46,12 +40,11 @@ def _add_key_values(group: Group, flag: str, help: str) -> None:
     group.add_argument(flag, nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
 
 
-def train_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def train_parser() -> argparse.ArgumentParser:
     """Parser of the train command."""
-    parser = _build(
+    parser = build_parser(
         "Train Mask R-CNN or Cascade Mask R-CNN on data in COCO's format. SIGTERM, SIGUSR1 or Ctrl-C save after the "
-        "current update and end with exit code 75; --resume auto continues.",
-        prog,
+        "current update and end with exit code 75; --resume auto continues."
     )
     add_config(parser)
     parser.add_argument("data", nargs="?", metavar="DIR", help=DATA_HELP)
@@ -176,9 +169,9 @@ def _add_backend(group: Group) -> None:
     )
 
 
-def validate_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def validate_parser() -> argparse.ArgumentParser:
     """Parser of the validate command."""
-    parser = _build("Evaluate the boxes and masks of a detector on every image of a split: average precision.", prog)
+    parser = build_parser("Evaluate the boxes and masks of a detector on every image of a split: average precision.")
     parser.add_argument("data", nargs="?", metavar="DIR", help=DATA_HELP)
     data = parser.add_argument_group("Data parameters")
     data.add_argument("--split", default="val", choices=("train", "val"), help="part of DIR")
@@ -201,9 +194,9 @@ def validate_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def predict_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def predict_parser() -> argparse.ArgumentParser:
     """Parser of the predict command."""
-    parser = _build("Detect objects in images; write a drawing of each image, and one JSON file of all.", prog)
+    parser = build_parser("Detect objects in images; write a drawing of each image, and one JSON file of all.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
     _add_trained(parser)
     parser.add_argument("--out", default="output/detections", metavar="DIR", help="folder of drawings and JSON file")
@@ -224,10 +217,10 @@ def _add_trained(group: Group) -> None:
     _add_number(group, "--max-detections", help="default: as in training")
 
 
-def export_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
     """Parser of the export command."""
-    parser = _build(
-        "Export a detector as a function of one image of a fixed size, suppression and masks included.", prog
+    parser = build_parser(
+        "Export a detector as a function of one image of a fixed size, suppression and masks included."
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint of the train command")
     parser.add_argument("--use-ema", action="store_true", help="use the EMA of the weights if there is one")
@@ -254,9 +247,9 @@ def export_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def flops_parser() -> argparse.ArgumentParser:
     """Parser of the flops command."""
-    parser = _build("Count a detector's parameters and multiply-accumulates, part by part.", prog)
+    parser = build_parser("Count a detector's parameters and multiply-accumulates, part by part.")
     text = "the four published detectors, whatever --detector and --model say"
     parser.add_argument("--all", action="store_true", help=text)
     _add_kind(parser)
@@ -269,10 +262,10 @@ def flops_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def shapes_parser(prog: str | None = None) -> argparse.ArgumentParser:
+def shapes_parser() -> argparse.ArgumentParser:
     """Parser of the shapes command."""
-    parser = _build(
-        "Write generated images of circles, squares and triangles in COCO's format, as training data.", prog
+    parser = build_parser(
+        "Write generated images of circles, squares and triangles in COCO's format, as training data."
     )
     parser.add_argument("folder", metavar="DIR", help="gets DIR/train and DIR/val")
     _add_number(parser, "--train-count", default=64, help="training images")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsfvit.detection.data.batch import DetectionBatch
 from wsfvit.detection.data.coco_masks import encode_masks
+from wsfvit.detection.data.dataset import DetectionBatch
 from wsfvit.detection.model.detector import to_original
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import import_optional
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 
@@ -182,17 +182,13 @@ class CocoEvaluator:
 
 
 def _import_backend(backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    try:
-        if backend == "faster":
-            from faster_coco_eval import COCO, COCOeval_faster
-
-            return COCO, COCOeval_faster
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as err:
-        package = "faster-coco-eval" if backend == "faster" else "pycocotools"
-        raise UserError(f"COCO evaluation needs {package}: pip install {package}") from err
-    return COCO, COCOeval
+    if backend == "faster":
+        advice = "COCO evaluation needs faster-coco-eval: pip install faster-coco-eval"
+        faster = import_optional("faster_coco_eval", advice)
+        return faster.COCO, faster.COCOeval_faster
+    advice = "COCO evaluation needs pycocotools: pip install pycocotools"
+    coco, cocoeval = (import_optional(f"pycocotools.{name}", advice) for name in ("coco", "cocoeval"))
+    return coco.COCO, cocoeval.COCOeval
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -2,20 +2,20 @@
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from wsfvit.data.image_files import read_image
-from wsfvit.detection.data.batch import DetectionBatch
+from wsfvit.detection.data.dataset import DetectionBatch
 from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.evaluation import ImageDetections
 from wsfvit.train.loggers import RunLog
-from wsfvit.utils.files import write_atomic
+from wsfvit.utils.figures import write_png
 
 FILE = "detections.png"
 HEIGHT = 320  # of each image in FILE, in pixels
@@ -33,7 +33,7 @@ def draw_targets(batch: DetectionBatch, normalize: Normalize, names: Sequence[st
         boxes, labels, masks = (target[key].cpu() for key in ("boxes", "labels", "masks"))
         objects = ImageDetections(target["image_id"], boxes, torch.ones(len(boxes)), labels, masks.bool())
         drawing = draw_detections(Image.fromarray(pixels), objects, names, min_score=0.0)
-        canvas[:, :h, :w] = _to_tensor(drawing).float() / 255
+        canvas[:, :h, :w] = pil_to_tensor(drawing).float() / 255
     return drawn
 
 
@@ -46,14 +46,9 @@ def draw_found(
         image = draw_detections(read_image(paths[detections.image_id]), detections, names)
         drawings.append(np.asarray(image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))))
     if drawings:
-        row = Image.fromarray(np.concatenate(drawings, axis=1))
-        write_atomic(log.folder / FILE, partial(row.save, format="PNG"))
-        log.log_image("detections", _to_tensor(row), update)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    """uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        row = np.concatenate(drawings, axis=1)
+        write_png(log.folder / FILE, row)
+        log.log_image("detections", torch.from_numpy(row).permute(2, 0, 1), update)
 
 
 def draw_detections(

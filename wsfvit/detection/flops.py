@@ -8,7 +8,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from wsfvit.analysis.flop_counter import count_complexity
-from wsfvit.analysis.flops import CONVENTION, markdown_head, markdown_row
+from wsfvit.analysis.flops import CONVENTION
 from wsfvit.detection.model.config import KINDS, DetectorConfig
 from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL
-from wsfvit.eval.results import ResultsFile
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import write_text_atomic
+from wsfvit.utils.tables import ResultsFile, markdown_table
 
 # As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
 PUBLISHED = {
@@ -97,9 +97,9 @@ def run_flops(args: argparse.Namespace) -> None:
     lines = [
         f"One image of {size[0]} x {size[1]}, {args.box_rois} RoIs for boxes, {args.mask_rois} for masks, "
         f"{args.num_classes} classes.\n",
-        *_totals(counts, (*size, args.box_rois, args.mask_rois, args.num_classes) == PUBLISHED_SETTING),
+        _totals(counts, (*size, args.box_rois, args.mask_rois, args.num_classes) == PUBLISHED_SETTING),
         "",
-        *_breakdown(counts),
+        _breakdown(counts),
         *(f"\n{text}" for text in NOTES),
     ]
     print("", *lines, sep="\n")
@@ -113,28 +113,28 @@ def run_flops(args: argparse.Namespace) -> None:
         print(f"\ntables: {folder / 'flops.md'}, {folder / 'flops.csv'}")
 
 
-def _totals(counts: Counts, published_setting: bool) -> Iterator[str]:
+def _totals(counts: Counts, published_setting: bool) -> str:
     """Totals of each detector, beside the published ones where the setting is theirs."""
-    yield from markdown_head(
-        (
-            *("detector", "backbone", "params (M)", "published params (M)"),
-            *("published MACs (G)", "MACs, published rule (G)", "MACs (G)", "FLOPs outside MACs (G)"),
-        )
+    header = (
+        *("detector", "backbone", "params (M)", "published params (M)"),
+        *("published MACs (G)", "MACs, published rule (G)", "MACs (G)", "FLOPs outside MACs (G)"),
     )
+    rows = []
     for key, (*_, total) in counts.items():
-        params, macs = PUBLISHED.get(key, ("", "")) if published_setting else ("", "")
-        ours = (_giga(count) for count in (total.published, total.macs, total.other))
-        yield markdown_row((*key, f"{total.params / 1e6:.3f}", str(params), str(macs), *ours))
+        published = map(str, PUBLISHED[key] if published_setting and key in PUBLISHED else "--")
+        ours = map(_giga, (total.published, total.macs, total.other))
+        rows.append((*key, f"{total.params / 1e6:.3f}", *published, *ours))
+    return markdown_table(header, rows, aligned=False)
 
 
-def _breakdown(counts: Counts) -> Iterator[str]:
-    yield from markdown_head(
-        ("detector", "backbone", "part", "params (M)", "MACs, published rule (G)", "MACs (G)", "share of MACs (%)")
-    )
-    for key, (*parts, total) in counts.items():
-        for p in parts:
-            share = f"{100 * p.macs / total.macs:.1f}"
-            yield markdown_row((*key, p.name, f"{p.params / 1e6:.3f}", _giga(p.published), _giga(p.macs), share))
+def _breakdown(counts: Counts) -> str:
+    header = ("detector", "backbone", "part", "params (M)", "MACs, published rule (G)", "MACs (G)", "share of MACs (%)")
+    rows = [
+        (*key, p.name, f"{p.params / 1e6:.3f}", _giga(p.published), _giga(p.macs), f"{100 * p.macs / total.macs:.1f}")
+        for key, (*parts, total) in counts.items()
+        for p in parts
+    ]
+    return markdown_table(header, rows, aligned=False)
 
 
 def _giga(value: int) -> str:

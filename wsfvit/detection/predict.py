@@ -3,24 +3,24 @@
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.detection.checkpoint import Setting, load_detector
-from wsfvit.detection.data.batch import PaddingCollate, Sample
+from wsfvit.detection.data.dataset import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import start_view
 from wsfvit.detection.evaluation import ImageDetections, encode_detections, to_image_detections
 from wsfvit.detection.figures import draw_detections
 from wsfvit.detection.model.detector import Detector
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
+from wsfvit.utils.figures import write_png
+from wsfvit.utils.files import make_folder, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 
@@ -56,7 +56,7 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             found = _detect(detector, setting, image, number, device, amp_dtype(args), args.score)
             drawing = draw_detections(image, found, setting.names, args.score, with_masks=not args.no_masks)
-            write_atomic(folder / names[path], partial(drawing.save, format="PNG"))
+            write_png(folder / names[path], drawing)
             size = {"height": image.height, "width": image.width}
             images.append({"id": number, "file_name": str(path), **size, "drawing": names[path]})
             entries = encode_detections(found, list(setting.categories))
@@ -94,8 +94,7 @@ def _detect(
     score: float,
 ) -> ImageDetections:
     """Detections of an image that score at least ``score``, on the CPU."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    view = setting.transform(start_view(pixels, torch.zeros(0, 4)))
+    view = setting.transform(start_view(pil_to_tensor(image), torch.zeros(0, 4)))
     sample = Sample(setting.normalize(view.image), None, (image.height, image.width), number)
     batch = PaddingCollate(setting.multiple)([sample])
     with autocast(device, dtype):

@@ -3,17 +3,16 @@
 import argparse
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.data.coco_masks import coco_mask_module, encode_masks
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
+from wsfvit.utils.figures import write_png
+from wsfvit.utils.files import make_folder, write_text_atomic
 
 CATEGORIES = ("circle", "square", "triangle")
 # Attempts to place one more shape; a crowded image just gets fewer.
@@ -65,7 +64,7 @@ def write_shapes(
         height, width = (max(size), min(size)) if number % 3 == 0 else (min(size), max(size))
         pixels, labels, masks = draw_shapes(height, width, derive_seed(seed, number))
         path = images / f"{number:06d}.png"
-        write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG"))
+        write_png(path, pixels)
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
         content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
     write_text_atomic(annotations, json.dumps(content))

@@ -1,19 +1,19 @@
 """Detection and instance segmentation: the task of ``wsfvit detection train``."""
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import timm
 import torch
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from wsfvit.detection.checkpoint import Setting, describe, start_from
-from wsfvit.detection.data.batch import DetectionBatch
 from wsfvit.detection.data.coco import CocoData, check_categories, read_split
-from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.dataset import DetectionBatch, DetectionDataset
 from wsfvit.detection.data.loader import build_eval_loader, build_train_loader
 from wsfvit.detection.data.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
 from wsfvit.detection.evaluation import CocoValidation
@@ -21,11 +21,11 @@ from wsfvit.detection.figures import draw_found, draw_targets
 from wsfvit.detection.model.backbone import DetectionBackbone
 from wsfvit.detection.model.config import KINDS, DetectorConfig
 from wsfvit.detection.model.detector import Detector
-from wsfvit.detection.optim import build_optimizer, build_scheduler
+from wsfvit.factory import recipe
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import fetching_weights, set_batch_norm_constants, synchronize_batch_norm
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.task import Task
+from wsfvit.train.task import Task, refuse_classifier_flags
 from wsfvit.train.trainer import Result, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
@@ -33,6 +33,8 @@ from wsfvit.utils.precision import amp_dtype, memory_format
 
 # Validation images that are drawn after an epoch.
 SHOWN = 4
+# Parameters with these in their names are not decayed; all others are, biases too.
+NOT_DECAYED = ("norm", "relative_position_bias_table")
 
 
 def run_training(args: argparse.Namespace) -> Result:
@@ -46,10 +48,7 @@ class DetectionTask(Task):
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         super().__init__(args, world)
         self.metric, self.layout = args.eval_metric, memory_format(args)
-        if args.model_dtype not in (None, "float32"):
-            raise UserError(
-                f"detectors keep their weights in float32: pass --amp instead of --model-dtype {args.model_dtype}"
-            )
+        refuse_classifier_flags(args)
 
     def build_model(self, start: bool) -> Detector:
         args = self.args
@@ -61,7 +60,7 @@ class DetectionTask(Task):
         self.setting = Setting(
             categories=dict(self.train_data.categories),
             transform=EvalTransform(args.val_short_side or max(self.sizes.short_sides), self.sizes.long_side),
-            normalize=_normalize_of(args.model),
+            normalize=Normalize.of_model(args.model),
             multiple=args.pad_multiple or backbone.multiple,
         )
         return detector
@@ -82,10 +81,26 @@ class DetectionTask(Task):
         )
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(self.args, model)
+        """The optimizer of ``--opt`` over ``group_parameters``."""
+        args = self.args
+        return recipe.build_optimizer(args, model, lambda model: group_parameters(model, args.weight_decay))
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler, int]:
-        return build_scheduler(self.args, optimizer, updates_per_epoch)
+        """By update: linear warm-up, then steps, a cosine or a constant."""
+        args = self.args
+        warmup: dict[str, Any] = {
+            "warmup_t": args.warmup_updates,
+            "warmup_lr_init": args.warmup_factor * args.lr,
+            "warmup_prefix": False,
+            "t_in_epochs": False,
+        }
+        if args.sched == "cosine":
+            total = args.epochs * updates_per_epoch
+            return CosineLRScheduler(optimizer, total, lr_min=args.min_lr, **warmup), args.epochs
+        # timm decays one step before the milestone.
+        milestones = args.decay_milestones if args.sched == "multistep" else []
+        steps = [epoch * updates_per_epoch + 1 for epoch in sorted(milestones)]
+        return MultiStepLRScheduler(optimizer, steps, decay_rate=args.decay_rate, **warmup), args.epochs
 
     def prepare(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
         batch = batch.to(device, non_blocking=True)
@@ -125,14 +140,22 @@ class DetectionTask(Task):
         self.validation.kept = []
 
 
+def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups without and with weight decay, by the published rule (``NOT_DECAYED``)."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.0, weight_decay)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = not any(part in name for part in NOT_DECAYED)
+            groups[decayed]["params"].append(parameter)
+    return groups
+
+
 def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
-    files = {
-        split: (getattr(args, f"{split}_images"), getattr(args, f"{split}_annotations")) for split in ("train", "val")
-    }
-    train_data, val_data = (
-        read_split(args.data, split, *files[split], args.on_bad_annotation, flags=f"{split}-")
-        for split in ("train", "val")
-    )
+    def read(split: str) -> CocoData:
+        images, annotations = (getattr(args, f"{split}_{name}") for name in ("images", "annotations"))
+        return read_split(args.data, split, images, annotations, args.on_bad_annotation, flags=f"{split}-")
+
+    train_data, val_data = read("train"), read("val")
     check_categories(val_data, dict(train_data.categories), "the training data")
     return train_data.for_training(keep_empty=args.keep_empty), val_data
 
@@ -162,7 +185,9 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
     if len(named) > 1:
         flags = " and ".join(f"--{flag.replace('_', '-')}" for flag in named)
         raise UserError(f"{flags} name weights to start from: pass one")
-    backbone = _build_backbone(args, config, start)
+    fetched = {"pretrained": True} if args.pretrained and start else {}
+    with fetching_weights(args.model, "--pretrained-path") if fetched else nullcontext():
+        backbone = DetectionBackbone(config.backbone, **config.backbone_options, **fetched)
     detector = Detector(config, backbone)
     if args.pretrained_path and start:
         left_out = backbone.load_classifier(
@@ -188,13 +213,6 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
     return detector
 
 
-def _build_backbone(args: argparse.Namespace, config: DetectorConfig, start: bool) -> DetectionBackbone:
-    if not (args.pretrained and start):
-        return DetectionBackbone(config.backbone, **config.backbone_options)
-    with fetching_weights(args.model, "--pretrained-path"):
-        return DetectionBackbone(config.backbone, **config.backbone_options, pretrained=True)
-
-
 def build_sizes(args: argparse.Namespace) -> TrainSizes:
     """The published sizes scaled to ``--long-side``, changed where the arguments say so.
 
@@ -207,8 +225,3 @@ def build_sizes(args: argparse.Namespace) -> TrainSizes:
         return replace(TrainSizes().scaled_to(args.long_side), **changes)
     except ValueError as err:
         raise UserError(str(err)) from err
-
-
-def _normalize_of(model: str) -> Normalize:
-    cfg = timm.get_pretrained_cfg(model)
-    return Normalize(tuple(cfg.mean), tuple(cfg.std))

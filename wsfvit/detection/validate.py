@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 
-from wsfvit.analysis.flops import markdown_head, markdown_row
 from wsfvit.detection.checkpoint import load_detector
 from wsfvit.detection.data.coco import check_categories, read_split
 from wsfvit.detection.data.dataset import DetectionDataset
 from wsfvit.detection.data.loader import build_eval_loader
 from wsfvit.detection.evaluation import IOU_TYPES, METRICS, CocoValidation
-from wsfvit.eval.results import ResultsFile, Row
 from wsfvit.factory.data import count_bad_images, loader_options
 from wsfvit.utils.distributed import World, joined_world
 from wsfvit.utils.files import output_file, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, memory_format
+from wsfvit.utils.tables import ResultsFile, Row, markdown_table
 
 
 def run_validation(args: argparse.Namespace) -> Row:
@@ -83,21 +82,21 @@ def _report(row: Row, categories: Sequence[dict[str, Any]]) -> str:
     kind = "Mask R-CNN" if row["stages"] == 1 else f"Cascade Mask R-CNN ({row['stages']} stages)"
     left_out = f" ({row['left_out']} of them unreadable, counted as without detections)" if row["left_out"] else ""
     columns = ("objects", *(f"{kind}_{name}" for kind in IOU_TYPES for name in ("AP", "AP50")))
+    metrics = [(name, *(_cell(row[f"{name}_{metric}"]) for metric in METRICS)) for name in IOU_TYPES]
+    rows = [(entry["name"], *(_cell(entry[key]) for key in columns)) for entry in categories]
     lines = (
         f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "
         f"{row['checkpoint']}",
         f"  {row['images']} images{left_out}, sides up to {row['short_side']} and {row['long_side']}, "
         f"{row['precision']} on {row['device']}",
         f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n",
-        *markdown_head(("", *METRICS)),
-        *(markdown_row((kind, *(_cell(row[f"{kind}_{name}"]) for name in METRICS))) for kind in IOU_TYPES),
+        markdown_table(("-", *METRICS), metrics, aligned=False),
         "",
-        *markdown_head(("category", *columns)),
-        *(markdown_row((entry["name"], *(_cell(entry[key]) for key in columns))) for entry in categories),
+        markdown_table(("category", *columns), rows, aligned=False),
     )
     return "\n".join(lines)
 
 
 def _cell(value: float) -> str:
-    """Empty for a metric without any object, which is negative."""
-    return str(value) if isinstance(value, int) else f"{value:.3f}" if value >= 0 else ""
+    """A dash for a metric without any object, which is negative."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if value >= 0 else "-"

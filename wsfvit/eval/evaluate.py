@@ -1,6 +1,10 @@
-"""Loss and accuracy of a classifier over a whole split."""
+"""Loss and accuracy of a classifier over a whole split, by the data's labels, by ReaL, or for a subset of classes."""
 
-from typing import Protocol
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,8 @@ from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
+
+_VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class LabelMatcher(Protocol):
@@ -123,3 +129,96 @@ def reduce_metrics(sums: torch.Tensor, world: World) -> dict[str, float]:
     if not counted:
         raise UserError("--real-labels has a label for none of the images")
     return {"loss": loss / images, "top1": 100 * top1 / counted, "top5": 100 * top5 / counted, "images": int(images)}
+
+
+class RealLabels:
+    """``LabelMatcher`` of ImageNet's reassessed labels (ReaL; Beyer et al., "Are we done with ImageNet?", 2020).
+
+    A prediction is correct if it is among an image's labels; an image without labels does not count.
+
+    Args:
+        path: The published JSON file: one list of classes per validation image, in the order of their numbers.
+        names: File names of the images in the order of the evaluation; the numbers in them select the labels.
+
+    Raises:
+        UserError: The file cannot be read or has another format, or an image has no number in its name.
+    """
+
+    def __init__(self, path: str, names: Sequence[str]) -> None:
+        table = _read_table(path)
+        self.answers: list[list[int]] = []
+        self.position = 0
+        for name in names:
+            found = _VALIDATION_IMAGE.search(os.path.basename(name))
+            if not found or not 1 <= int(found[1]) <= len(table):
+                raise UserError(
+                    f"--real-labels is for ImageNet's validation images; '{name}' is not one of its {len(table)}"
+                )
+            self.answers.append(table[int(found[1]) - 1])
+
+    def __call__(self, predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Match the next images, see ``LabelMatcher``."""
+        answers = self.answers[self.position : self.position + len(predicted)]
+        self.position += len(predicted)
+        pairs = zip(answers, predicted.tolist(), strict=True)
+        correct = [[choice in answer for choice in row] for answer, row in pairs]
+        counted = [bool(answer) for answer in answers]
+        return torch.tensor(correct, device=labels.device), torch.tensor(counted, device=labels.device)
+
+
+class SelectedClasses(nn.Module):
+    """A classifier restricted to a subset of its classes.
+
+    Args:
+        model: Images (B, C, H, W) -> logits (B, K).
+        classes: Which of the K, in the order of the labels.
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("classes", torch.tensor(classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> logits (B, number of selected classes)."""
+        return self.model(images)[:, self.classes]
+
+
+def read_valid_labels(path: str, num_classes: int) -> list[int]:
+    """Read a text file of class indices, one per line.
+
+    Raises:
+        UserError: It cannot be read, or holds anything but distinct classes of the model.
+    """
+    try:
+        with open(path) as file:
+            classes = [int(line) for line in file if line.strip()]
+    except (OSError, ValueError) as err:
+        raise UserError(f"--valid-labels {path}: expected one class index per line ({err})") from err
+    wrong = [index for index in classes if not 0 <= index < num_classes]
+    if wrong or not classes or len(set(classes)) < len(classes):
+        found = f"class {wrong[0]}" if wrong else "a class twice" if classes else "nothing"
+        raise UserError(f"--valid-labels {path}: {found}, expected distinct classes from 0 to {num_classes - 1}")
+    return classes
+
+
+def file_names(dataset: Any, indices: Sequence[int]) -> list[str]:
+    """File names of some of a dataset's images.
+
+    Raises:
+        UserError: The dataset has none.
+    """
+    if not callable(getattr(dataset, "filename", None)):
+        raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
+    return [dataset.filename(index) for index in indices]
+
+
+def _read_table(path: str) -> list[list[int]]:
+    try:
+        with open(path) as file:
+            table = json.load(file)
+    except (OSError, ValueError) as err:
+        raise UserError(f"--real-labels {path} cannot be read: {err}") from err
+    if not isinstance(table, list) or not all(isinstance(labels, list) for labels in table):
+        raise UserError(f"--real-labels {path} is not a JSON list of lists of classes")
+    return table

@@ -18,10 +18,17 @@ from wsfvit.checkpoint.io import (
     with_checkpoint_defaults,
 )
 from wsfvit.data import dataset_class_names, dataset_num_classes
-from wsfvit.eval.evaluate import LabelMatcher, evaluate_local, match_labels, reduce_metrics
+from wsfvit.eval.evaluate import (
+    LabelMatcher,
+    RealLabels,
+    SelectedClasses,
+    evaluate_local,
+    file_names,
+    match_labels,
+    read_valid_labels,
+    reduce_metrics,
+)
 from wsfvit.eval.jobs import Job, list_jobs
-from wsfvit.eval.labels import RealLabels, SelectedClasses, file_names, read_valid_labels
-from wsfvit.eval.results import ResultsFile, Row, format_table, sort_rows
 from wsfvit.factory.data import (
     DataConfig,
     build_dataset,
@@ -36,6 +43,7 @@ from wsfvit.utils.compiling import compile_model
 from wsfvit.utils.distributed import World, joined_world
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
+from wsfvit.utils.tables import ResultsFile, Row, markdown_table
 
 Result = TypeVar("Result")
 
@@ -76,11 +84,11 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
                     raise
                 row = {"model": job.model, "checkpoint": job.checkpoint, "error": _reason(err)}
                 world.log(f"failed: {row['error']}")
-            rows = sort_rows([*rows, row])
+            rows = sorted([*rows, row], key=lambda row: -row.get("top1", -1.0))
             if results_file is not None and world.is_main:
                 results_file.write(rows, single=not several)
         if several:
-            world.log(format_table(rows))
+            world.log(_format_table(rows))
         if results_file is not None:
             world.log(f"result: {results_file.path}")
     return rows
@@ -237,6 +245,19 @@ def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
         f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
         f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
     )
+
+
+def _format_table(rows: list[Row]) -> str:
+    """Markdown table of results and failures."""
+    head = ("model", "checkpoint", "top-1 (%)", "top-5 (%)", "loss", "parameters (M)", "images/s")
+    lines = []
+    for row in rows:
+        figures = [row.get("error", "").replace("|", "/"), *("-",) * 4]
+        if "error" not in row:
+            figures = [f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", f"{row['param_count']:.2f}"]
+            figures.append(f"{row['images_per_s']:.0f}")
+        lines.append((row["model"] or "-", row["checkpoint"] or "-", *figures))
+    return markdown_table(head, lines, aligned=False)
 
 
 def _reason(err: Exception) -> str:

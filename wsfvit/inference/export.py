@@ -58,7 +58,8 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     require_tools(args.format, args.check)
     classifier = load_classifier(args, args.model, args.checkpoint)
     weights = "" if classifier.trained else " untrained, random weights"
-    log(f"{classifier.name}{weights}, {_size(classifier)}, as {args.format}; this can take minutes")
+    size = "x".join(map(str, classifier.data_config["input_size"]))
+    log(f"{classifier.name}{weights}, {size}, as {args.format}; this can take minutes")
     batches = DYNAMIC_BATCHES if args.dynamic_batch else (args.batch_size,)
     shape = (batches[-1], *classifier.data_config["input_size"])
     began = time.perf_counter()
@@ -209,7 +210,12 @@ def load_runner(content: bytes, format: str) -> Runner:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        return lambda images: _unpack([torch.from_numpy(x) for x in session.run(None, {INPUT: images.numpy()})])
+
+        def run(images: Tensor) -> Any:
+            first, *others = map(torch.from_numpy, session.run(None, {INPUT: images.numpy()}))
+            return (first, *others) if others else first
+
+        return run
     if format == "torch":
         with _quiet():
             module: Runner = torch.export.load(io.BytesIO(content)).module()
@@ -219,10 +225,6 @@ def load_runner(content: bytes, format: str) -> Runner:
         path.write_bytes(content)
         compiled: Runner = torch._inductor.aoti_load_package(str(path))
     return compiled
-
-
-def _unpack(outputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 @torch.no_grad()
@@ -277,10 +279,6 @@ def describe(classifier: Classifier, format: str, batch_size: int | None) -> dic
         "class_names": classifier.class_names,
         "torch": torch.__version__,
     }
-
-
-def _size(classifier: Classifier) -> str:
-    return "x".join(map(str, classifier.data_config["input_size"]))
 
 
 @contextlib.contextmanager

@@ -1,15 +1,14 @@
 """Logs of a run: summary.csv, TensorBoard, Weights & Biases, Trackio, images of its batches."""
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import import_optional
 from wsfvit.utils.files import write_text_atomic
+from wsfvit.utils.tables import csv_text
 
 
 class RunLog:
@@ -40,7 +39,7 @@ class RunLog:
 
     def log_epoch(self, update: int, rows: list[dict[str, Any]]) -> None:
         """Rewrite summary.csv and log its last row."""
-        write_text_atomic(self.folder / "summary.csv", csv_text(rows))
+        write_text_atomic(self.folder / "summary.csv", csv_text(rows, ".6g"))
         self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
 
     def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
@@ -71,29 +70,15 @@ class RunLog:
             tracker.log(figures, step=update)
 
 
-def csv_text(rows: list[dict[str, Any]]) -> str:
-    """CSV with the keys of the longest row as its header; missing values are empty cells."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=max((list(row) for row in rows), key=len))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    return text.getvalue()
-
-
 def _tensorboard(folder: Path, num_updates: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as err:
-        raise UserError("TensorBoard is not installed: pip install tensorboard, or pass --no-tensorboard") from err
-    return SummaryWriter(str(folder), purge_step=num_updates + 1 if num_updates else None)
+    advice = "TensorBoard is not installed: pip install tensorboard, or pass --no-tensorboard"
+    tensorboard = import_optional("torch.utils.tensorboard", advice)
+    return tensorboard.SummaryWriter(str(folder), purge_step=num_updates + 1 if num_updates else None)
 
 
 def _wandb(args: argparse.Namespace, folder: Path, described: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as err:
-        raise UserError("Weights & Biases is not installed: pip install wandb, or leave out --log-wandb") from err
+    advice = "Weights & Biases is not installed: pip install wandb, or leave out --log-wandb"
+    wandb = import_optional("wandb", advice)
     resumed = {"id": args.wandb_resume_id, "resume": "must"} if args.wandb_resume_id else {}
     return wandb.init(
         project=args.wandb_project, name=folder.name, dir=str(folder), tags=args.wandb_tags, config=described, **resumed
@@ -101,10 +86,7 @@ def _wandb(args: argparse.Namespace, folder: Path, described: dict[str, Any]) ->
 
 
 def _trackio(args: argparse.Namespace, folder: Path, described: dict[str, Any], resumed: bool) -> Any:
-    try:
-        import trackio
-    except ImportError as err:
-        raise UserError("Trackio is not installed: pip install trackio, or leave out --log-trackio") from err
+    trackio = import_optional("trackio", "Trackio is not installed: pip install trackio, or leave out --log-trackio")
     trackio.init(
         project=args.trackio_project, name=folder.name, config=described, resume="allow" if resumed else "never"
     )

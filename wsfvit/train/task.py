@@ -11,6 +11,7 @@ from torch import nn
 from wsfvit.factory import recipe
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 
 if TYPE_CHECKING:  # both know tasks
     from wsfvit.train.loggers import RunLog
@@ -128,3 +129,11 @@ class Task(ABC):
 
     def at_end(self, trainer: "Trainer") -> None:  # noqa: B027
         """Final evaluation; called in every process when all epochs are done."""
+
+
+def refuse_classifier_flags(args: argparse.Namespace) -> None:
+    """Refuse the flags of a training command that only classifiers support."""
+    if args.model_dtype not in (None, "float32"):
+        raise UserError(f"these weights stay in float32: pass --amp instead of --model-dtype {args.model_dtype}")
+    if args.layer_decay is not None:
+        raise UserError("--layer-decay is for image classifiers: leave it out")

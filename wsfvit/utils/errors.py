@@ -1,10 +1,12 @@
 """User errors, and how a command ends."""
 
 import difflib
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -20,6 +22,18 @@ def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: s
     """ ", did you mean 'x'?" with up to ``n`` names that are close to ``word``; ``otherwise`` if there are none."""
     near = difflib.get_close_matches(str(word), map(str, known), n=n)
     return f", did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def import_optional(module: str, otherwise: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        UserError: It is not installed; the message is ``otherwise``, which says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as err:
+        raise UserError(otherwise) from err
 
 
 def run_main(main: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import check_can_be_made, make_folder, write_atomic
@@ -48,6 +49,16 @@ def save_figure(figure: Any, path: Path) -> None:
     write_atomic(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=DPI))
 
 
+def write_png(path: Path, image: np.ndarray | Image.Image) -> None:
+    """Write an image, as an array (H, W, 3) uint8 or of PIL, as PNG, atomically.
+
+    Raises:
+        UserError: The operating system refused.
+    """
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    write_atomic(path, lambda file: image.save(file, "PNG"))
+
+
 def show_image(axis: Any, image: np.ndarray) -> None:
     """Draw an image (H, W, 3), (H, W, 1) or (H, W) with values from 0 to 1, without ticks."""
     grey = image.ndim == 2 or image.shape[2] == 1
@@ -79,19 +90,6 @@ def style_curves(axis: Any, title: str, label: str) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def plain_log_scale(axis: Any) -> None:
-    """Make the x axis logarithmic with labels at 1, 2 and 5 times powers of ten, if the points span a factor of 5."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    low, high = axis.dataLim.intervalx
-    if high < 5 * low:
-        return
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_subbands(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], title: str = "") -> Any:

@@ -1,6 +1,15 @@
-"""Markdown tables."""
+"""Markdown and CSV tables, and files of results."""
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wsfvit.utils.files import output_file, write_text_atomic
+
+# Setting and metrics of one model as primitives; "error" in place of metrics if it failed.
+Row = dict[str, Any]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], aligned: bool = True) -> str:
@@ -20,3 +29,38 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], aligned
 
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], floats: str = "") -> str:
+    """CSV of rows by column, those of the longest row first; ``floats`` formats floats (default: all their digits)."""
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: format(cell, floats) if isinstance(cell, float) else cell for key, cell in row.items()})
+    return text.getvalue()
+
+
+class ResultsFile:
+    """A CSV or JSON file of results, rewritten atomically at every call of ``write``.
+
+    Args:
+        name: The file.
+        kind: ``csv`` or ``json``, for a name that ends in neither.
+        flag: The flag that named it, for errors.
+
+    Raises:
+        UserError: Its folder does not exist.
+    """
+
+    def __init__(self, name: str, kind: str = "csv", flag: str = "--results-file") -> None:
+        self.path = output_file(flag, name)
+        suffix = self.path.suffix.lower().removeprefix(".")
+        self.kind = suffix if suffix in ("csv", "json") else kind
+
+    def write(self, rows: list[Row], single: bool = False) -> None:
+        """Write ``rows``; JSON holds a list of objects, or with ``single`` one object."""
+        as_json = self.kind == "json"
+        text = json.dumps(rows[0] if single else rows, indent=2) + "\n" if as_json else csv_text(rows)
+        write_text_atomic(self.path, text)

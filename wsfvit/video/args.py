@@ -1,6 +1,9 @@
-"""Parsers and argument groups of the train, validate and predict commands."""
+"""Parsers of the video commands, and the model that their arguments describe."""
 
 import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, get_args
 
 from wsfvit.cli.common import (
     Group,
@@ -17,32 +20,47 @@ from wsfvit.cli.common import (
 from wsfvit.cli.precision import add_compile, add_memory_budget
 from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer
 from wsfvit.cli.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
+from wsfvit.utils.errors import UserError
+from wsfvit.video.data.loader import MOVING_MNIST
 from wsfvit.video.data.moving_mnist import NUM_SEQUENCES, Motion
-from wsfvit.video.data.splits import MOVING_MNIST
 from wsfvit.video.evaluation import SHOWN_METRICS, UNIT
 from wsfvit.video.figures import ANIMATIONS
-from wsfvit.video.model.options import add_model_options
+from wsfvit.video.model.simvp import Family, SimVPConfig
 
-PROG = "python -m wsfvit.video"
 HIGHER_IS_BETTER = ("ssim", "psnr")
 RELEASED = ", or weights of the WSF-ViT release for Moving MNIST, recognised by their names"
 OWN_DATA = ".npy or .npz file, a video file, a folder of videos, or a folder of images"
+# Field of SimVPConfig: type of the option, help.
+MODEL_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "frames_in": (positive_int, "input frames"),
+    "frames_out": (positive_int, "frames predicted in one pass"),
+    "channels": (positive_int, "channels of a frame"),
+    "hid_s": (positive_int, "width of encoder and decoder"),
+    "hid_t": (positive_int, "width of the translator after its first block"),
+    "n_s": (positive_int, "convolutions of the encoder and of the decoder; every second one changes the resolution"),
+    "n_t": (positive_int, "WSF blocks of the translator"),
+    "mlp_ratio": (positive_float, "hidden over outer width of the inter-subband MLP"),
+    "attn_mlp_ratio": (positive_float, "hidden over outer width of the MLPs of local and global attention"),
+    "head_dim": (positive_int, "head width of local and global attention"),
+    "inter_heads": (positive_int, "heads of the inter-subband attention"),
+    "window_size": (positive_int, "side of attention window and grid"),
+    "drop_path": (float, "stochastic depth of the translator's last block, rising from 0.01 in its first one"),
+}
 
 
-def train_parser(prog: str = f"{PROG} train") -> argparse.ArgumentParser:
+def train_parser() -> argparse.ArgumentParser:
     """Parser of the train command."""
     parser = build_parser(
         "Train SimVP with a WSF-ViT translator on Moving MNIST or your own sequences. The best epoch is selected on "
         "the validation sequences; the test sequences are evaluated once, at the end. SIGTERM, SIGUSR1 or Ctrl-C save "
         "after the current update and end with exit code 75; --resume auto continues."
     )
-    parser.prog = prog
     add_config(parser)
     data = parser.add_argument_group("Data parameters")
     add_data(data, defaults=True)
     _add_splits(data)
     model = parser.add_argument_group("Model parameters")
-    add_model_options(model)
+    _add_model(model)
     initial = f"weights to start from, of the train command{RELEASED}"
     model.add_argument("--initial-checkpoint", default="", metavar="FILE", help=initial)
     add_resume(model)
@@ -91,6 +109,18 @@ def add_data(group: Group, defaults: bool = False) -> None:
     add("--layout", metavar="AXES", help=layout)
 
 
+def _add_model(group: Group) -> None:
+    """Add one option per field of ``SimVPConfig``, with its default."""
+    for field in fields(SimVPConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name == "family":
+            text = "attention in the pixel domain (published) or on explicit Haar subbands (dwt)"
+            group.add_argument(flag, choices=get_args(Family), default=field.default, help=text)
+        else:
+            convert, text = MODEL_OPTIONS[field.name]
+            group.add_argument(flag, type=convert, default=field.default, metavar="N", help=text)
+
+
 def _add_splits(group: Group) -> None:
     text = f"Moving MNIST sequences per epoch, new in each (default: {NUM_SEQUENCES['train']})"
     group.add_argument("--samples-per-epoch", type=positive_int, metavar="N", help=text)
@@ -116,10 +146,9 @@ def _add_schedule(group: Group) -> None:
     add("--momentum-range", type=natural_float, nargs=2, default=[0.85, 0.95], metavar=low_high, help=momentum)
 
 
-def validate_parser(prog: str = f"{PROG} validate") -> argparse.ArgumentParser:
+def validate_parser() -> argparse.ArgumentParser:
     """Parser of the validate command."""
     parser = build_parser("Evaluate a checkpoint and the baselines on a split, per predicted frame and on average.")
-    parser.prog = prog
     data = parser.add_argument_group("Data parameters")
     add_data(data)
     split = "sequences to evaluate; of your own data those in PATH/validation or PATH/test, or all if there is none"
@@ -140,10 +169,9 @@ def validate_parser(prog: str = f"{PROG} validate") -> argparse.ArgumentParser:
     return parser
 
 
-def predict_parser(prog: str = f"{PROG} predict") -> argparse.ArgumentParser:
+def predict_parser() -> argparse.ArgumentParser:
     """Parser of the predict command."""
     parser = build_parser("Predict the next frames of sequences; write a strip of frames and an animation of each.")
-    parser.prog = prog
     add_data(parser)
     _add_trained(parser)
     parser.add_argument(
@@ -172,3 +200,27 @@ def _add_trained(group: Group) -> None:
 def _add_drawing(group: Group) -> None:
     group.add_argument("--count", type=positive_int, default=4, metavar="N", help="sequences to draw")
     group.add_argument("--movie", default=ANIMATIONS[0], choices=ANIMATIONS, help="format of the animations")
+
+
+def flops_parser() -> argparse.ArgumentParser:
+    """Parser of the flops command."""
+    parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
+    _add_model(parser.add_argument_group("model"))
+    parser.add_argument(
+        "--size", type=positive_int, nargs=2, default=Motion.size, metavar=("H", "W"), help="size of a frame"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N sequences"
+    )
+    parser.add_argument(
+        "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
+    )
+    return parser
+
+
+def build_config(args: argparse.Namespace) -> SimVPConfig:
+    """Build the configuration, or raise a ``UserError`` where the options do not fit each other."""
+    try:
+        return SimVPConfig(**{field.name: getattr(args, field.name) for field in fields(SimVPConfig)})
+    except ValueError as err:
+        raise UserError(f"this model cannot be built: {err}") from err

@@ -1,5 +1,6 @@
 """Evaluation of a video model and the baselines on a whole split, over all processes, and its report."""
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsfvit.analysis.flops import markdown_head, markdown_row
-from wsfvit.factory.data import Loader
-from wsfvit.train.loggers import csv_text
-from wsfvit.utils.distributed import World
-from wsfvit.utils.files import make_folder, write_text_atomic
-from wsfvit.utils.precision import autocast
+from wsfvit.factory.data import Loader, loader_options
+from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.files import check_can_be_made, make_folder, write_text_atomic
+from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
-from wsfvit.video.figures import write_curves, write_prediction
+from wsfvit.utils.tables import csv_text, markdown_table
+from wsfvit.video.checkpoint import fill_data_options, load_model
+from wsfvit.video.data.loader import build_eval_loader, open_own, open_split
+from wsfvit.video.figures import check_animation, write_curves, write_prediction
 from wsfvit.video.metrics import DEFINITIONS, VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
 
 # From frames (B, T_in, C, H, W) and a length to the frames that follow, (B, length, C, H, W).
@@ -111,10 +113,10 @@ def describe_data(loader: Loader, result: VideoResult) -> dict[str, Any]:
     }
 
 
-def markdown_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+def format_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown table of ``VideoResult.metrics``, one row per predictor."""
     rows = [(name, *(f"{values[key]:.4g}" for key in DEFINITIONS)) for name, values in metrics.items()]
-    return "\n".join([*markdown_head(("predictor", *DEFINITIONS)), *map(markdown_row, rows)])
+    return markdown_table(("predictor", *DEFINITIONS), rows, aligned=False)
 
 
 def write_report(
@@ -145,9 +147,41 @@ def write_report(
         for predictor, metrics in result.per_frame.items()
         for index in range(described["frames_out"])
     ]
-    write_text_atomic(curves, csv_text(rows))
+    write_text_atomic(curves, csv_text(rows, ".6g"))
     write_curves(plot, result.per_frame, first)
     files = [table, curves, plot]
     for number, (frames, prediction, future) in enumerate(result.kept):
         files += write_prediction(folder, f"{name}_{number}", frames, prediction, future, movie)
     return files
+
+
+def run_validation(args: argparse.Namespace) -> VideoResult:
+    """Run the validate command, in one process or in those of ``torchrun``.
+
+    Raises:
+        UserError: checkpoint or sequences cannot be read, or do not fit each other.
+    """
+    if args.out:
+        check_animation(args.movie)
+        check_can_be_made(Path(args.out))
+    with joined_world(args.device) as world:
+        model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
+        fill_data_options(args, meta.pop("data"))
+        config = model.config
+        frames = config.frames_in + (args.length or config.frames_out)
+        sequences = open_split(args, args.split, frames, config.channels, args.sequences)
+        sequences = sequences or open_own(args, args.data, frames, config.channels)
+        loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
+        keep = args.count if args.out else 0
+        predictors = {MODEL: model.predict, **BASELINES}
+        result = evaluate(predictors, loader, world, amp_dtype(args), sequences.name, args.log_interval, keep)
+        described: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, **meta, **describe_data(loader, result)}
+        world.log(
+            f"{sequences.name}, {len(sequences)} sequences, {config.frames_in} frames in, {loader.frames_out} out, "
+            f"{result.sequences_per_s:.3g} sequences/s\n{format_metrics(result.metrics)}\n"
+            + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
+        )
+        if args.out and world.is_main:
+            for path in write_report(Path(args.out), args.split, described, result, args.movie):
+                print(path)
+        return result

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.figures import new_panels, save_figure, style_curves
+from wsfvit.utils.figures import new_panels, save_figure, style_curves, write_png
 from wsfvit.utils.files import write_atomic
 from wsfvit.video.data.video_files import import_av, write_mp4
 
@@ -80,8 +81,6 @@ def write_animation(path: Path, images: Sequence[np.ndarray], fps: float = 5) ->
     Raises:
         UserError: another suffix, PyAV is missing, or the file cannot be written.
     """
-    from PIL import Image
-
     suffix = path.suffix.lower()
     if suffix == ".mp4":
         write_mp4(path, images, fps)
@@ -110,11 +109,8 @@ def write_prediction(
     Raises:
         UserError: a file cannot be written; ``folder`` must exist.
     """
-    from PIL import Image
-
     strip, animation = folder / f"{name}.png", folder / f"{name}{movie}"
-    image = Image.fromarray(draw_strip(frames, prediction, future))
-    write_atomic(strip, lambda file: image.save(file, "PNG"))
+    write_png(strip, draw_strip(frames, prediction, future))
     write_animation(animation, draw_animation(frames, prediction, future))
     return [strip, animation]
 
@@ -173,8 +169,6 @@ def _spread(length: int) -> list[int]:
 
 def _write_texts(canvas: np.ndarray, texts: Sequence[tuple[int, int, str]]) -> np.ndarray:
     """Write black texts, each given with the left and top of its corner."""
-    from PIL import Image, ImageDraw, ImageFont
-
     image = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for left, top, text in texts:

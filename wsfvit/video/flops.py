@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from wsfvit.analysis.flop_counter import Complexity, count_complexity
-from wsfvit.analysis.flops import describe_counting, markdown_head, markdown_row
-from wsfvit.cli.common import build_parser, positive_int
+from wsfvit.analysis.flops import describe_counting
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import make_folder, write_text_atomic
-from wsfvit.video.model.options import add_model_options, build_config
+from wsfvit.utils.tables import markdown_table
+from wsfvit.video.args import build_config
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
 
 # As printed in the WSF-ViT release of February 2026: parameters (M) and "FLOPs" (G, in fact MACs).
@@ -36,30 +36,13 @@ PUBLISHED_SIZE = (64, 64)
 BLOCK_PARTS = ("block.conv", "block.attn_local", "block.attn_inter", "block.attn_global", "proj")
 
 
-def flops_parser(prog: str = "python -m wsfvit.video flops") -> argparse.ArgumentParser:
-    """Parser of the flops command."""
-    parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
-    parser.prog = prog
-    add_model_options(parser.add_argument_group("model"))
-    parser.add_argument(
-        "--size", type=positive_int, nargs=2, default=PUBLISHED_SIZE, metavar=("H", "W"), help="size of a frame"
-    )
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N sequences"
-    )
-    parser.add_argument(
-        "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
-    )
-    return parser
-
-
 def run_flops(args: argparse.Namespace) -> None:
     """Run the flops command: print the table, or write it to the files of ``--output``.
 
     Raises:
         UserError: options that do not fit each other, or a file that cannot be written.
     """
-    writers = {".csv": _csv_lines, ".md": _markdown_lines}
+    writers = {".csv": _csv, ".md": _markdown}
     paths = list(map(Path, args.output))
     for path in paths:
         if path.suffix not in writers:
@@ -68,10 +51,10 @@ def run_flops(args: argparse.Namespace) -> None:
     shape = (args.batch_size, config.frames_in, config.channels, *args.size)
     found = count_video_model(config, shape)
     if not paths:
-        print("\n".join(_markdown_lines(config, shape, found)))
+        print(_markdown(config, shape, found))
     for path in paths:
         make_folder(path.parent)
-        write_text_atomic(path, "\n".join(writers[path.suffix](config, shape, found)) + "\n")
+        write_text_atomic(path, writers[path.suffix](config, shape, found) + "\n")
         print(f"table: {path}")
 
 
@@ -96,20 +79,24 @@ def _rows(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Ite
         yield name or "total", costs[name].params, costs[name].cost.macs, recounted
 
 
-def _csv_lines(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[str]:
-    yield "part,params,macs,recounted_macs_g"
-    for name, params, macs, recounted in _rows(config, shape, found):
-        yield f"{name},{params},{macs},{recounted}"
+def _csv(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> str:
+    rows = (",".join(map(str, row)) for row in _rows(config, shape, found))
+    return "\n".join(["part,params,macs,recounted_macs_g", *rows])
 
 
-def _markdown_lines(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> Iterator[str]:
-    size = "x".join(map(str, shape))
-    yield f"SimVP with a WSF-ViT translator ({config.family} family), input {size}, {config.frames_out} frames out.\n"
-    yield from markdown_head(("part", "parameters", "MACs (G)", "share (%)", "recounted MACs (G)"))
-    for name, params, macs, recounted in _rows(config, shape, found):
-        yield markdown_row((name, f"{params:,}", f"{macs / 1e9:.3f}", f"{100 * macs / found.macs:.1f}", recounted))
-    yield (
-        f"\nPublished: {PUBLISHED[0]} M parameters and {PUBLISHED[1]} G at 1x10x1x64x64. Recounted: the MACs of the "
-        "release's own code, counted with fvcore.\n"
+def _markdown(config: SimVPConfig, shape: tuple[int, ...], found: Complexity) -> str:
+    header = ("part", "parameters", "MACs (G)", "share (%)", "recounted MACs (G)")
+    rows = [
+        (name, f"{params:,}", f"{macs / 1e9:.3f}", f"{100 * macs / found.macs:.1f}", recounted or "-")
+        for name, params, macs, recounted in _rows(config, shape, found)
+    ]
+    return "\n".join(
+        [
+            f"SimVP with a WSF-ViT translator ({config.family} family), input {'x'.join(map(str, shape))}, "
+            f"{config.frames_out} frames out.\n",
+            markdown_table(header, rows, aligned=False),
+            f"\nPublished: {PUBLISHED[0]} M parameters and {PUBLISHED[1]} G at 1x10x1x64x64. Recounted: the MACs of "
+            "the release's own code, counted with fvcore.\n",
+            *describe_counting(found.operators),
+        ]
     )
-    yield from describe_counting(found.operators)

@@ -12,8 +12,8 @@ from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import make_folder, write_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.video.checkpoint import fill_data_options, load_model
+from wsfvit.video.data.loader import MOVING_MNIST, open_own, open_split
 from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
-from wsfvit.video.data.splits import MOVING_MNIST, open_own, open_split
 from wsfvit.video.figures import check_animation, write_prediction
 from wsfvit.video.model.simvp import SimVPConfig
 

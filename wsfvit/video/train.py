@@ -1,6 +1,7 @@
 """Video prediction: the task of ``wsfvit video train``."""
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -14,16 +15,15 @@ from wsfvit.data import LoaderOptions
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.factory.model import set_batch_norm_constants
 from wsfvit.train.loggers import RunLog
-from wsfvit.train.task import Task
+from wsfvit.train.task import Task, refuse_classifier_flags
 from wsfvit.train.trainer import FirstBatches, Result, Trainer, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype
-from wsfvit.video.args import HIGHER_IS_BETTER
+from wsfvit.video.args import HIGHER_IS_BETTER, build_config
 from wsfvit.video.checkpoint import describe, load_model, load_video_weights
-from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader
+from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader, open_split
 from wsfvit.video.data.sequences import SequenceDataset
-from wsfvit.video.data.splits import open_split
 from wsfvit.video.evaluation import (
     BASELINES,
     MODEL,
@@ -31,13 +31,11 @@ from wsfvit.video.evaluation import (
     UNIT,
     describe_data,
     evaluate,
-    markdown_table,
+    format_metrics,
     write_report,
 )
 from wsfvit.video.figures import draw_strip
-from wsfvit.video.model.options import build_config
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
-from wsfvit.video.optim import build_optimizer, build_scheduler
 
 # Sequences of a batch that --save-images shows.
 SHOWN = 4
@@ -56,10 +54,7 @@ class VideoPrediction(Task):
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         super().__init__(args, world)
         self.metric, self.lower_is_better = args.eval_metric, args.eval_metric not in HIGHER_IS_BETTER
-        if args.model_dtype not in (None, "float32"):
-            raise UserError(
-                f"video models keep their weights in float32: pass --amp, not --model-dtype {args.model_dtype}"
-            )
+        refuse_classifier_flags(args)
 
     def build_model(self, start: bool) -> nn.Module:
         args = self.args
@@ -86,11 +81,12 @@ class VideoPrediction(Task):
     def _eval_options(self) -> LoaderOptions:
         return loader_options(self.args, self.world, self.args.validation_batch_size or self.args.batch_size)
 
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(self.args, model)
-
     def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
-        return build_scheduler(self.args, optimizer, updates_per_epoch)
+        args = self.args
+        if args.sched == "constant":
+            return None, args.epochs
+        cycle = (args.lr, args.pct_start, args.div_factor, args.final_div_factor, tuple(args.momentum_range))
+        return OneCycleScheduler(optimizer, args.epochs * updates_per_epoch, *cycle), args.epochs
 
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
         frames, future = (part.to(device, non_blocking=True) for part in batch)
@@ -170,7 +166,7 @@ class VideoPrediction(Task):
         write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
-            f"{meta['epoch']}\n{markdown_table(found.metrics)}"
+            f"{meta['epoch']}\n{format_metrics(found.metrics)}"
         )
 
 
@@ -194,3 +190,67 @@ def _open_splits(
             sizes = ["x".join(map(str, data.shape[2:])) for data in (other, train_set)]
             raise UserError(f"{other.name} has frames of {sizes[0]}, training of {sizes[1]}: give one --size")
     return train_set, val_set, test_set
+
+
+class OneCycleScheduler(Scheduler):
+    """One cycle (Smith and Topin, 2018): the rate rises and falls, the momentum falls and rises, along cosines.
+
+    The values are those of ``torch.optim.lr_scheduler.OneCycleLR`` at its defaults, as a function of the number of
+    updates: there is no state to save, neither here nor in the optimizer's parameter groups. A rise of a single update,
+    where ``OneCycleLR`` divides by zero, is possible. After the last update the values stay constant.
+
+    Args:
+        optimizer: Gets the rate as ``lr`` and the momentum as the first of ``betas``, or as ``momentum``.
+        total: Updates of the cycle.
+        max_lr: Highest rate.
+        pct_start: Share of the updates in which it rises.
+        div_factor: Highest over initial rate.
+        final_div_factor: Initial over final rate.
+        momentum: Momentum at the highest rate, and at both ends.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total: int,
+        max_lr: float,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        momentum: tuple[float, float] = (0.85, 0.95),
+    ) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        start = max_lr / div_factor
+        low, high = momentum
+        # Of each phase: its last update, and (rate, momentum) at both ends.
+        self._phases = (
+            (pct_start * total - 1, (start, high), (max_lr, low)),
+            (total - 1, (max_lr, low), (start / final_div_factor, high)),
+        )
+        self.step_update(0)
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Set rate and momentum of the update that follows ``num_updates`` updates."""
+        super().step_update(num_updates, metric)
+        _, momentum = self.values(num_updates)
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = momentum
+
+    def values(self, num_updates: int) -> tuple[float, float]:
+        """Rate and momentum of the update that follows ``num_updates`` updates."""
+        first = 0.0
+        for last, start, end in self._phases:
+            if num_updates <= last and first < last:
+                share = (num_updates - first) / (last - first)
+                lr, momentum = (
+                    b + (a - b) / 2 * (1 + math.cos(math.pi * share)) for a, b in zip(start, end, strict=True)
+                )
+                return lr, momentum
+            first = last
+        return self._phases[-1][-1]
+
+    def _get_lr(self, t: int) -> list[float]:
+        return [self.values(t)[0]] * len(self.optimizer.param_groups)

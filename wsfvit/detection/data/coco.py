@@ -66,11 +66,6 @@ class CocoData:
     images: tuple[CocoImage, ...]
     problems: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the categories, by label."""
-        return list(self.categories.values())
-
     def for_training(self, min_side: int = 32, keep_empty: bool = False) -> "CocoData":
         """Filters images and annotations as the published training does.
 
@@ -285,7 +280,8 @@ class _Reader:
         entry = {name: entry.get(name) for name in KEYS}
         entry["iscrowd"] = entry["iscrowd"] or 0
         if entry["area"] is None:
-            entry["area"] = self._measure_area(entry)
+            height, width = self.images[image].height, self.images[image].width
+            entry["area"] = float(coco_mask_module().area(to_rle(entry["segmentation"], height, width)))
         self.annotations[image].append(entry)
 
     def _check_annotation(self, entry: Entry) -> str:
@@ -306,10 +302,6 @@ class _Reader:
         if entry.get("area") is not None and (not _is_number(entry["area"]) or entry["area"] < 0):
             return f"its area is {entry['area']!r}"
         return check_segmentation(entry.get("segmentation"), image.height, image.width)
-
-    def _measure_area(self, entry: Entry) -> float:
-        image = self.images[entry["image_id"]]
-        return float(coco_mask_module().area(to_rle(entry["segmentation"], image.height, image.width)))
 
 
 def _shorten(value: Any) -> str:

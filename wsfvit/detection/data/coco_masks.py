@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import import_optional
 
 Segmentation = list[list[float]] | dict[str, Any]
 # Largest coordinate of a polygon, in longer sides of the image; sound annotations leave the image by some pixels.
@@ -22,11 +22,8 @@ def coco_mask_module() -> Any:
     Raises:
         UserError: pycocotools is not installed.
     """
-    try:
-        from pycocotools import mask
-    except ImportError as err:
-        raise UserError("COCO masks and COCO evaluation need pycocotools: pip install pycocotools") from err
-    return mask
+    advice = "COCO masks and COCO evaluation need pycocotools: pip install pycocotools"
+    return import_optional("pycocotools.mask", advice)
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> str:

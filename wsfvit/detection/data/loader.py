@@ -7,8 +7,7 @@ import numpy as np
 from wsfvit.data.loader import EvalLoader, LoaderOptions, TrainLoader, build_map_style
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
-from wsfvit.detection.data.batch import PaddingCollate
-from wsfvit.detection.data.dataset import DetectionDataset
+from wsfvit.detection.data.dataset import DetectionDataset, PaddingCollate
 from wsfvit.utils.errors import UserError
 
 WINDOW = 16  # images of the published batch

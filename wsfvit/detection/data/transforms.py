@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image
 
-from wsfvit.detection.data.batch import Size
-
+Size = tuple[int, int]
 PUBLISHED_LONG_SIDE = 1120
 
 

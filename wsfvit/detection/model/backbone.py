@@ -128,10 +128,14 @@ class DetectionBackbone(nn.Module):
             UserError: the file cannot be read, or it holds another model.
         """
         state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
-        state_dict = {_classifier_key(key): value for key, value in state_dict.items()}
-        head_keys = self._head_keys()
-        left_out = [key for key in state_dict if key in head_keys]
+        state_dict = {
+            ".".join(PUBLISHED_NAMES.get(part, part) for part in key.split(".")): value
+            for key, value in state_dict.items()
+        }
+        with torch.device("meta"):
+            classifier = timm.create_model(self.name, **_without_weights(self.options)).state_dict()
         names = {_flat(key): key for key in self.body.state_dict()}
+        left_out = [key for key in state_dict if key in classifier and _flat(key) not in names]
         fitted = {names.get(_flat(key), key): value for key, value in state_dict.items() if key not in left_out}
         if not resize_bias_tables:
             _check_bias_tables(self.body.state_dict(), fitted, path)
@@ -144,13 +148,6 @@ class DetectionBackbone(nn.Module):
             *(meta["weights"], path, self.name, ", ".join(left_out) or "nothing"),
         )
         return left_out
-
-    def _head_keys(self) -> set[str]:
-        """Keys of the image classifier that the backbone does not have."""
-        with torch.device("meta"):
-            classifier = timm.create_model(self.name, **_without_weights(self.options))
-        own = {_flat(key) for key in self.body.state_dict()}
-        return {key for key in classifier.state_dict() if _flat(key) not in own}
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,8 @@ def _plan(name: str, **options: Any) -> _Plan:
             f"model {name} cannot be a detector's backbone: its features have strides {list(strides)}, but four "
             "different ones are needed"
         )
-    nominal = _nominal_size(name, options)
+    size = options.get("img_size") or timm.get_pretrained_cfg(name).input_size[1:]
+    nominal = max(size) if isinstance(size, (tuple, list)) else int(size)
     for size_options in SIZE_OPTIONS:
         if size_options:
             try:
@@ -211,11 +209,6 @@ def _without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in RESERVED_KWARGS}
 
 
-def _nominal_size(name: str, options: Mapping[str, Any]) -> int:
-    size = options.get("img_size") or timm.get_pretrained_cfg(name).input_size[1:]
-    return max(size) if isinstance(size, (tuple, list)) else int(size)
-
-
 def _takes_multiples(
     body: nn.Module, multiple: int, channels: Sequence[int], strides: Sequence[int], channels_last: bool
 ) -> bool:
@@ -231,10 +224,6 @@ def _takes_multiples(
         (1, *size, width) if channels_last else (1, width, *size) for size, width in zip(sizes, channels, strict=True)
     ]
     return [tuple(x.shape) for x in maps] == expected
-
-
-def _classifier_key(key: str) -> str:
-    return ".".join(PUBLISHED_NAMES.get(part, part) for part in key.split("."))
 
 
 def _flat(key: str) -> str:

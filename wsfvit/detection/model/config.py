@@ -103,7 +103,10 @@ class DetectorConfig:
 
 def mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 80, **changes: Any) -> DetectorConfig:
     """Mask R-CNN (He et al., arXiv 1703.06870) as published with WSF-ViT: two linear layers, L1 losses, one stage."""
-    return _build_config(backbone, num_classes, changes)
+    unknown = sorted(set(changes) - set(DetectorConfig.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"a detector has no setting {', '.join(unknown)}; see wsfvit/detection/model/config.py for all")
+    return DetectorConfig(backbone, num_classes, **changes)
 
 
 def cascade_mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 80, **changes: Any) -> DetectorConfig:
@@ -122,14 +125,7 @@ def cascade_mask_rcnn_config(backbone: str = "wsfvit_t_224", num_classes: int = 
         "rpn_border": 0.0,
         "proposals_train": 2000,
     }
-    return _build_config(backbone, num_classes, {**cascade, **changes})
-
-
-def _build_config(backbone: str, num_classes: int, changes: dict[str, Any]) -> DetectorConfig:
-    unknown = sorted(set(changes) - set(DetectorConfig.__dataclass_fields__))
-    if unknown:
-        raise UserError(f"a detector has no setting {', '.join(unknown)}; see wsfvit/detection/model/config.py for all")
-    return DetectorConfig(backbone, num_classes, **changes)
+    return mask_rcnn_config(backbone, num_classes, **{**cascade, **changes})
 
 
 # Names on the command line.

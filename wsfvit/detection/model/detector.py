@@ -1,6 +1,6 @@
 """The detector: backbone, feature pyramid, region proposals, and heads on them.
 
-Reading order: config.py, Detector, rpn.py, roi_heads.py; assign.py matches anchors and proposals to objects.
+Reading order: config.py, Detector, rpn.py, roi_heads.py; boxes.py matches anchors and proposals to objects.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from wsfvit.detection.model.boxes import Sizes, Targets
 from wsfvit.detection.model.config import DetectorConfig
-from wsfvit.detection.model.masks import paste_masks
+from wsfvit.detection.model.heads import paste_masks
 from wsfvit.detection.model.roi_heads import CascadeRoIHeads, Detections
 from wsfvit.detection.model.rpn import RegionProposalNetwork
 

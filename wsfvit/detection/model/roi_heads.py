@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from wsfvit.detection.model.assign import SampledRoIs, sample_rois
-from wsfvit.detection.model.boxes import Sizes, Targets, decode_boxes, encode_boxes, split_images, suppress
+from wsfvit.detection.model.boxes import (
+    SampledRoIs,
+    Sizes,
+    Targets,
+    decode_boxes,
+    encode_boxes,
+    sample_rois,
+    split_images,
+    suppress,
+)
 from wsfvit.detection.model.config import DetectorConfig, StageConfig
-from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, pool_rois
-from wsfvit.detection.model.masks import build_mask_targets
+from wsfvit.detection.model.heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, build_mask_targets, pool_rois
 
 GIOU_EPS = 1e-6
 
@@ -166,7 +173,8 @@ class CascadeRoIHeads(nn.Module):
         images = zip(self._split_and_clip(class_boxes, boxes, sizes), scores, strict=True)
         found = [self._select(image_boxes, image_scores) for image_boxes, image_scores in images]
         found_boxes = [x[0] for x in found]
-        mask_probs = self._predict_masks(features, found_boxes, torch.cat([x[2] for x in found]))
+        pooled, labels = self.pool_masks(features, found_boxes), torch.cat([x[2] for x in found])
+        mask_probs = torch.stack([head(pooled, labels).sigmoid() for head in self.mask_heads]).mean(dim=0)
         parts = zip(found, split_images(mask_probs, found_boxes), strict=True)
         return [Detections(*image, part) for image, part in parts]
 
@@ -177,7 +185,3 @@ class CascadeRoIHeads(nn.Module):
         boxes, scores = boxes[rows, labels], scores[rows, labels]
         keep = suppress(boxes, scores, labels, config.nms_threshold)[: config.max_detections]
         return boxes[keep], scores[keep], labels[keep]
-
-    def _predict_masks(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
-        pooled = self.pool_masks(features, boxes)
-        return torch.stack([head(pooled, labels).sigmoid() for head in self.mask_heads]).mean(dim=0)

@@ -1,4 +1,8 @@
-"""Region proposal network (Ren et al., arXiv 1506.01497): objectness and box offsets of anchors."""
+"""Region proposals (Ren et al., arXiv 1506.01497) on a feature pyramid (Lin et al., arXiv 1612.03144).
+
+torchvision's generator of anchors is not used: it rounds them to integers and derives a level's stride from the image
+size, which shifts the anchors of odd-sized maps.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,11 +10,21 @@ from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from wsfvit.detection.model.anchors import ASPECT_RATIOS, build_anchors, find_inside
-from wsfvit.detection.model.assign import IGNORED, match_boxes, sample_matches
-from wsfvit.detection.model.boxes import Sizes, Targets, decode_boxes, encode_boxes, suppress
+from wsfvit.detection.model.boxes import (
+    IGNORED,
+    Sizes,
+    Targets,
+    decode_boxes,
+    encode_boxes,
+    match_boxes,
+    sample_matches,
+    suppress,
+)
 from wsfvit.detection.model.config import DetectorConfig
 
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+# Side of a level's square anchor, in strides.
+ANCHOR_SCALE = 8.0
 STDS = (1.0, 1.0, 1.0, 1.0)
 # Proposals with a shorter side, in pixels, are dropped: those outside the image have been clipped to nothing.
 MIN_SIDE = 1e-3
@@ -94,7 +108,7 @@ class RegionProposalNetwork(nn.Module):
         return proposals
 
     def match_anchors(self, anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> Tensor:
-        """Match of each anchor, int64 (N,), see ``assign``; anchors beyond the border are ignored."""
+        """Match of each anchor, int64 (N,), see boxes.py; anchors beyond the border are ignored."""
         config = self.config
         positive, negative = config.rpn_positive_iou, config.rpn_negative_iou
         if config.rpn_border is None:
@@ -125,3 +139,29 @@ class RegionProposalNetwork(nn.Module):
         beta = 1 / 9 if config.rpn_box_loss == "smooth_l1" else 0.0
         box_loss = F.smooth_l1_loss(torch.cat(chosen_offsets), torch.cat(aims), reduction="sum", beta=beta)
         return {"loss_rpn_cls": cls_loss / number, "loss_rpn_box": box_loss / number}
+
+
+def build_anchors(height: int, width: int, stride: int, device: torch.device) -> Tensor:
+    """Anchors of one level's map of ``height`` x ``width`` cells.
+
+    One anchor of each aspect ratio (height / width), all of the same area, is centred on the upper left corner of each
+    cell: (x, y) = (stride * column, stride * row).
+
+    Returns:
+        float32 (height * width * 3, 4): row by row, at each cell in the order of ``ASPECT_RATIOS``.
+    """
+    roots = torch.tensor(ASPECT_RATIOS, device=device).sqrt()
+    half_sizes = 0.5 * ANCHOR_SCALE * stride * torch.stack([1 / roots, roots], dim=1)
+    base = torch.cat([-half_sizes, half_sizes], dim=1)
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij"
+    )
+    centers = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+    return (centers + base).reshape(-1, 4)
+
+
+def find_inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
+    """Mask, bool (N,), of the anchors (N, 4) that leave an image of ``size`` (H, W) by at most ``border`` pixels."""
+    height, width = size
+    starts_inside = (anchors[:, :2] >= -border).all(dim=1)
+    return starts_inside & (anchors[:, 2] < width + border) & (anchors[:, 3] < height + border)

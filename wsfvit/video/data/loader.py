@@ -1,21 +1,27 @@
-"""Loaders of sequences: batches of (frames, future) that depend neither on the number of workers nor on a resume.
+"""Sequences from the arguments of a command, and loaders whose batches depend neither on workers nor on a resume.
 
 The sequences of a training batch depend only on (seed, epoch, batch), and for equal global batches not on the number of
 processes. Frames travel as they are stored, mostly one byte per value, and become float32 on the device.
 """
 
+import argparse
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from wsfvit.data import EvalSampler, LoaderOptions, TrainSampler
 from wsfvit.data.loader import loader_arguments
 from wsfvit.data.workers import end_workers_at_exit
 from wsfvit.utils.errors import UserError
-from wsfvit.video.data.sequences import SequenceDataset, to_unit_range
+from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
+from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, to_unit_range
 
+MOVING_MNIST = "moving-mnist"
+FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -35,9 +41,9 @@ class SequenceLoader:
         self.dataset, self.frames_in = dataset, frames_in
         self.frames_out = dataset.shape[0] - frames_in
         self._device = options.device
-        arguments = loader_arguments(options, collate=_keep) | {"persistent_workers": options.num_workers > 0}
-        self._loader: DataLoader[Any] = DataLoader(_ReportingBatches(dataset), **batches, **arguments)
-        end_workers_at_exit(self._loader)
+        read: Any = range(len(dataset))  # workers collate indices into a batch
+        arguments = loader_arguments(options, partial(_read_batch, dataset)) | batches
+        self._loader = end_workers_at_exit(DataLoader(read, **arguments, persistent_workers=options.num_workers > 0))
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
@@ -116,22 +122,65 @@ def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderO
     return SequenceLoader(dataset, frames_in, options, batch_size=options.batch_size, sampler=sampler)
 
 
-class _ReportingBatches(Dataset[Any]):
-    """Whole batches of a dataset, or the text of the error: raised in a worker it would come with a traceback."""
-
-    def __init__(self, dataset: SequenceDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> Tensor | str:
-        try:
-            return self.dataset.__getitems__(indices)
-        except UserError as err:
-            return str(err)
+def _read_batch(dataset: SequenceDataset, indices: list[int]) -> Tensor | str:
+    """A whole batch as stored, or the text of the error: raised in a worker it would come with a traceback."""
+    try:
+        return dataset.__getitems__(indices)
+    except UserError as err:
+        return str(err)
 
 
-def _keep(batch: Tensor | str) -> Tensor | str:
-    """Identity instead of collation: the dataset makes whole batches."""
-    return batch
+def open_split(
+    args: argparse.Namespace,
+    split: Split,
+    frames: int,
+    channels: int,
+    count: int | None = None,
+    given: str | None = None,
+) -> SequenceDataset | None:
+    """Open the sequences of one split.
+
+    Args:
+        args: Those of ``args.add_data``; for training, ``seed`` too.
+        split: Which one.
+        frames: Frames of a sequence, input and future.
+        channels: Channels of a frame.
+        count: Number of Moving MNIST sequences (default: ``NUM_SEQUENCES``).
+        given: Path of a user's own sequences of this split (default: the folder of its name in ``--data``).
+
+    Returns:
+        The sequences; None where a user's own data has no such folder. Training falls back on all of it.
+
+    Raises:
+        UserError: they cannot be read, or do not fit.
+    """
+    if args.data == MOVING_MNIST:
+        if channels != 1:
+            raise UserError(f"Moving MNIST has one channel: pass --channels 1, not {channels}")
+        motion = Motion(frames, args.size or Motion.size, args.digits, args.speed)
+        seed = args.seed if split == "train" else 0
+        return open_moving_mnist(split, args.mnist, motion, count, seed, args.official_test)
+    root = Path(args.data)
+    places = [Path(given)] if given else [root / name for name in FOLDERS[split] if (root / name).is_dir()]
+    places += [root] if split == "train" else []
+    return open_own(args, places[0], frames, channels) if places else None
+
+
+def open_own(
+    args: argparse.Namespace, path: str | Path, frames: int, channels: int, from_end: bool = False
+) -> ClipSequences:
+    """Open a user's own sequences.
+
+    Args:
+        args: Those of ``args.add_data``.
+        path: See ``open_sequences``.
+        frames: Frames of a sequence.
+        channels: Channels of a frame.
+        from_end: Take only the last frames of each clip.
+
+    Raises:
+        UserError: they cannot be read, or do not have ``channels`` channels.
+    """
+    size = None if args.size is None else (args.size[0], args.size[1])
+    cut = Cut(frames, args.frame_step, args.stride, size, from_end)
+    return open_sequences(path, cut, channels, args.layout)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
 
 from wsfvit.data.image_files import EXTENSIONS, find_images, read_image
 from wsfvit.data.images import describe
@@ -119,8 +120,7 @@ class ImageClip:
 
     def _read_file(self, file: Path) -> Tensor:
         image = read_image(file)
-        pixels = np.array(image.convert("L") if self._channels == 1 else image)
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+        return pil_to_tensor(image.convert("L") if self._channels == 1 else image).contiguous()
 
 
 Clip = ArrayClip | ImageClip | VideoClip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wsfvit.data.images import describe
-from wsfvit.utils.errors import UserError
+from wsfvit.utils.errors import UserError, import_optional
 from wsfvit.utils.files import write_atomic
 
 VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -98,8 +98,4 @@ def write_mp4(path: Path, images: Sequence[np.ndarray], fps: float) -> None:
 
 def import_av() -> Any:
     """Import PyAV, or raise a ``UserError`` that says how to install it."""
-    try:
-        import av
-    except ImportError as err:
-        raise UserError("video files need PyAV: pip install av") from err
-    return av
+    return import_optional("av", "video files need PyAV: pip install av")

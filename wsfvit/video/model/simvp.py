@@ -112,9 +112,9 @@ class SimVP(nn.Module):
         self.config = config = config or SimVPConfig()
         self.front = FrontEnd(config.channels)
         self.encoder = Encoder(4 * config.channels, config.hid_s, config.strides)
-        self.translator = nn.Sequential(
-            *(TranslatorBlock(config, i, rate) for i, rate in enumerate(_drop_path_rates(config)))
-        )
+        places = [i / max(config.n_t - 1, 1) for i in range(config.n_t)]
+        rates = [(1 - place) * FIRST_DROP_PATH + place * config.drop_path for place in places]
+        self.translator = nn.Sequential(*(TranslatorBlock(config, i, rate) for i, rate in enumerate(rates)))
         self.decoder = Decoder(config.hid_s, config.channels, config.strides)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -271,8 +271,3 @@ class TranslatorBlock(nn.Module):
 def _to_channels_last(x: Tensor) -> Tensor:
     """Channels-last memory, in which convolutions, group norms and attention are fastest; same shape."""
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _drop_path_rates(config: SimVPConfig) -> list[float]:
-    places = [i / max(config.n_t - 1, 1) for i in range(config.n_t)]
-    return [(1 - place) * FIRST_DROP_PATH + place * config.drop_path for place in places]
