@@ -5,12 +5,25 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from wsfvit.data.decoders import convert_image
 from wsfvit.utils.errors import UserError
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+def _openable_extensions() -> frozenset[str]:
+    """Suffixes of the formats whose pixels Pillow reads."""
+    Image.preinit()  # its formats stay the first that Image.open tries
+    Image.init()
+    formats = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name != "MPEG" and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+    }
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+EXTENSIONS = _openable_extensions()
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -24,7 +37,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
             if not inside:
-                raise UserError(f"the folder '{path}' holds no images ({', '.join(sorted(EXTENSIONS))})")
+                raise UserError(f"the folder '{path}' holds no images that Pillow opens (.jpg, .png, .tif, .webp, ...)")
             found += inside
         elif path.exists():
             found.append(path)
