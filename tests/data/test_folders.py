@@ -21,6 +21,7 @@ from wsfvit.data import (
     dataset_notes,
     same_images,
 )
+from wsfvit.data.image_files import find_images
 from wsfvit.eval.jobs import list_jobs
 from wsfvit.eval.labels import read_valid_labels
 from wsfvit.eval.validate import run_validation
@@ -379,3 +380,8 @@ def test_integer_labels_of_any_type_pass():
         options = LoaderOptions(batch_size=2, num_workers=0, num_classes=3)
         assert all((labels == 2).all() for _, labels in build_eval_loader(Labelled(label), CONFIG, options))
     check_labels(Labelled(torch.tensor(2)), 3)
+
+
+def test_hidden_files_are_not_found(tmp_path):
+    fill(tmp_path, "a.webp", "._a.png", ".ipynb_checkpoints/a.png", "b/c.png")
+    assert find_images([tmp_path]) == [tmp_path / "a.webp", tmp_path / "b" / "c.png"]

@@ -52,11 +52,10 @@ class FolderReader:
         self.class_to_idx, self.notes = selection.class_to_idx, selection.notes
         self.samples = [
             (os.path.join(root, folder, name), self.class_to_idx[os.path.basename(folder)])
-            for folder, names in selection.files.items()
-            for name in names
+            for folder, names in sorted(selection.files.items())
+            for name in sorted(names)  # file systems differ in order, and natural_key has ties
         ]
-        # The path itself decides where natural_key does not: a file system's order is not the same everywhere.
-        self.samples.sort(key=lambda sample: (natural_key(sample[0]), sample[0]))
+        self.samples.sort(key=lambda sample: natural_key(sample[0]))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -184,12 +183,14 @@ def select_images(
     folders = {folder for folder in found if folder[0] != "." and f"{os.sep}." not in folder}
     for folder, names in found.items():
         visible = folder in folders or folder == "."
-        for name in names:
+        # The fast path of a million files.
+        images = [name for name in names if name[name.rfind(".") :].lower() in types and name[0] != "."]
+        if images and visible:
+            files[folder] = images
+        for name in set(names).difference(images if visible else ()):
             suffix = os.path.splitext(name)[1].lower()
-            hidden = not visible or name[0] == "."
-            if suffix in types and not hidden:
-                files.setdefault(folder, []).append(name)
-            elif suffix in types or not hidden:  # other hidden files are the system's, such as .DS_Store
+            hidden = name[0] == "." or not visible
+            if suffix in types or not hidden:  # other hidden files are the system's, such as .DS_Store
                 left_out.setdefault("hidden" if hidden else suffix or "without suffix", []).append(f"{folder}/{name}")
     counts = [
         f"{len(paths)} {reason} (e.g. {os.path.normpath(min(paths))})" for reason, paths in sorted(left_out.items())

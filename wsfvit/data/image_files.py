@@ -29,13 +29,21 @@ EXTENSIONS = _openable_extensions()
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The files among ``paths``, and for each folder every image file below it, sorted by path.
 
+    In folders, names that begin with a dot are left out.
+
     Raises:
         UserError: A path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in EXTENSIONS
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and file.is_file()
+            )
             if not inside:
                 raise UserError(f"the folder '{path}' holds no images that Pillow opens (.jpg, .png, .tif, .webp, ...)")
             found += inside
