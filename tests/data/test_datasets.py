@@ -110,7 +110,7 @@ def test_missing_and_empty_folders(tmp_path):
         create_dataset("", None, "train")
     with pytest.raises(UserError, match="does not exist"):
         create_dataset("", str(tmp_path / "none"), "train")
-    with pytest.raises(UserError, match="Found 0 images"):
+    with pytest.raises(UserError, match="holds no images: it needs one folder of images per class"):
         create_dataset("", str(tmp_path), "train")
 
 

@@ -51,6 +51,11 @@ def _add_data(group: Group) -> None:
         metavar="FILE",
         help="text file with the model's class index of each of the data's classes, one per line; others are left out",
     )
+    add(
+        "--labels-by-position",
+        action="store_true",
+        help="take the data's labels for the model's classes although their names differ from the checkpoint's",
+    )
     add_loader(group)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import Dataset, default_collate
 
 from wsfvit.data.images import BadImageError, describe
+from wsfvit.data.labels import wrong_label
 from wsfvit.utils.errors import UserError
 
 OnBadImage = Literal["raise", "skip"]
@@ -16,9 +17,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BadImage:
-    """Placeholder in a batch for an unreadable image, until the main process handles it."""
+    """Placeholder in a batch for an unreadable image or a wrong label (index None); the main process handles it."""
 
-    index: int
+    index: int | None
     message: str
 
 
@@ -49,14 +50,23 @@ class TransformedDataset(Dataset[Any]):
 
 
 class ReportingCollate:
-    """Collate the readable images: (batch, or None if there is none, and the list of ``BadImage``)."""
+    """Collate the readable images: (batch, or None if there is none, and the list of ``BadImage``).
 
-    def __init__(self, collate: Callable[[list[Any]], Any] = default_collate) -> None:
-        self.collate = collate
+    Args:
+        collate: Collates a list of samples.
+        num_classes: Check that the labels of samples (image, label) are below it.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any] = default_collate, num_classes: int | None = None) -> None:
+        self.collate, self.num_classes = collate, num_classes
 
     def __call__(self, samples: list[Any]) -> tuple[Any | None, list[BadImage]]:
         good = [sample for sample in samples if not isinstance(sample, BadImage)]
         bad = [sample for sample in samples if isinstance(sample, BadImage)]
+        if self.num_classes is not None:
+            wrong = next(filter(None, (wrong_label(sample[1], self.num_classes) for sample in good)), None)
+            if wrong:
+                return None, [BadImage(None, f"the data has {wrong}: correct the data, or see --target-key")]
         return (self.collate(good) if good else None), bad
 
 
@@ -83,7 +93,7 @@ class CheckedBatches:
         """Yield the batches.
 
         Raises:
-            UserError: An image is bad under ``raise``, or all images of a batch are.
+            UserError: A label is wrong, an image is bad under ``raise``, or all images of a batch are.
         """
         for batch, bad in self.loader:
             for image in bad:
@@ -93,6 +103,8 @@ class CheckedBatches:
             yield batch
 
     def _report(self, image: BadImage) -> None:
+        if image.index is None:
+            raise UserError(image.message)
         if self.on_bad_image == "raise":
             raise UserError(f"{image.message}; repair or remove it, or pass --on-bad-image skip")
         if image.index not in self.bad_images:

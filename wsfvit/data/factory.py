@@ -1,22 +1,25 @@
 """Datasets by name: the built-in ones, and those of ``timm.data.create_dataset``."""
 
 import os
+import tarfile
 from typing import Any
 
 import timm.data
 import torch.utils.data
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from wsfvit.data.decoders import DECODERS
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
-from wsfvit.data.images import ImageDataset, TarReader, describe
+from wsfvit.data.folders import FolderReader, TarReader, find_split
+from wsfvit.data.image_files import EXTENSIONS
+from wsfvit.data.images import ImageDataset, describe
+from wsfvit.data.labels import read_class_map
 from wsfvit.data.synthetic import Synthetic
 from wsfvit.utils.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
 BUILT_IN = ("digits", "synthetic")
-VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # synonyms for timm
+# Datasets of torchvision for which timm takes every other name than train for the test split.
+TWO_SPLITS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
 
@@ -73,32 +76,30 @@ def create_dataset(
         if options:
             raise UserError(f"the {kind} dataset has no use for {', '.join(options)}")
         return Digits(split, in_chans) if name == "digits" else _synthetic(name, split, num_samples, num_classes, mode)
+    if class_map := options.pop("class_map", None):
+        if kind == "torch":
+            raise UserError(f"--class-map is not for '{name}', whose labels are fixed: leave it out")
+        options["class_map"] = read_class_map(class_map, *([root] if root else []))
+    if not name:
+        return ImageDataset(_folder_reader(root or "", split, options), mode, decoder)
+    if kind == "torch":
+        root = _torch_root(name, root, split)
     streaming = {"is_training": is_training, "batch_size": batch_size, "seed": seed, "num_samples": num_samples}
     try:
         dataset: Dataset = timm.data.create_dataset(
-            name,
-            root=_split_tar(root, split) if root and not name else root,
-            split=split,
-            input_img_mode=mode,
-            **streaming,
-            **options,
+            name, root=root, split=split, input_img_mode=mode, **streaming, **options
         )
     # timm and its readers raise any of these for a wrong name, split, key or folder.
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
         raise UserError(
             f"dataset '{name or root}', split '{split}': {describe(err)}".replace("download=True", "--dataset-download")
         ) from err
-    if not isinstance(dataset, timm.data.ImageDataset):
-        return dataset
-    reader: Any = dataset.reader
-    if isinstance(reader, ReaderImageFolder):
-        _check_folders(reader, root, split, has_class_map="class_map" in options)
-    return ImageDataset(TarReader(reader) if isinstance(reader, ReaderImageInTar) else reader, mode, decoder)
+    return ImageDataset(dataset.reader, mode, decoder) if isinstance(dataset, timm.data.ImageDataset) else dataset
 
 
 def dataset_num_classes(dataset: Dataset) -> int | None:
     """Number of classes of the dataset, or None if it has no class index."""
-    return len(_class_to_index(dataset)) or None
+    return max(_class_to_index(dataset).values(), default=-1) + 1 or None
 
 
 def dataset_class_names(dataset: Dataset) -> list[str] | None:
@@ -110,11 +111,26 @@ def dataset_class_names(dataset: Dataset) -> list[str] | None:
     return [str(name) for name in sorted(to_index, key=lambda name: to_index[name])]
 
 
+def dataset_notes(dataset: Dataset) -> list[str]:
+    """One line per difference between what a data folder holds and what the dataset uses."""
+    return list(getattr(getattr(dataset, "reader", None), "notes", ()))
+
+
 def same_images(dataset: Dataset, other: Dataset) -> bool:
-    """Whether both are all images of the same folder or tar file."""
+    """Whether both are all images of the same folder or tar file.
+
+    Raises:
+        UserError: One is a folder inside the other's.
+    """
     readers = [getattr(item, "reader", None) for item in (dataset, other)]
-    roots = {reader.root for reader in readers if isinstance(reader, (ReaderImageFolder, TarReader))}
-    return len(roots) == 1 and type(readers[0]) is type(readers[1])
+    roots = [os.path.realpath(reader.root) for reader in readers if isinstance(reader, (FolderReader, TarReader))]
+    if len(roots) < 2:
+        return False
+    if roots[0] != roots[1] and os.path.commonpath(roots) in roots:
+        raise UserError(
+            f"one split contains the other, {' and '.join(sorted(roots))}: divide the data into two folders"
+        )
+    return roots[0] == roots[1]
 
 
 def _class_to_index(dataset: Dataset) -> dict[Any, int]:
@@ -126,6 +142,8 @@ def _class_to_index(dataset: Dataset) -> dict[Any, int]:
 
 
 def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:
+    if split not in TRAIN_SPLITS + TEST_SPLITS:
+        raise UserError(f"the synthetic dataset has no split '{split}': use train or validation")
     classes = name.removeprefix("synthetic").removeprefix("/") or str(num_classes or 1000)
     if not classes.isdecimal() or not int(classes):
         raise UserError(f"unknown dataset '{name}': use digits, or synthetic/10 for images of 10 classes")
@@ -144,24 +162,26 @@ def _check_source(name: str, root: str | None, num_samples: int | None) -> None:
         raise UserError(f"the data folder '{root}' does not exist")
 
 
-def _split_tar(root: str, split: str) -> str:
-    """The tar file of a split in a folder such as {train.tar, val.tar}; ``root`` if there is none."""
-    synonyms = next((names for names in (TRAIN_SPLITS, VALIDATION_SPLITS) if split in names), ())
-    return next(filter(os.path.isfile, (os.path.join(root, f"{name}.tar") for name in (split, *synonyms))), root)
+def _folder_reader(root: str, split: str, options: dict[str, Any]) -> FolderReader | TarReader:
+    """The reader of an image folder or .tar file; ``options`` are class_map and input_key, its file suffixes."""
+    if "target_key" in options:
+        raise UserError("--target-key is not for image folders, where the folder is the label: leave it out")
+    source = find_split(root, split)
+    types = {suffix.lower() for suffix in options.get("input_key", "").split(";") if suffix} or EXTENSIONS
+    reader = TarReader if os.path.isfile(source) else FolderReader
+    try:
+        return reader(source, options.get("class_map"), types)
+    except (OSError, tarfile.TarError) as err:
+        raise UserError(f"'{source}' cannot be read: {describe(err)}") from err
 
 
-def _check_folders(reader: ReaderImageFolder, root: str | None, split: str, has_class_map: bool) -> None:
-    """Refuse a folder without the split, or with empty class folders, which would shift the labels."""
-    used = {path[len(reader.root) :].lstrip(os.sep).partition(os.sep)[0] for path, _ in reader.samples}
-    folders = {entry.name for entry in os.scandir(reader.root) if entry.is_dir() and not entry.name.startswith(".")}
-    if reader.root == root and folders and folders <= {*TRAIN_SPLITS, *TEST_SPLITS}:
-        found = ", ".join(sorted(folders))
-        raise UserError(
-            f"the data folder '{root}' has no folder for split '{split}', only {found}: add it, or name another split"
-        )
-    if (empty := sorted(folders - used)) and not has_class_map:
-        shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
-        raise UserError(
-            f"{len(empty)} class folders in '{reader.root}' hold no .png, .jpg or .jpeg images ({shown}), which would "
-            "shift the labels: fill or remove them, or name the classes with --class-map"
-        )
+def _torch_root(name: str, root: str | None, split: str) -> str | None:
+    """The folder of a torchvision dataset; refuses split names that timm would take for another split."""
+    kind = name.rpartition("/")[2].lower()
+    if kind in ("image_folder", "folder"):
+        root = find_split(root or "", split)
+        if hidden := [entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name.startswith(".")]:
+            raise UserError(f"'{root}' holds {hidden[0]}, which '{name}' takes for a class: leave --dataset out")
+    elif kind in TWO_SPLITS and split not in TRAIN_SPLITS + TEST_SPLITS:
+        raise UserError(f"dataset '{name}' has no split '{split}': use train or validation")
+    return root

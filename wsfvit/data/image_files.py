@@ -5,16 +5,31 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from wsfvit.data.decoders import convert_image
 from wsfvit.utils.errors import UserError
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+def _openable_extensions() -> frozenset[str]:
+    """Suffixes of the formats whose pixels Pillow reads."""
+    Image.preinit()  # its formats stay the first that Image.open tries
+    Image.init()
+    formats = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if name != "MPEG" and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+    }
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+EXTENSIONS = _openable_extensions()
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The files among ``paths``, and for each folder every image file below it, sorted by path.
+
+    In folders, names that begin with a dot are left out.
 
     Raises:
         UserError: A path does not exist, or a folder holds no image.
@@ -22,9 +37,15 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in EXTENSIONS
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and file.is_file()
+            )
             if not inside:
-                raise UserError(f"the folder '{path}' holds no images ({', '.join(sorted(EXTENSIONS))})")
+                raise UserError(f"the folder '{path}' holds no images that Pillow opens (.jpg, .png, .tif, .webp, ...)")
             found += inside
         elif path.exists():
             found.append(path)

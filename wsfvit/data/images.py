@@ -1,12 +1,10 @@
 """Datasets of image files: an unreadable image is named, never silently replaced."""
 
 import contextlib
-import io
 import os
 from collections.abc import Callable
 from typing import Any
 
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
 from wsfvit.data.decoders import decode_image
@@ -67,38 +65,6 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         except Exception as err:
             raise BadImageError(self.filename(index), index, describe(err)) from err
         return (image if self.transform is None else self.transform(image)), -1 if label is None else label
-
-
-class TarReader:
-    """Images inside .tar files, found by timm's reader and read by their offset in the file.
-
-    timm's own reader keeps the tar file open, so that workers forked after the first read share one file position.
-    Opening the archive again for each image costs 0.2 ms; this costs a tenth of that.
-
-    Args:
-        reader: timm's reader of a tar file, which may contain one tar file per class.
-    """
-
-    def __init__(self, reader: ReaderImageInTar) -> None:
-        self.root, self.samples, self.targets = reader.root, reader.samples, reader.targets
-        self.class_to_idx = reader.class_name_to_idx
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
-        member, _, inner_tar = self.samples[index]
-        with open(self._path(index), "rb") as file:
-            file.seek(member.offset_data + (inner_tar.offset_data if inner_tar else 0))
-            return io.BytesIO(file.read(member.size)), int(self.targets[index])
-
-    def filename(self, index: int, absolute: bool = True) -> str:
-        """The tar file and the member's name."""
-        return f"{self._path(index)}:{self.samples[index][0].name}"
-
-    def _path(self, index: int) -> str:
-        name = self.samples[index][1]
-        return os.path.join(self.root, name) if name else self.root
 
 
 def describe(err: Exception) -> str:

@@ -43,6 +43,7 @@ class LoaderOptions:
         world_size: Number of processes.
         rank: This process among them.
         on_bad_image: ``raise`` or ``skip``, see ``CheckedBatches``.
+        num_classes: Refuse labels that are not integers below it; None for no check.
     """
 
     batch_size: int
@@ -54,6 +55,7 @@ class LoaderOptions:
     world_size: int = 1
     rank: int = 0
     on_bad_image: OnBadImage = "raise"
+    num_classes: int | None = None
 
 
 class EvalLoader:
@@ -207,7 +209,7 @@ def build_map_style(
         collate: Collates a list of items.
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
-    arguments = loader_arguments(options, ReportingCollate(collate))
+    arguments = loader_arguments(options, ReportingCollate(collate, options.num_classes))
     return end_workers_at_exit(DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0))
 
 
@@ -217,7 +219,7 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    arguments = loader_arguments(options, ReportingCollate(_collate(options)))
+    arguments = loader_arguments(options, ReportingCollate(_collate(options), options.num_classes))
     return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wsfvit.data.labels import wrong_label
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
@@ -191,7 +192,7 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
         UserError: It cannot be read, or holds anything but distinct classes of the model.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             classes = [int(line) for line in file if line.strip()]
     except (OSError, ValueError) as err:
         raise UserError(f"--valid-labels {path}: expected one class index per line ({err})") from err
@@ -215,10 +216,11 @@ def file_names(dataset: Any, indices: Sequence[int]) -> list[str]:
 
 def _read_table(path: str) -> list[list[int]]:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             table = json.load(file)
     except (OSError, ValueError) as err:
         raise UserError(f"--real-labels {path} cannot be read: {err}") from err
-    if not isinstance(table, list) or not all(isinstance(labels, list) for labels in table):
-        raise UserError(f"--real-labels {path} is not a JSON list of lists of classes")
+    rows = table if isinstance(table, list) else [None]
+    if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
+        raise UserError(f"--real-labels {path} is not a JSON list of lists of classes, which are integers from 0")
     return table

@@ -51,7 +51,7 @@ def _list_models(name: str) -> list[str] | None:
         return None
     if Path(name).is_file():
         try:
-            names = [line.strip() for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in Path(name).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as err:
             raise UserError(f"--model {name} is not a text file of model names; weights go to --checkpoint") from err
         if not names:

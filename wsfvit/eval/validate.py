@@ -17,7 +17,7 @@ from wsfvit.checkpoint.io import (
     saved_data_config,
     with_checkpoint_defaults,
 )
-from wsfvit.data import dataset_class_names, dataset_num_classes
+from wsfvit.data import dataset_class_names, dataset_notes, dataset_num_classes
 from wsfvit.eval.evaluate import (
     LabelMatcher,
     RealLabels,
@@ -176,14 +176,17 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
         model, classes = SelectedClasses(model, selected).to(device), len(selected)
     mode = {"batch_size": args.batch_size, "num_classes": classes}
     dataset = build_dataset(args, args.split, args.num_samples, data_config["input_size"][0], **mode)
-    if not args.valid_labels:
-        check_class_order(dataset_class_names(dataset), meta.get("class_names"), f"checkpoint '{args.checkpoint}'")
+    for text in dataset_notes(dataset):
+        world.log(f"note: {text}")
     check_classes(dataset, classes)
+    if not args.valid_labels and not args.labels_by_position:
+        names = dataset_class_names(dataset)
+        check_class_order(names, meta.get("class_names"), f"checkpoint '{args.checkpoint}'", "--labels-by-position")
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
         world.log(
             f"note: the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
         )
-    loader = build_eval_loader(args, dataset, data_config, args.batch_size, world)
+    loader = build_eval_loader(args, dataset, data_config, args.batch_size, world, classes)
     matcher: LabelMatcher = match_labels
     if args.real_labels:
         matcher = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))

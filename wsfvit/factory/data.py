@@ -72,41 +72,53 @@ def build_dataset(args: argparse.Namespace, split: str, num_samples: int | None,
 
 
 def check_classes(dataset: Any, num_classes: int) -> None:
-    """Refuse a dataset with more classes than the model."""
+    """Refuse a dataset with more classes than the model, or with labels that are no classes of it."""
     classes = dataset_num_classes(dataset)
     if classes is not None and classes > num_classes:
         raise UserError(f"the data has {classes} classes, the model {num_classes}: pass --num-classes {classes}")
+    data.check_labels(dataset, num_classes)
 
 
 def build_eval_loader(
-    args: argparse.Namespace, dataset: Any, data_config: DataConfig, batch_size: int, world: World
+    args: argparse.Namespace,
+    dataset: Any,
+    data_config: DataConfig,
+    batch_size: int,
+    world: World,
+    num_classes: int | None = None,
 ) -> data.EvalLoader:
     """Build the loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
+
+    The labels are integers below ``num_classes``, or their batch raises UserError.
 
     Raises:
         UserError: a value of the evaluation configuration is invalid.
     """
-    return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world))
+    return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world, num_classes))
 
 
-def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str) -> None:
-    """Refuse data in which a class has a different label than the class of the same name elsewhere.
+def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str, flag: str = "") -> None:
+    """Refuse data with a class that is unknown elsewhere, or has another label there.
 
     Args:
         names: The data's classes in the order of their labels; None if unknown.
         others: The classes elsewhere, likewise.
         whose: Where that is, e.g. ``the training data``.
+        flag: The flag that permits it.
 
     Raises:
         UserError: naming the first such class.
     """
     elsewhere = {name: label for label, name in enumerate(others or ())}
-    for label, name in enumerate(names or ()):
-        if elsewhere.get(name, label) != label:
-            raise UserError(
-                f"class '{name}' has label {label} in this data and {elsewhere[name]} in {whose} ({len(names or ())} "
-                f"and {len(elsewhere)} classes): add the missing class folders, or name all classes with --class-map"
-            )
+    labels = list(enumerate(names or ())) if elsewhere else []
+    moved = [(label, name) for label, name in labels if elsewhere.get(name, label) != label]
+    for label, name in moved or [(label, name) for label, name in labels if name not in elsewhere]:
+        other = elsewhere.get(name, "none")
+        raise UserError(
+            f"class '{name}' has label {label} in this data and {other} in {whose} ({len(labels)} and "
+            f"{len(elsewhere)} classes): add the missing class folders, or name all classes with --class-map"
+            + (f"; for labels by position pass {flag}" if flag else "")
+        )
 
 
 def build_train_loader(
@@ -137,7 +149,7 @@ def build_train_loader(
     return data.build_train_loader(
         train_set,
         data_config,
-        _image_options(args, args.batch_size, world),
+        _image_options(args, args.batch_size, world, num_classes),
         _augmentation(args, data_config),
         seed=args.seed,
         repeats=max(args.aug_repeats, 1),
@@ -162,7 +174,9 @@ def build_val_loader(
         num_classes=num_classes,
     )
     check_classes(val_set, num_classes)
-    return build_eval_loader(args, val_set, data_config, args.validation_batch_size or args.batch_size, world)
+    return build_eval_loader(
+        args, val_set, data_config, args.validation_batch_size or args.batch_size, world, num_classes
+    )
 
 
 def count_bad_images(loader: Loader, world: World) -> int:
@@ -183,8 +197,8 @@ def loader_options(args: argparse.Namespace, world: World, batch_size: int, **mo
     )
 
 
-def _image_options(args: argparse.Namespace, batch_size: int, world: World) -> LoaderOptions:
-    more = {"use_prefetcher": not args.no_prefetcher, "on_bad_image": args.on_bad_image}
+def _image_options(args: argparse.Namespace, batch_size: int, world: World, num_classes: int | None) -> LoaderOptions:
+    more = {"num_classes": num_classes, "use_prefetcher": not args.no_prefetcher, "on_bad_image": args.on_bad_image}
     return loader_options(args, world, batch_size, **more)
 
 

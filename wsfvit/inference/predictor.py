@@ -137,7 +137,7 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
     """
     if class_map:
         try:
-            names = Path(class_map).read_text(encoding="utf-8").split("\n")
+            names = Path(class_map).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as err:
             raise UserError(f"--class-map {class_map} is not a readable text file: write one name per line") from err
         names = [name.strip() for name in names if name.strip()]

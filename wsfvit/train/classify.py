@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wsfvit.data import dataset_class_names, dataset_num_classes, same_images
+from wsfvit.data import dataset_class_names, dataset_notes, dataset_num_classes, same_images
 from wsfvit.eval.evaluate import evaluate
 from wsfvit.factory.data import Loader, build_train_loader, build_val_loader, check_class_order, resolve_data
 from wsfvit.factory.model import build_train_model, resolve_model_kwargs
@@ -69,6 +69,7 @@ class Classification(Task):
     def _notes(self, train_set: Any, val_set: Any) -> Iterator[str]:
         """Settings that were probably not intended."""
         args, classes = self.args, dataset_num_classes(train_set)
+        yield from dict.fromkeys(dataset_notes(train_set) + dataset_notes(val_set))
         if args.num_classes is None and classes is not None and classes < self.num_classes:
             yield f"the data has {classes} classes, the model {self.num_classes}: pass --num-classes {classes}"
         if same_images(train_set, val_set):

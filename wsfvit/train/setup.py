@@ -113,6 +113,12 @@ def restore(
         raise UserError(
             f"--resume {args.resume}: it trained {was}, not {model}: start with --initial-checkpoint instead"
         )
+    names, known = described.get("class_names"), saved.get("class_names")
+    if names and known and list(names) != list(known):
+        raise UserError(
+            f"--resume {args.resume}: it trained other classes than this data has: start with "
+            "--initial-checkpoint instead"
+        )
     changed = changed_arguments(before, described["args"])
     if changed:
         world.log(f"note: different from the run that is resumed: {', '.join(changed)}")
