@@ -1,5 +1,6 @@
 """Datasets by name: the built-in ones, and those of ``timm.data.create_dataset``."""
 
+import functools
 import os
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.utils.data
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from wsfvit.data.decoders import DECODERS
+from wsfvit.data.decoders import DECODERS, convert_image, image_mode
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
 from wsfvit.data.images import ImageDataset, TarReader, describe
 from wsfvit.data.synthetic import Synthetic
@@ -45,7 +46,7 @@ def create_dataset(
         root: Data folder with a folder or tar file per split, or a single tar file for every split; for ``hfds/`` the
             cache folder; unused by the built-in datasets.
         split: Split name, e.g. ``train``, ``validation`` or, for ``hfds/``, a slice such as ``train[:1000]``.
-        in_chans: Selects grey or RGB images without ``input_img_mode``.
+        in_chans: Channels of the images; see ``image_mode``.
         is_training: Shuffle streaming datasets.
         batch_size: Batch size that streaming datasets pad their last batch to.
         seed: Shuffle seed of streaming datasets.
@@ -66,13 +67,15 @@ def create_dataset(
         raise UserError(f"unknown decoder '{decoder}': use {' or '.join(DECODERS)}")
     if decoder != "pillow" and kind not in ("", "hfds"):
         raise UserError(f"the {decoder} decoder is for image folders, .tar files and hfds/, not for '{name}'")
-    mode = input_img_mode or ("L" if in_chans == 1 else "RGB")
+    mode = "" if kind == "digits" else image_mode(in_chans, input_img_mode)
     if kind in BUILT_IN:
         if kind == "digits" and input_img_mode:
             options["input_img_mode"] = input_img_mode
         if options:
             raise UserError(f"the {kind} dataset has no use for {', '.join(options)}")
         return Digits(split, in_chans) if name == "digits" else _synthetic(name, split, num_samples, num_classes, mode)
+    if kind == "torch":
+        options["transform"] = functools.partial(convert_image, mode=mode)
     streaming = {"is_training": is_training, "batch_size": batch_size, "seed": seed, "num_samples": num_samples}
     try:
         dataset: Dataset = timm.data.create_dataset(

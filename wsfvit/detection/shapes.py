@@ -1,7 +1,6 @@
 """Generated images of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.data.coco_masks import coco_mask_module, encode_masks
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import make_folder, write_atomic, write_text_atomic
+from wsfvit.utils.files import make_folder, to_json, write_atomic, write_text_atomic
 
 CATEGORIES = ("circle", "square", "triangle")
 # Attempts to place one more shape; a crowded image just gets fewer.
@@ -68,7 +67,7 @@ def write_shapes(
         write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG"))
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
         content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
-    write_text_atomic(annotations, json.dumps(content))
+    write_text_atomic(annotations, to_json(content))
     return annotations, images
 
 

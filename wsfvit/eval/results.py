@@ -2,10 +2,9 @@
 
 import csv
 import io
-import json
 from typing import Any
 
-from wsfvit.utils.files import output_file, write_text_atomic
+from wsfvit.utils.files import output_file, to_json, write_text_atomic
 
 # Setting and metrics of one model as primitives; "error" in place of metrics if it failed.
 Row = dict[str, Any]
@@ -31,7 +30,7 @@ class ResultsFile:
     def write(self, rows: list[Row], single: bool = False) -> None:
         """Write ``rows``; JSON holds a list of objects, or with ``single`` one object."""
         if self.kind == "json":
-            write_text_atomic(self.path, json.dumps(rows[0] if single else rows, indent=2) + "\n")
+            write_text_atomic(self.path, to_json(rows[0] if single else rows, indent=2) + "\n")
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))

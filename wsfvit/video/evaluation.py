@@ -1,6 +1,5 @@
 """Evaluation of a video model and the baselines on a whole split, over all processes, and its report."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from wsfvit.analysis.flops import markdown_head, markdown_row
 from wsfvit.factory.data import Loader
 from wsfvit.train.loggers import csv_text
 from wsfvit.utils.distributed import World
-from wsfvit.utils.files import make_folder, write_text_atomic
+from wsfvit.utils.files import make_folder, to_json, write_text_atomic
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 from wsfvit.video.figures import write_curves, write_prediction
@@ -138,7 +137,7 @@ def write_report(
     make_folder(folder)
     table, curves, plot = (folder / f"{name}{end}" for end in (".json", "_per_frame.csv", "_per_frame.png"))
     content = {**described, "figures": result.metrics, "definitions": DEFINITIONS}
-    write_text_atomic(table, json.dumps(content, indent=2) + "\n")
+    write_text_atomic(table, to_json(content, indent=2) + "\n")
     first = described["frames_in"] + 1
     rows = [
         {"predictor": predictor, "frame": first + index, **{key: means[index] for key, means in metrics.items()}}
