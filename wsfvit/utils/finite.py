@@ -7,7 +7,7 @@ from wsfvit.utils.errors import UserError
 
 def count_nonfinite(outputs: torch.Tensor) -> torch.Tensor:
     """Number of items of a batch of outputs (B, ...) with a value that is NaN or infinite; int64 scalar."""
-    return (~outputs.isfinite().flatten(1).all(1)).sum()
+    return (~outputs.isfinite()).reshape(len(outputs), -1).any(1).sum()
 
 
 def refuse_nonfinite(bad: int, total: int, unit: str = "images") -> None:
