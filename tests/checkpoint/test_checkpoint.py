@@ -9,11 +9,16 @@ import zipfile
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import train
 import validate
 from tools.fuzz_checkpoints import write_safetensors
 from wsfvit.checkpoint.io import load_checkpoint, load_state_dict_file, read_checkpoint, save_atomic, strip_prefixes
+from wsfvit.cli.train import parse_train_args
+from wsfvit.cli.validate import parse_validate_args
+from wsfvit.eval.validate import run_validation
+from wsfvit.train.classify import run_training
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import write_atomic
 
@@ -53,8 +58,8 @@ def same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model."])
-@pytest.mark.parametrize("key", ["state_dict", "model", None])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "net.", "module.net.", "_orig_mod.module.model."])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", None])
 def test_finds_the_weights_behind_keys_and_prefixes(tmp_path, model, wrapper, key):
     wrapped = {wrapper + name: value for name, value in model.state_dict().items()}
     torch.save(wrapped if key is None else {key: wrapped, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
@@ -357,3 +362,87 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_unwritable_place_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         save_atomic({}, tmp_path / "none" / "x.pth")
+
+
+@pytest.fixture
+def timm_file(tmp_path):
+    """A checkpoint as timm's train.py writes it, of a model with two classes at 64 pixels."""
+    torch.manual_seed(0)
+    weights = timm.create_model("test_vit", num_classes=2, img_size=64, in_chans=1).state_dict()
+    args = argparse.Namespace(model="test_vit", num_classes=2, img_size=64, in_chans=1, input_size=None, opt="sgd")
+    args.mean, args.std, args.gp, args.model_kwargs, args.crop_pct, args.input_img_mode = (
+        [0.1],
+        [0.2],
+        None,
+        {},
+        1.0,
+        "L",
+    )
+    content = {"epoch": 0, "arch": "test_vit", "state_dict": weights, "optimizer": {}, "version": 2, "args": args}
+    torch.save(content | {"metric": 50.0}, tmp_path / "timm.pth.tar")
+    return str(tmp_path / "timm.pth.tar")
+
+
+@pytest.mark.parametrize("more", [[], ["--num-classes", "2"]])
+def test_arguments_of_timm_are_taken_over(timm_file, more):
+    argv = ["--dataset", "synthetic/2", "--num-samples", "4", "-j", "0"]
+    [row] = run_validation(parse_validate_args([*argv, "--device", "cpu", "--checkpoint", timm_file, *more]))
+    assert (row["model"], row["input_size"], row["mean"], row["std"]) == ("test_vit", [1, 64, 64], [0.1], [0.2])
+    assert (row["crop_pct"], row["images"]) == (1.0, 4)
+
+
+def test_arguments_of_timm_without_a_size_of_the_model(tmp_path, timm_file):
+    content = read_checkpoint(timm_file)
+    weights = timm.create_model("test_resnet", num_classes=2).state_dict()
+    args = argparse.Namespace(**content["args"] | {"model": "test_resnet", "input_size": [3, 64, 48], "in_chans": None})
+    args.input_img_mode = None
+    torch.save(content | {"arch": "test_resnet", "state_dict": weights, "args": args}, timm_file)
+    argv = ["--dataset", "synthetic/2", "--num-samples", "4", "-j", "0", "--device", "cpu", "--checkpoint", timm_file]
+    assert run_validation(parse_validate_args(argv))[0]["input_size"] == [3, 64, 48]
+    assert run_validation(parse_validate_args([*argv, "--img-size", "32"]))[0]["input_size"] == [3, 32, 32]
+
+
+def test_arguments_of_nonsense_are_one_line(timm_file):
+    content = read_checkpoint(timm_file)
+    torch.save(content | {"args": argparse.Namespace(**content["args"] | {"img_size": "wide"})}, timm_file)
+    with pytest.raises(UserError, match=r"its input_size is \(1, 'wide', 'wide'\), not three integers"):
+        load_state_dict_file(timm_file)
+
+
+def test_a_state_of_timm_is_not_resumed(timm_file, tmp_path, monkeypatch, error_of):
+    argv = ["train.py", "--dataset", "synthetic/2", "--model", "test_vit", "--num-classes", "2", "--img-size", "64"]
+    argv += ["--in-chans", "1", "--device", "cpu", "-j", "0", "-b", "4", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--resume", timm_file])
+    assert "no training state" in (line := error_of(train.main)) and "--initial-checkpoint" in line
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "wsfvit_p0_224"])
+@pytest.mark.parametrize(("channels", "in_chans"), [(3, 1), (3, 4), (1, 3)])
+def test_first_convolution_is_adapted_to_the_channels(tmp_path, name, channels, in_chans, caplog):
+    kwargs = {"num_classes": 3, **({"img_size": 32, "embed_dims": (12,), "depths": (1,)} if "wsf" in name else {})}
+    kwargs |= {"inter_heads": (2,), "stage_strides": (2,)} if "wsf" in name else {}
+    source = timm.create_model(name, in_chans=channels, **kwargs)
+    torch.save(source.state_dict(), tmp_path / "x.pth")
+    model = timm.create_model(name, in_chans=in_chans, **kwargs)
+    with pytest.raises(UserError, match="of another shape"):
+        load_checkpoint(model, tmp_path / "x.pth")
+    load_checkpoint(model, tmp_path / "x.pth", replace_classifier=True)
+    assert f"from {channels} to {in_chans} image channels" in caplog.text
+    if (channels, in_chans, name) == (3, 1, "test_resnet"):
+        assert torch.equal(model.conv1[0].weight, source.conv1[0].weight.sum(1, keepdim=True))
+
+
+def test_the_image_mode_is_part_of_a_checkpoint(tmp_path):
+    for split in ("train", "validation"):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(2):
+                Image.new("RGBA", (32, 32), (9, 9, 9, 60 * index)).save(tmp_path / split / label / f"{index}.png")
+    argv = [str(tmp_path), "--model", "test_resnet", "--num-classes", "2", "--img-size", "32", "-b", "2", "-j", "0"]
+    argv += ["--epochs", "1", "--warmup-epochs", "0", "--device", "cpu", "--no-tensorboard", "--output", str(tmp_path)]
+    run = run_training(parse_train_args([*argv, "--in-chans", "4", "--input-img-mode", "RGBA"]))
+    last = str(run.run_dir / "last.pth.tar")
+    [row] = run_validation(parse_validate_args([str(tmp_path), "--checkpoint", last, "--device", "cpu", "-j", "0"]))
+    assert row["input_size"] == [4, 32, 32] and row["loss"] == pytest.approx(run.rows[-1]["val_loss"])
+    with pytest.raises(UserError, match="--aa and --grayscale-prob take L or RGB"):
+        run_training(parse_train_args([*argv, "--in-chans", "4", "--input-img-mode", "RGBA", "--aa", "original"]))

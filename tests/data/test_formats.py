@@ -241,3 +241,18 @@ def test_synthetic_through_both_loaders():
     dataset = create_dataset("synthetic/3", None, "train", num_samples=12)
     for build in (build_train_loader, build_eval_loader):
         assert sum((labels.tolist() for _, labels in build(dataset, CONFIG, OPTIONS)), []).count(2) == 4
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_torchvision_data_follows_the_channels(tmp_path, in_chans):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        pixels = bytes([0, 0, 8, 3, 0, 0, 0, 4, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes([9]) * (4 * 28 * 28)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(pixels)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 3]))
+    config = {"input_size": (in_chans, 16, 16), "mean": (0.0,) * in_chans, "std": (1.0,) * in_chans}
+    for build, split in ((build_train_loader, "train"), (build_eval_loader, "validation")):
+        dataset = create_dataset("torch/mnist", str(tmp_path), split, in_chans=in_chans)
+        ((images, labels),) = list(build(dataset, config, OPTIONS))
+        assert images.shape == (4, in_chans, 16, 16) and sorted(labels.tolist()) == [0, 1, 2, 3]

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from wsfvit.data import LoaderOptions, build_eval_loader, build_train_loader, create_dataset
+from wsfvit.data.image_files import read_image
 from wsfvit.data.images import BadImageError
 from wsfvit.utils.errors import UserError
 
@@ -43,6 +44,93 @@ def test_grey_of_16_bits_does_not_saturate(tmp_path):
     for image, _ in dataset:  # PIL goes by the content: the second is a TIFF
         assert image.mode == "RGB"
         assert (np.asarray(image) == RAMP[..., None]).all()
+
+
+def tiff_bytes(pixels, **tags):
+    buffer = io.BytesIO()
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag[1:])] = value
+    Image.fromarray(pixels).save(buffer, "TIFF", tiffinfo=info)
+    return buffer.getvalue()
+
+
+WHOLE = RAMP.astype(np.float64) / 255
+WIDE = {
+    "float to 1": WHOLE.astype(np.float32),
+    "float to 255": RAMP.astype(np.float32),
+    "32 bits": (WHOLE * (2**31 - 1)).astype(np.int32),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_grey_is_scaled_by_the_range_of_its_type(tmp_path, kind):
+    image, _ = write(tmp_path, {"a.png": tiff_bytes(WIDE[kind])})[0]
+    assert np.abs(np.asarray(image).astype(int) - RAMP[..., None]).max() <= 1
+    assert (np.asarray(read_image(tmp_path / "a" / "a.png")) == np.asarray(image)).all()
+
+
+def test_grey_of_12_bits_is_scaled_by_its_tag(tmp_path):
+    pixels = (WHOLE * 4095).astype(np.uint16)
+    image, _ = write(tmp_path, {"a.png": tiff_bytes(pixels, _281=4095)})[0]
+    assert (np.asarray(image)[..., 0] == pixels >> 4).all()
+    assert (np.asarray(read_image(tmp_path / "a" / "a.png")) == np.asarray(image)).all()
+
+
+DARK = {
+    "12 bits": ((WHOLE * 4095).astype(np.uint16), "values up to 4095 in 16 bits, which would come out black"),
+    "a mask": (np.eye(8, dtype=np.uint16), "values up to 1 in 16 bits"),
+    "16 in 32 bits": ((WHOLE * 65535).astype(np.int32), "values up to 65535 in 31 bits"),
+    "negative": (np.full((8, 8), -1, np.int32), "grey values from -1 to -1"),
+    "float to 1000": ((WHOLE * 1000).astype(np.float32), "neither within 0..1 nor 0..255"),
+    "NaN": (np.full((8, 8), np.nan, np.float32), "grey values from nan"),
+}
+
+
+@pytest.mark.parametrize("kind", DARK)
+def test_grey_of_an_unknown_range_is_refused(tmp_path, kind):
+    pixels, message = DARK[kind]
+    dataset = write(tmp_path, {"a.png": tiff_bytes(pixels)})
+    with pytest.raises(BadImageError, match=message):
+        dataset[0]
+    with pytest.raises(UserError, match=message):
+        read_image(tmp_path / "a" / "a.png")
+
+
+def test_black_stays_black(tmp_path):
+    image, _ = write(tmp_path, {"a.png": tiff_bytes(np.zeros((8, 8), np.uint16))})[0]
+    assert not np.asarray(image).any()
+
+
+@pytest.mark.parametrize(
+    ("in_chans", "mode", "expected"), [(1, None, "L"), (3, None, "RGB"), (4, "RGBA", "RGBA"), (2, "LA", "LA")]
+)
+@pytest.mark.parametrize("build", [build_train_loader, build_eval_loader])
+def test_image_mode_follows_the_channels(tmp_path, in_chans, mode, expected, build):
+    write(tmp_path, {"a.png": GOOD})
+    dataset = create_dataset("", str(tmp_path), "train", in_chans=in_chans, input_img_mode=mode)
+    assert dataset[0][0].mode == expected
+    config = CONFIG | {"input_size": (in_chans, 32, 32), "mean": (0.0,) * in_chans, "std": (1.0,) * in_chans}
+    config |= {"interpolation": "random"} if build is build_train_loader else {}
+    ((images, _),) = list(build(dataset, config, replace(OPTIONS, batch_size=1)))
+    assert images.shape == (1, in_chans, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("in_chans", "mode", "message"),
+    [
+        (4, None, "takes 4 channels, .* --input-img-mode RGBA or --input-img-mode CMYK"),
+        (12, None, "takes 12 channels, .* --in-chans 3"),
+        (3, "RGBA", "has 4 channels, the model takes 3: pass --in-chans 4"),
+        (1, "F", "--input-img-mode F: use one of L, LA, RGB"),
+        (3, "rgb", "--input-img-mode rgb: use one of"),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "synthetic/2", "torch/mnist"])
+def test_a_mode_of_other_channels_is_refused(tmp_path, in_chans, mode, message, name):
+    write(tmp_path, {"a.png": GOOD})
+    with pytest.raises(UserError, match=message):
+        create_dataset(name, str(tmp_path), "train", in_chans=in_chans, input_img_mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])

@@ -16,7 +16,7 @@ from wsfvit.factory.data import build_eval_loader
 from wsfvit.factory.model import fuse_model
 from wsfvit.inference.predictor import load_classifier, resolve_class_names
 from wsfvit.utils.distributed import World
-from wsfvit.utils.errors import run_main
+from wsfvit.utils.errors import UserError, run_main
 from wsfvit_cli import dispatch
 
 SHOWN = (5, 250, 999)
@@ -150,3 +150,23 @@ def test_class_names_without_a_file():
     assert not any(name.startswith("n0") for name in resolve_class_names("", None, Model))
     Model.num_classes = 3
     assert resolve_class_names("", ["a", "b"], Model) == ["class 0", "class 1", "class 2"]
+
+
+def test_images_are_read_in_the_mode_of_the_training(tmp_path, monkeypatch, capsys, error_of):
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", num_classes=2, in_chans=4).state_dict()
+    content = {"arch": "test_resnet", "model_kwargs": {"num_classes": 2, "in_chans": 4}, "state_dict": weights}
+    torch.save(content | {"args": {"input_img_mode": "RGBA"}}, tmp_path / "a.pth")
+    (tmp_path / "images").mkdir()
+    for name, alpha in (("a.png", 0), ("b.png", 255)):
+        Image.new("RGBA", (40, 40), (200, 10, 60, alpha)).save(tmp_path / "images" / name)
+    more = ["--checkpoint", tmp_path / "a.pth", "--img-size", "32"]
+    run(monkeypatch, tmp_path / "images", *more, "--json", "--out", tmp_path / "out.png")
+    one, two = (json.loads(line)["predictions"][0]["probability"] for line in capsys.readouterr().out.splitlines())
+    assert one != two
+    argv = ["cam", str(tmp_path / "images"), "--device", "cpu", "--checkpoint", str(tmp_path / "a.pth"), "--out"]
+    with pytest.raises(UserError, match="takes RGBA images, this one is RGB"):
+        dispatch([*argv, str(tmp_path / "cam.png")])
+    torch.save(content, tmp_path / "a.pth")
+    message = error_of(lambda: run(monkeypatch, tmp_path / "images", *more))
+    assert "the model takes 4 channels" in message

@@ -286,6 +286,6 @@ def _transform(args: argparse.Namespace, classifier: Classifier, samples: Sequen
         resize = transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"]))
         normalize = transforms.Normalize(config["mean"], config["std"])
         whole = transforms.Compose([resize, transforms.ToTensor(), normalize])
-        return [whole(sample.image.convert(classifier.mode)) for sample in samples]
+        return [whole(classifier.convert(sample.image)) for sample in samples]
     transform = classifier.transform()
     return [transform(sample.image) for sample in samples]

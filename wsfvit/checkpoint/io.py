@@ -7,6 +7,7 @@ import argparse
 import copy
 import hashlib
 import json
+import logging
 import os
 import pickle
 import warnings
@@ -15,22 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import adapt_input_conv
 from torch import nn
 
 from wsfvit.checkpoint.integrity import find_damage, write_sealed
 from wsfvit.checkpoint.pickle_scan import refused_globals
 from wsfvit.models import convert_state_dict, describe_misfit
+from wsfvit.models._state_dict import adapt_stem_channels
+from wsfvit.models.wsfvit import WSFViT
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.files import write_atomic
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-RAW_KEYS = ("state_dict", "model")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+RAW_KEYS = ("state_dict", "model_state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
 META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric", "num_updates")
+# Arguments of a training that say how its images are made, where the file has no data_config.
+DATA_ARGS = ("input_size", "mean", "std", "interpolation", "crop_pct")
 # With these, create_model would fetch or read other files; a checkpoint must not be able to set them.
 RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 StateDict = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
 
 
 def save_atomic(obj: object, path: str | os.PathLike[str]) -> None:
@@ -46,7 +53,7 @@ def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
         trust: Unpickle without restrictions, which lets the file run any code.
 
     Returns:
-        The dictionary that was saved, tensors on the CPU.
+        The dictionary that was saved, tensors on the CPU; ``args`` as a dictionary, where timm saved a namespace.
 
     Raises:
         UserError: The file is missing, damaged, refused as unsafe, or does not hold a dictionary.
@@ -59,7 +66,10 @@ def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, trust)
     if not isinstance(content, Mapping):
         raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
-    return dict(content)
+    content = dict(content)
+    if isinstance(content.get("args"), argparse.Namespace):
+        content["args"] = vars(content["args"])
+    return content
 
 
 def load_state_dict_file(
@@ -75,8 +85,9 @@ def load_state_dict_file(
 
     Returns:
         The state dict on the CPU, without wrapper prefixes, and its metadata: ``weights`` ("ema" or "raw") and, where
-        present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``config`` of
-        another model, ``epoch``, ``metric`` and ``num_updates``.
+        present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``input_img_mode``,
+        ``config`` of another model, ``epoch``, ``metric`` and ``num_updates``. Where the file has only the
+        arguments of a training, as those of timm's train.py, they are taken from there.
 
     Raises:
         UserError: As ``read_checkpoint``, or the file holds no weights, or those of another task.
@@ -104,7 +115,8 @@ def load_checkpoint(
         use_ema: Prefer the EMA weights if the file has them.
         trust: As for ``read_checkpoint``.
         replace_classifier: For fine-tuning: if the number of classes differs, the model keeps its own classifier, and
-            the metadata holds ``replaced_classes``, the number in the file (0 for none).
+            the metadata holds ``replaced_classes``, the number in the file (0 for none); if the number of image
+            channels differs, the first convolution is adapted as timm does for pretrained weights, with a warning.
 
     Raises:
         UserError: As ``load_state_dict_file``, or the weights do not fit the model.
@@ -112,6 +124,7 @@ def load_checkpoint(
     state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
     state_dict = convert_state_dict(state_dict, model)
     if replace_classifier:
+        state_dict = _adapt_channels(model, state_dict)
         replaced = _keep_own_classifier(model, state_dict)
         meta |= {} if replaced is None else {"replaced_classes": replaced}
     apply_state_dict(model, state_dict, path)
@@ -203,15 +216,33 @@ def _find_state_dict(content: Mapping[str, Any], path: str | os.PathLike[str], u
 
 def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Metadata of the file, checked so that it cannot make ``create_model`` read or fetch other files."""
+    args = content.get("args")
+    args = args if isinstance(args, dict) else {}
+    if "model_kwargs" not in content and isinstance(args.get("model"), str):
+        content = {**_describe_args(args), **content}
     meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
+    meta |= {key: args[key] for key in ("input_img_mode",) if isinstance(args.get(key), str)}
     expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict}
     for key, kind in expected.items():
         if key in meta and not isinstance(meta[key], kind):
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
+    size = meta.get("data_config", {}).get("input_size", (1, 1, 1))
+    if not isinstance(size, (list, tuple)) or [type(value) for value in size] != [int] * 3:
+        raise UserError(f"checkpoint '{path}': its input_size is {size!r}, not three integers (C, H, W)")
     if "class_names" in meta:
         meta["class_names"] = [str(name) for name in meta["class_names"]]
     check_model_kwargs(meta.get("model_kwargs", {}), f"checkpoint '{path}'")
     return meta
+
+
+def _describe_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata from the arguments of timm's train.py."""
+    found = {"num_classes": args.get("num_classes"), "in_chans": args.get("in_chans"), "global_pool": args.get("gp")}
+    kwargs = {key: value for key, value in found.items() if value is not None} | (args.get("model_kwargs") or {})
+    config = {key: args[key] for key in DATA_ARGS if args.get(key)}
+    if size := args.get("img_size"):
+        config.setdefault("input_size", (args.get("in_chans") or 3, size, size))
+    return {"arch": args["model"], "model_kwargs": kwargs, "data_config": config}
 
 
 def check_model_kwargs(kwargs: Any, source: str) -> None:
@@ -219,6 +250,21 @@ def check_model_kwargs(kwargs: Any, source: str) -> None:
     reserved = [key for key in RESERVED_KWARGS if key in kwargs]
     if reserved:
         raise UserError(f"{source}: its model_kwargs may not set {', '.join(reserved)}")
+
+
+def _adapt_channels(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """Adapt the first convolution to the model's image channels by timm's rules, where the file has 1 or 3."""
+    if isinstance(model, WSFViT):
+        return adapt_stem_channels(state_dict, model.in_chans)
+    name = getattr(model, "default_cfg", {}).get("first_conv")
+    weight = state_dict.get(f"{name}.weight")
+    if not isinstance(name, str) or weight is None or weight.ndim != 4 or weight.shape[1] not in (1, 3):
+        return state_dict
+    channels = getattr(model.get_submodule(name), "in_channels", weight.shape[1])
+    if channels == weight.shape[1]:
+        return state_dict
+    _logger.warning("Adapted %s of the checkpoint from %d to %d image channels.", name, weight.shape[1], channels)
+    return {**state_dict, f"{name}.weight": adapt_input_conv(channels, weight, base_chans=weight.shape[1])}
 
 
 def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
@@ -248,7 +294,7 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
 def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
     """Complete the arguments with the checkpoint's metadata.
 
-    If ``--model`` names another model than the checkpoint, only the numbers of classes and channels are taken.
+    If ``--model`` names another model than the checkpoint, only the number of classes and the channels are taken.
 
     Raises:
         UserError: Neither the command line nor the checkpoint names a model.
@@ -262,8 +308,11 @@ def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> 
         args.num_classes = saved.get("num_classes")
     if args.in_chans is None and args.input_size is None:
         args.in_chans = saved.get("in_chans")
+    args.input_img_mode = getattr(args, "input_img_mode", None) or meta.get("input_img_mode")
     if args.model == meta.get("arch"):
         size_given = args.img_size is not None or args.input_size is not None
+        if not size_given and "img_size" not in saved and (size := meta.get("data_config", {}).get("input_size")):
+            args.input_size = [args.in_chans or size[0], *size[1:]]
         dropped = {"num_classes", "in_chans"} | ({"img_size"} if size_given else set())
         args.model_kwargs = {k: v for k, v in saved.items() if k not in dropped} | args.model_kwargs
     return args

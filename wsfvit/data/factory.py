@@ -1,5 +1,6 @@
 """Datasets by name: the built-in ones, and those of ``timm.data.create_dataset``."""
 
+import functools
 import os
 import tarfile
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import timm.data
 import torch.utils.data
 
-from wsfvit.data.decoders import DECODERS
+from wsfvit.data.decoders import DECODERS, convert_image, image_mode
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
 from wsfvit.data.folders import FolderReader, TarReader, find_split
 from wsfvit.data.image_files import EXTENSIONS
@@ -48,7 +49,7 @@ def create_dataset(
         root: Data folder with a folder or tar file per split, or a single tar file for every split; for ``hfds/`` the
             cache folder; unused by the built-in datasets.
         split: Split name, e.g. ``train``, ``validation`` or, for ``hfds/``, a slice such as ``train[:1000]``.
-        in_chans: Selects grey or RGB images without ``input_img_mode``.
+        in_chans: Channels of the images; see ``image_mode``.
         is_training: Shuffle streaming datasets.
         batch_size: Batch size that streaming datasets pad their last batch to.
         seed: Shuffle seed of streaming datasets.
@@ -69,7 +70,7 @@ def create_dataset(
         raise UserError(f"unknown decoder '{decoder}': use {' or '.join(DECODERS)}")
     if decoder != "pillow" and kind not in ("", "hfds"):
         raise UserError(f"the {decoder} decoder is for image folders, .tar files and hfds/, not for '{name}'")
-    mode = input_img_mode or ("L" if in_chans == 1 else "RGB")
+    mode = "" if kind == "digits" else image_mode(in_chans, input_img_mode)
     if kind in BUILT_IN:
         if kind == "digits" and input_img_mode:
             options["input_img_mode"] = input_img_mode
@@ -84,6 +85,7 @@ def create_dataset(
         return ImageDataset(_folder_reader(root or "", split, options), mode, decoder)
     if kind == "torch":
         root = _torch_root(name, root, split)
+        options["transform"] = functools.partial(convert_image, mode=mode)
     streaming = {"is_training": is_training, "batch_size": batch_size, "seed": seed, "num_samples": num_samples}
     try:
         dataset: Dataset = timm.data.create_dataset(

@@ -54,15 +54,15 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image as RGB, with its EXIF orientation applied.
+def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
+    """Read an image in a PIL mode, with its EXIF orientation applied; see ``convert_image``.
 
     Raises:
         UserError: The file cannot be read or is not an image.
     """
     try:
         with Image.open(path) as image:
-            return convert_image(ImageOps.exif_transpose(image), "RGB")
+            return convert_image(ImageOps.exif_transpose(image), mode, getattr(image, "tag_v2", None))
     # A damaged image raises any of these, depending on its format and on where the damage is.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
         reason = (getattr(err, "strerror", None) or str(err) or type(err).__name__).splitlines()[0]

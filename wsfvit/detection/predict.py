@@ -1,7 +1,6 @@
 """The predict command: objects in images, drawn on them and as JSON."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from wsfvit.detection.model.detector import Detector
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import write_png
-from wsfvit.utils.files import make_folder, write_text_atomic
+from wsfvit.utils.files import make_folder, to_json, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 
@@ -64,7 +63,7 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
             progress.step(1, objects=len(entries))
     categories = [{"id": key, "name": name} for key, name in setting.categories.items()]
     content = {"images": images, "categories": categories, "annotations": annotations}
-    write_text_atomic(folder / FILE, json.dumps(content) + "\n")
+    write_text_atomic(folder / FILE, to_json(content) + "\n")
     print(f"{len(annotations)} objects in {len(images)} images: {folder / FILE}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read: {'; '.join(unreadable)}")

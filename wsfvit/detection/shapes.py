@@ -1,7 +1,6 @@
 """Generated images of coloured shapes with exact masks, as a folder in COCO's format, to try detection on."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from wsfvit.data.seeding import derive_seed
 from wsfvit.detection.data.coco_masks import coco_mask_module, encode_masks
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import write_png
-from wsfvit.utils.files import make_folder, write_text_atomic
+from wsfvit.utils.files import make_folder, to_json, write_text_atomic
 
 CATEGORIES = ("circle", "square", "triangle")
 # Attempts to place one more shape; a crowded image just gets fewer.
@@ -67,7 +66,7 @@ def write_shapes(
         write_png(path, pixels)
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
         content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
-    write_text_atomic(annotations, json.dumps(content))
+    write_text_atomic(annotations, to_json(content))
     return annotations, images
 
 

@@ -1,7 +1,6 @@
 """The validate command: average precision of a checkpoint, its table of categories, its detections."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from wsfvit.detection.data.loader import build_eval_loader
 from wsfvit.detection.evaluation import IOU_TYPES, METRICS, CocoValidation
 from wsfvit.factory.data import count_bad_images, loader_options
 from wsfvit.utils.distributed import World, joined_world
-from wsfvit.utils.files import output_file, write_text_atomic
+from wsfvit.utils.files import output_file, to_json, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, memory_format
 from wsfvit.utils.tables import ResultsFile, Row, markdown_table
 
@@ -43,7 +42,7 @@ def run_validation(args: argparse.Namespace) -> Row:
             if categories_file is not None:
                 categories_file.write(categories)
             if detections is not None:
-                write_text_atomic(detections, json.dumps(evaluator.detections_json()) + "\n")
+                write_text_atomic(detections, to_json(evaluator.detections_json()) + "\n")
         return row
 
 

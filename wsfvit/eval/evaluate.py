@@ -1,6 +1,7 @@
 """Loss and accuracy of a classifier over a whole split, by the data's labels, by ReaL, or for a subset of classes."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from wsfvit.data.labels import wrong_label
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 
@@ -66,7 +68,7 @@ def evaluate(
         The metrics of ``reduce_metrics``, and ``images_per_s``.
 
     Raises:
-        UserError: There are no images.
+        UserError: There are no images, or outputs that are not finite.
     """
     world = world or World(device)
     sums, images_per_s = evaluate_local(model, loader, world, dtype, layout, title, interval)
@@ -88,13 +90,13 @@ def evaluate_local(
     """The part of ``evaluate`` that one process computes without communication; arguments as there.
 
     Returns:
-        Sums for ``reduce_metrics``, (5,) float64 on the CPU: loss, top-1 hits, top-5 hits, images that count, images;
-        and the images per second of all processes.
+        Sums for ``reduce_metrics``, (6,) float64 on the CPU: loss, top-1 hits, top-5 hits, images that count,
+        images with outputs that are not finite, images; and the images per second of all processes.
     """
     model.eval()
     device, on_gpu = world.device, world.device.type == "cuda"
     precision = next(model.parameters()).dtype
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(6, dtype=torch.float64)
     with Progress(title, len(loader), interval, shown=world.is_main) as progress:
         for images, labels in loader:
             images = images.to(device, precision, memory_format=layout)
@@ -104,9 +106,9 @@ def evaluate_local(
             logits = logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             correct, counted = matcher(logits.topk(min(5, logits.shape[1]), dim=1).indices, labels)
-            batch = (loss, correct[:, 0].sum(), correct.any(1).sum(), counted.sum())
-            sums[:4] += torch.stack([value.double() for value in batch]).cpu()
-            sums[4] += len(labels)
+            batch = (loss, correct[:, 0].sum(), correct.any(1).sum(), counted.sum(), count_nonfinite(logits))
+            sums[:5] += torch.stack([value.double() for value in batch]).cpu()
+            sums[5] += len(labels)
             memory = {"GB": torch.cuda.max_memory_allocated(device) / 1e9} if on_gpu else {}
             progress.step(len(labels) * world.size, **memory)
         return sums, progress.per_second
@@ -120,15 +122,16 @@ def reduce_metrics(sums: torch.Tensor, world: World) -> dict[str, float]:
         ``images``.
 
     Raises:
-        UserError: There are no images, or none that count.
+        UserError: There are no images, or none that count, or outputs that are not finite.
     """
     if world.size > 1:  # one process stays on the CPU: not every device has float64
         sums = world.sum(sums.to(world.device))
-    loss, top1, top5, counted, images = sums.tolist()
+    loss, top1, top5, counted, bad, images = sums.tolist()
     if not images:
         raise UserError("the validation split has no images")
     if not counted:
         raise UserError("--real-labels has a label for none of the images")
+    refuse_nonfinite(int(bad or not math.isfinite(loss)), int(images))
     return {"loss": loss / images, "top1": 100 * top1 / counted, "top5": 100 * top5 / counted, "images": int(images)}
 
 

@@ -203,6 +203,8 @@ def _image_options(args: argparse.Namespace, batch_size: int, world: World, num_
 
 
 def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmentation:
+    if args.input_img_mode not in (None, "L", "RGB") and (args.aa or args.grayscale_prob):
+        raise UserError(f"--aa and --grayscale-prob take L or RGB images: leave them out for {args.input_img_mode}")
     padded = args.crop_padding > 0
     return Augmentation(
         no_aug=args.no_aug,

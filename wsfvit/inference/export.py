@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import os
 import shutil
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 from wsfvit.factory.model import fuse_model
 from wsfvit.inference.predictor import Classifier, load_classifier
 from wsfvit.utils.errors import UserError, first_line
-from wsfvit.utils.files import output_file, write_atomic, write_text_atomic
+from wsfvit.utils.files import output_file, to_json, write_atomic, write_text_atomic
+from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "aoti": ".pt2"}
 INPUT, OUTPUT = "images", "logits"
@@ -65,7 +65,10 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     # The export, fused or not, is compared with the unfused model.
     model = fuse_model(classifier.name, classifier.model) if args.fuse else classifier.model
-    content = export_model(model, torch.randn(shape, device=classifier.device), args.format, args.dynamic_batch)
+    images = torch.randn(shape, device=classifier.device)
+    with torch.no_grad():
+        refuse_nonfinite(int(count_nonfinite(classifier.model(images))), len(images), "random images")
+    content = export_model(model, images, args.format, args.dynamic_batch)
     description = describe(classifier, args.format, None if args.dynamic_batch else args.batch_size)
     if args.check:
         log(f"exported in {time.perf_counter() - began:.0f} s; comparing with PyTorch")
@@ -99,7 +102,7 @@ def write_export(path: Path, content: bytes, description: dict[str, Any]) -> Non
     write_atomic(path, lambda file: file.write(content))
     # Not NAME.json, which belongs to NAME.safetensors.
     described = path.with_name(f"{path.name}.json")
-    write_text_atomic(described, json.dumps(description, indent=2) + "\n")
+    write_text_atomic(described, to_json(description, indent=2) + "\n")
     log(f"{path} ({len(content) / 1e6:.1f} MB), described by {described.name}")
 
 

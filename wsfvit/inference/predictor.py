@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +25,15 @@ from wsfvit.checkpoint.io import (
     saved_data_config,
     with_checkpoint_defaults,
 )
+from wsfvit.data.decoders import convert_image, image_mode
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.factory.data import DataConfig, resolve_data
 from wsfvit.factory.model import build_model, build_pretrained, fuse_model
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
+from wsfvit.utils.files import to_json
+from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 
 MAX_DRAWN = 48
 
@@ -45,6 +47,7 @@ class Classifier:
         trained: Whether weights were loaded; otherwise they are random.
         data_config: The evaluation setting of ``resolve_data``.
         class_names: One name per class.
+        input_img_mode: PIL mode of the images that the model was trained on; None for grey or RGB.
     """
 
     name: str
@@ -53,42 +56,53 @@ class Classifier:
     data_config: DataConfig
     class_names: list[str]
     device: torch.device
+    input_img_mode: str | None = None
 
     @property
     def mode(self) -> str:
         """The PIL mode of the model's images.
 
         Raises:
-            UserError: The model takes neither grey nor colour images.
+            UserError: No mode has the model's number of channels.
         """
-        channels = self.data_config["input_size"][0]
-        if channels not in (1, 3):
-            raise UserError(f"{self.name} takes {channels} channels, images have 1 or 3")
-        return "L" if channels == 1 else "RGB"
+        return image_mode(self.data_config["input_size"][0], self.input_img_mode)
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """The image in the mode of the model.
+
+        Raises:
+            UserError: That is not grey or RGB, and the image has another one, so that a channel would be made up.
+        """
+        if image.mode != self.mode and self.mode not in ("L", "RGB"):
+            raise UserError(
+                f"{self.name} takes {self.mode} images, this one is {image.mode}: wsfvit predict reads them"
+            )
+        return convert_image(image, self.mode)
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: image -> (C, H, W) float32, normalised."""
         to_tensor = create_transform(**self.data_config, is_training=False)
-        return lambda image: to_tensor(image.convert(self.mode))
+        return lambda image: to_tensor(self.convert(image))
 
     def to_pixels(self, images: Tensor) -> np.ndarray:
-        """Normalised images (B, C, H, W) as pixels (B, H, W, C), float32 from 0 to 1."""
+        """Normalised images (B, C, H, W) as pixels (B, H, W, 1 or 3), float32 from 0 to 1; other channels left out."""
         mean, std = (torch.tensor(self.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         pixels: np.ndarray = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        return pixels
+        return pixels[..., : 3 if len(mean) >= 3 else 1]
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities (B, K) float32 on the CPU of images (B, C, H, W).
 
         Raises:
-            UserError: The model does not take images of this size.
+            UserError: The model does not take images of this size, or its outputs are not finite.
         """
         try:
             logits = self.model(images.to(self.device))
         except (AssertionError, RuntimeError, ValueError) as err:
             size = "x".join(map(str, images.shape[2:]))
             raise UserError(f"{self.name} cannot be run on images of {size} pixels: {first_line(err)}") from err
+        refuse_nonfinite(int(count_nonfinite(logits)), len(logits))
         return logits.float().softmax(dim=1).cpu()
 
 
@@ -124,7 +138,8 @@ def load_classifier(
         print(note, file=sys.stderr)  # stdout may be parsed
     model.to(device).eval().requires_grad_(False)
     class_names = resolve_class_names(args.class_map, meta.get("class_names") or names, model)
-    return Classifier(args.model, bool(checkpoint or args.pretrained), model, data_config, class_names, device)
+    trained, mode = bool(checkpoint or args.pretrained), getattr(args, "input_img_mode", None)
+    return Classifier(args.model, trained, model, data_config, class_names, device, mode)
 
 
 def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
@@ -184,12 +199,12 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []
     unreadable: list[str] = []
-    for batch in _batches(paths, args, unreadable):
+    for batch in _batches(paths, args, classifier.mode, unreadable):
         images = torch.stack([transform(image) for _, image in batch])
         probabilities = classifier.probabilities(images)
         for (path, _), row in zip(batch, probabilities, strict=True):
             results.append({"image": str(path), "predictions": _top(row, args.topk, classifier.class_names)})
-            print(json.dumps(results[-1]) if args.json else _as_text(results[-1]), flush=True)
+            print(to_json(results[-1]) if args.json else _as_text(results[-1]), flush=True)
         if out and len(drawn) < MAX_DRAWN:
             drawn += list(classifier.to_pixels(images))[: MAX_DRAWN - len(drawn)]
     if out and drawn:
@@ -238,13 +253,13 @@ def _draw_bars(axis: Any, predictions: Sequence[dict[str, Any]]) -> None:
 
 
 def _batches(
-    paths: Sequence[Path], args: argparse.Namespace, unreadable: list[str]
+    paths: Sequence[Path], args: argparse.Namespace, mode: str, unreadable: list[str]
 ) -> Iterator[list[tuple[Path, Image.Image]]]:
     """Batches of readable images, read by threads; messages about the others are appended to ``unreadable``."""
 
     def read(path: Path) -> tuple[Path, Image.Image] | None:
         try:
-            return path, read_image(path)
+            return path, read_image(path, mode)
         except UserError as err:
             unreadable.append(str(err))
             return None

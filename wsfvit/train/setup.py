@@ -102,7 +102,7 @@ def restore(
     """
     before = saved.get("args", {})
     # torch loads the state of any optimizer into any other, and fails or goes wrong later.
-    if not args.no_resume_opt and before.get("opt", args.opt) != args.opt:
+    if "position" in saved and not args.no_resume_opt and before.get("opt", args.opt) != args.opt:
         raise UserError(f"--resume {args.resume}: it was trained with --opt {before['opt']}; or pass --no-resume-opt")
     try:
         state.load_state_dict(saved, world, optimizer=not args.no_resume_opt)

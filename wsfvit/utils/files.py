@@ -1,12 +1,13 @@
 """Atomic file writes, locks and output folders."""
 
 import errno
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from wsfvit.utils.errors import UserError
 
@@ -46,6 +47,18 @@ def write_atomic(
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON text of ``content``.
+
+    Raises:
+        UserError: It holds NaN or infinity, which JSON has no form for.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError as err:
+        raise UserError(f"a result is NaN or infinite, which is not written: {err}") from err
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wsfvit.utils.files import output_file, write_text_atomic
+from wsfvit.utils.files import output_file, to_json, write_text_atomic
 
 # Setting and metrics of one model as primitives; "error" in place of metrics if it failed.
 Row = dict[str, Any]
@@ -62,5 +61,5 @@ class ResultsFile:
     def write(self, rows: list[Row], single: bool = False) -> None:
         """Write ``rows``; JSON holds a list of objects, or with ``single`` one object."""
         as_json = self.kind == "json"
-        text = json.dumps(rows[0] if single else rows, indent=2) + "\n" if as_json else csv_text(rows)
+        text = to_json(rows[0] if single else rows, indent=2) + "\n" if as_json else csv_text(rows)
         write_text_atomic(self.path, text)

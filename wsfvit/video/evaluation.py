@@ -1,7 +1,6 @@
 """Evaluation of a video model and the baselines on a whole split, over all processes, and its report."""
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.utils.distributed import World, joined_world
-from wsfvit.utils.files import check_can_be_made, make_folder, write_text_atomic
+from wsfvit.utils.files import check_can_be_made, make_folder, to_json, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 from wsfvit.utils.tables import csv_text, markdown_table
@@ -140,7 +139,7 @@ def write_report(
     make_folder(folder)
     table, curves, plot = (folder / f"{name}{end}" for end in (".json", "_per_frame.csv", "_per_frame.png"))
     content = {**described, "figures": result.metrics, "definitions": DEFINITIONS}
-    write_text_atomic(table, json.dumps(content, indent=2) + "\n")
+    write_text_atomic(table, to_json(content, indent=2) + "\n")
     first = described["frames_in"] + 1
     rows = [
         {"predictor": predictor, "frame": first + index, **{key: means[index] for key, means in metrics.items()}}
