@@ -357,7 +357,8 @@ class _Reader:
         self.annotations[image].append(entry)
 
     def _check_annotation(self, entry: Entry) -> str:
-        key, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
+        key, category = entry.get("image_id"), entry.get("category_id")
+        box: Any = entry.get("bbox")
         image = self.images.get(key) if _is_integer(key) else None
         if entry["id"] in self._annotation_ids:
             return "its id is taken by an annotation before it"
@@ -377,7 +378,7 @@ class _Reader:
             return f"its area is {entry['area']!r}"
         if self.boxes_only and not self.boxes_from_masks:
             return ""
-        segmentation = entry.get("segmentation")
+        segmentation: Any = entry.get("segmentation")
         if problem := check_segmentation(segmentation, image.height, image.width):
             return problem if segmentation else f"{problem}; --boxes-only trains without masks"
         return "" if self.boxes_from_masks or entry.get("iscrowd") else _compare_box(box, segmentation, image)

@@ -42,7 +42,6 @@ class DetectorConfig:
             norm and one linear layer.
         box_loss: "l1" on the encoded boxes, or "giou" on the decoded ones.
         box_loss_weight: Factor of the box loss, in addition to the stage's.
-        mask_loss_weight: Likewise of the mask loss; 0 for a detector of boxes only.
         low_quality_rois: Also match each object's best proposals to it, if they reach the stage's IoU threshold.
         fpn_width: Channels of the pyramid, and of the convolutions of all heads.
         fc_width: Width of the box heads' linear layers.
@@ -62,6 +61,7 @@ class DetectorConfig:
         score_threshold: Detections have a higher score than this.
         nms_threshold: IoU above which the worse of two detections of one class is dropped.
         max_detections: Detections that remain, per image.
+        mask_loss_weight: Factor of the mask loss, in addition to the stage's; 0 for a detector of boxes only.
     """
 
     backbone: str
@@ -71,7 +71,6 @@ class DetectorConfig:
     box_head: Literal["2fc", "4conv1fc"] = "2fc"
     box_loss: Literal["l1", "giou"] = "l1"
     box_loss_weight: float = 1.0
-    mask_loss_weight: float = 1.0
     low_quality_rois: bool = True
     fpn_width: int = 256
     fc_width: int = 1024
@@ -91,6 +90,7 @@ class DetectorConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
+    mask_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
