@@ -54,6 +54,28 @@ PROBLEMS = [
     ("annotation 1: its bbox None is not", edit(bbox=None)),
     ("annotation 1: its bbox [21, 0, 2, 2] lies outside", edit(bbox=[21, 0, 2, 2])),
     ("annotation 1: its bbox [0, -5, 2, 2] lies outside", edit(bbox=[0, -5, 2, 2])),
+    ("annotation 1: its bbox None is not x, y, width, height; --boxes-from-masks", edit(bbox=None)),
+    ("annotation 1: its bbox [] is not x, y, width, height; --boxes-from-masks", edit(bbox=[])),
+    ("annotation 1: its segmentation is neither polygons nor RLE; --boxes-only", edit(segmentation=None)),
+    ("annotation 1: its segmentation is neither polygons nor RLE; --boxes-only", edit(segmentation=[])),
+    # x1, y1, x2, y2 of columns 3..6 and rows 4..8, as polygon and as RLE
+    (
+        "annotation 1: its bbox [3, 4, 7, 9] is x1, y1, x2, y2 of its mask",
+        edit(bbox=[3, 4, 7, 9], segmentation=[[3, 4, 7, 4, 7, 9, 3, 9]]),
+    ),
+    (
+        "annotation 1: its bbox [8, 0, 10, 10] is x1, y1, x2, y2 of its mask",
+        edit(bbox=[8, 0, 10, 10], segmentation={"size": [10, 20], "counts": [80, 20, 100]}),
+    ),
+    # the centre, and parts of the image's sides
+    (
+        "annotation 1: its bbox [8, 5, 10, 8] holds less than half",
+        edit(bbox=[8, 5, 10, 8], segmentation=[[3, 1, 13, 1, 13, 9, 3, 9]]),
+    ),
+    (
+        "annotation 1: its bbox [0.5, 0.2, 0.4, 0.5] holds less than half",
+        edit(bbox=[0.5, 0.2, 0.4, 0.5], segmentation=[[10, 2, 18, 2, 18, 7, 10, 7]]),
+    ),
     ("annotation 1: its iscrowd is 2", edit(iscrowd=2)),
     ("annotation 1: its area is -1", edit(area=-1)),
     ("annotation 1: its segmentation is neither", edit(segmentation=None)),
@@ -150,6 +172,99 @@ def test_training_leaves_out_crowds_and_tiny_objects_and_images(tmp_path):
     assert [image.id for image in data.for_training(min_side=10, keep_empty=True).images] == [7, 3, 5]
     kept = data.for_training(min_side=10)
     assert [[entry["id"] for entry in image.annotations] for image in kept.images] == [[0, 1], [2]]
+
+
+def test_training_counts_what_it_leaves_out_by_reason(tmp_path, caplog):
+    def change(content):
+        content["images"].append({"id": 5, "file_name": "b.png", "height": 30, "width": 40})
+        content["annotations"].append({**content["annotations"][2], "id": 9, "area": 0})
+
+    data = read_coco(*write_coco(tmp_path, change))
+    data.for_training(min_side=11)
+    assert "left out of training" in caplog.text
+    expected = ("1 images smaller than 11 pixels", "2 objects in them", "1 crowds", "1 objects of area 0")
+    for part in (*expected, "1 images without annotations"):
+        assert caplog.text.count(part) == 1, part
+    assert len(caplog.records) == 1
+
+
+NOTHING_TO_LEARN = {
+    "4 objects of area 0": lambda content: [entry.update(area=0, iscrowd=0) for entry in content["annotations"]],
+    "2 images without annotations": lambda content: content["annotations"].clear(),
+    "2 images smaller than 32 pixels": lambda content: None,
+}
+
+
+@pytest.mark.parametrize("reason", NOTHING_TO_LEARN)
+def test_training_data_without_any_object_is_refused(reason, tmp_path):
+    data = read_coco(*write_coco(tmp_path, NOTHING_TO_LEARN[reason]))
+    with pytest.raises(UserError, match=f"no object to learn from .*{reason}"):
+        data.for_training(min_side=32 if "32" in reason else 1)
+
+
+def test_evaluation_without_any_object_is_said(tmp_path, caplog):
+    data = read_coco(*write_coco(tmp_path, lambda content: content["annotations"].clear()))
+    assert data.ground_truth()["annotations"] == [] and "has no object" in caplog.text
+
+
+def test_sound_boxes_do_not_contradict_their_polygons(tmp_path):
+    """Tight, larger than what is visible, clipped at the border, and rounded."""
+
+    def change(content):
+        template = content["annotations"][0]
+        for number, (box, polygon) in enumerate(
+            [
+                ([2, 1, 4, 3], [2, 1, 6, 1, 6, 4, 2, 4]),
+                ([0, 0, 20, 10], [2, 1, 6, 1, 6, 4, 2, 4]),
+                ([15, 5, 5, 5], [15, 5, 24, 5, 24, 13, 15, 13]),
+                ([3, 3, 1, 1], [3.6, 3.6, 4.9, 3.6, 4.9, 4.9]),
+                ([0, 0, 6, 4], [0, 0, 6, 0, 6, 4, 0, 4]),
+            ],
+            start=10,
+        ):
+            content["annotations"].append({**template, "id": number, "bbox": box, "segmentation": [polygon]})
+
+    assert read_coco(*write_coco(tmp_path, change)).problems == ()
+
+
+def test_boxes_only_need_no_masks(tmp_path):
+    def change(content):
+        for entry in content["annotations"]:
+            entry["segmentation"] = []
+            entry.pop("area", None)
+
+    data = read_coco(*write_coco(tmp_path, change), boxes_only=True)
+    first = data.images[0].annotations[0]
+    assert first["segmentation"] == [[2, 1, 6, 1, 6, 4, 2, 4]] and first["area"] == 12
+    assert len(data.for_training(min_side=1).images) == 2
+
+
+def test_boxes_from_masks_replace_missing_and_wrong_boxes(tmp_path):
+    def change(content):
+        for entry, box in zip(content["annotations"], (None, [], [7, 7, 1, 1], "none"), strict=True):
+            entry["bbox"] = box
+
+    data = read_coco(*write_coco(tmp_path, change), boxes_from_masks=True)
+    boxes = [entry["bbox"] for image in data.images for entry in image.annotations]
+    assert boxes == [[2, 1, 4, 3], [0, 0, 2, 10], [0, 0, 1, 5], [0, 0, 40, 30]]
+
+
+def test_folder_and_file_are_compared(tmp_path, caplog):
+    paths = write_coco(tmp_path)
+    assert read_coco(*paths).problems == () and caplog.text == ""
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "c.PNG")
+    (tmp_path / "images" / "notes.txt").touch()
+    with pytest.raises(UserError, match="image 7: there is no file"):
+        read_coco(*paths)
+    assert len(caplog.records) == 1
+    assert "1 images of the folder have no entry (such as c.PNG)" in caplog.text
+    assert "1 entries have no image (such as a.png), with 2 annotations" in caplog.text
+
+
+def test_one_process_speaks(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    read_coco(*write_coco(tmp_path, edit(category_id=4)), on_bad_annotation="skip")
+    assert caplog.text == ""
 
 
 def test_an_image_of_only_crowds_is_trained_on(tmp_path):

@@ -62,7 +62,10 @@ def test_eight_images_are_overfitted_and_all_commands_agree_on_them(tmp_path):
     assert sorted(entry["category_id"] for entry in found["annotations"][: len(expected)]) == expected
     assert json.loads((tmp_path / "found" / "detections.json").read_text()) == found
     with Image.open(tmp_path / "found" / "000001.png") as drawing, Image.open(image) as original:
-        assert drawing.size == original.size and drawing.tobytes() != original.convert("RGB").tobytes()
+        assert (
+            drawing.size == (7 * original.width, 7 * original.height)
+            and drawing.tobytes() != original.convert("RGB").resize(drawing.size).tobytes()
+        )
 
 
 def test_a_stopped_run_resumes_exactly_and_every_second_epoch_is_validated(data, tmp_path, monkeypatch):
@@ -95,6 +98,36 @@ def test_a_stopped_run_resumes_exactly_and_every_second_epoch_is_validated(data,
     for key, value in kept[0].items():
         assert torch.equal(value, kept[1][key]), key
     assert resumed.rows[-1]["segm_AP"] == whole.rows[-1]["segm_AP"]
+
+
+def test_boxes_alone_are_learnt_measured_and_remembered(tmp_path, capsys):
+    annotations, images = write_shapes(tmp_path / "shapes", 2, (48, 64), seed=1)
+    content = json.loads(annotations.read_text())
+    for entry in content["annotations"]:
+        entry["segmentation"] = []
+    annotations.write_text(json.dumps(content))
+    files = ["--train-annotations", annotations, "--train-images", images]
+    files += ["--val-annotations", annotations, "--val-images", images, "--output", tmp_path, "--experiment", "run"]
+    with pytest.raises(UserError, match="--boxes-only trains without masks"):
+        train.run_training(parse("unused", *files))
+    with pytest.raises(UserError, match="--boxes-only measures no masks: leave out --eval-metric segm_AP"):
+        train.run_training(parse("unused", *files, "--boxes-only", "--eval-metric", "segm_AP"))
+    (row,) = train.run_training(parse("unused", *files, "--boxes-only", "--epochs", 1)).rows
+    assert row["bbox_AP"] >= 0 and "segm_AP" not in row
+    checkpoint = str(tmp_path / "run" / "last.pth.tar")
+    argv = ["--annotations", str(annotations), "--images", str(images), "--checkpoint", checkpoint, "--device", "cpu"]
+    capsys.readouterr()
+    measured = run_validation(validate_parser().parse_args([*argv, "-j", "0"]))
+    assert measured["bbox_AP"] == row["bbox_AP"] and "segm" not in capsys.readouterr().out
+
+
+def test_validation_without_objects_selects_no_best_epoch(data, tmp_path, caplog):
+    annotations, images = write_shapes(tmp_path / "empty", 2, (48, 64), seed=1)
+    content = json.loads(annotations.read_text()) | {"annotations": []}
+    annotations.write_text(json.dumps(content))
+    files = ["--val-annotations", annotations, "--val-images", images, "--output", tmp_path, "--experiment", "run"]
+    result = train.run_training(parse(data, *files, "--epochs", 1))
+    assert result.best is None and "bbox_AP" not in result.rows[0] and caplog.text.count("has no object") == 1
 
 
 def test_two_processes_train_a_cascade_and_agree_on_the_metrics(data, tmp_path):

@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from detection.tiny_detector import write_checkpoint
+from detection.tiny_detector import write_broken, write_checkpoint
 
 from wsfvit.checkpoint.io import save_atomic
 from wsfvit.detection.args import validate_parser
@@ -63,6 +63,14 @@ def test_settings_of_the_checkpoint_can_be_changed(written, capsys):
 def test_a_missing_folder_is_noticed_before_anything_is_read(flag, tmp_path):
     with pytest.raises(UserError, match=f"{flag} .*none/x.json: the folder '.*none' does not exist"):
         validate(tmp_path, flag, tmp_path / "none" / "x.json")
+
+
+@pytest.mark.parametrize("part", ["backbone", "rpn.head", "roi_heads.box_heads", "roi_heads.mask_heads"])
+def test_a_detector_with_nan_is_refused_instead_of_measured(part, written, tmp_path):
+    write_broken(written / "detector.pth", written / "nan.pth", part)
+    with pytest.raises(UserError, match="the detector's outputs are not finite"):
+        validate(written, "--results-file", tmp_path / "row.json", checkpoint="nan.pth")
+    assert not (tmp_path / "row.json").exists()
 
 
 def test_other_categories_and_other_files_are_refused(written, tmp_path):

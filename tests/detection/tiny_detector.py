@@ -31,3 +31,12 @@ def write_checkpoint(path, categories=CATEGORIES, **changes):
     detector = build_detector(config)
     save_atomic({"state_dict": detector.state_dict(), **describe(config, setting)}, path)
     return detector
+
+
+def write_broken(source, path, part):
+    """Writes a checkpoint whose weights of one part are NaN."""
+    content = torch.load(source, weights_only=True)
+    for key, value in content["state_dict"].items():
+        if key.startswith(part) and value.is_floating_point():
+            value.fill_(float("nan"))
+    save_atomic(content, path)

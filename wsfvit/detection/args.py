@@ -84,6 +84,8 @@ def _add_on_bad_annotation(group: Group) -> None:
         choices=("raise", "skip"),
         help="end at a malformed annotation, or one of a missing image or category, or leave it out",
     )
+    add_switch(group, "--boxes-only", "ignore the masks: nothing but boxes is learnt and measured")
+    add_switch(group, "--boxes-from-masks", "ignore the boxes of the annotations: take them from the masks")
 
 
 def _add_data_loading(group: Group) -> None:
@@ -196,7 +198,9 @@ def validate_parser() -> argparse.ArgumentParser:
 
 def predict_parser() -> argparse.ArgumentParser:
     """Parser of the predict command."""
-    parser = build_parser("Detect objects in images; write a drawing of each image, and one JSON file of all.")
+    parser = build_parser(
+        "Detect objects in images; write a drawing of each image, enlarged if small, and one JSON file of all."
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
     _add_trained(parser)
     parser.add_argument("--out", default="output/detections", metavar="DIR", help="folder of drawings and JSON file")

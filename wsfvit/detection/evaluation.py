@@ -7,7 +7,7 @@ AP of boxes and masks with pycocotools or faster-coco-eval; both give the same n
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from wsfvit.detection.model.detector import to_original
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
-from wsfvit.utils.errors import import_optional
+from wsfvit.utils.errors import UserError, import_optional
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
 
@@ -49,6 +49,42 @@ class ImageDetections:
     scores: Tensor
     labels: Tensor
     masks: Tensor
+
+
+@contextlib.contextmanager
+def finite_outputs(detector: nn.Module) -> Iterator[None]:
+    """Checks the outputs of a detector's parts: NaN has no score above a threshold, so that detections hide it.
+
+    Raises:
+        UserError: at the end, if one is NaN or infinite.
+    """
+    bad: dict[str, Tensor] = {}
+    hooks = []
+    for name, module in detector.named_modules():
+        if name in ("fpn", "rpn.head") or name.startswith("roi_heads.") and name.count(".") == 2:
+
+            def check(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                bad[name] = torch.stack([~x.isfinite().all() for x in _tensors(output)]).any()
+
+            hooks.append(module.register_forward_hook(check))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first = next((name for name, found in bad.items() if found), None)
+    if first is not None:
+        raise UserError(
+            f"the detector's outputs are not finite (first in {first}): take other weights, or leave out --amp"
+        )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    else:
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 def to_image_detections(detections: list[Detections], batch: DetectionBatch) -> Iterator[ImageDetections]:
@@ -93,12 +129,14 @@ class CocoEvaluator:
         ground_truth: COCO dictionary, checked as by ``CocoData.ground_truth``. A label is the index of a category id
             among the sorted ids.
         backend: Package that computes the metrics.
+        kinds: What is measured, of ``IOU_TYPES``.
 
     Raises:
         UserError: the package is not installed.
     """
 
-    def __init__(self, ground_truth: Entry, backend: Backend = "pycocotools") -> None:
+    def __init__(self, ground_truth: Entry, backend: Backend = "pycocotools", kinds: Sequence[str] = IOU_TYPES) -> None:
+        self.kinds = kinds
         self._make_coco, self._make_evaluation = _import_backend(backend)
         categories = sorted(ground_truth["categories"], key=lambda entry: int(entry["id"]))
         self.categories = {entry["id"]: entry["name"] for entry in categories}
@@ -138,7 +176,7 @@ class CocoEvaluator:
         up to 96^2 and above), AR100 (recall with 100 detections per image). A metric without any object is -1.
         """
         results = self._compute()
-        return {f"{kind}_{name}": results[kind].stats[index] for kind in IOU_TYPES for name, index in METRICS.items()}
+        return {f"{kind}_{name}": results[kind].stats[index] for kind in self.kinds for name, index in METRICS.items()}
 
     def per_category(self) -> list[Entry]:
         """One row per category: id, name, number of objects, and AP and AP50 of boxes and masks; -1 without objects."""
@@ -147,7 +185,7 @@ class CocoEvaluator:
         for index, (key, name) in enumerate(self.categories.items()):
             objects = self._truth.loadAnns(self._truth.getAnnIds(catIds=[key]))
             row: Entry = {"id": key, "name": name, "objects": sum(not entry["iscrowd"] for entry in objects)}
-            for kind in IOU_TYPES:
+            for kind in self.kinds:
                 precision = results[kind].precision[:, :, index]
                 row[f"{kind}_AP"], row[f"{kind}_AP50"] = _mean(precision), _mean(precision[0])
             rows.append(row)
@@ -155,7 +193,7 @@ class CocoEvaluator:
 
     def _compute(self) -> dict[str, _Result]:
         if self._results is None:
-            self._results = {kind: self._compute_type(kind) for kind in IOU_TYPES}
+            self._results = {kind: self._compute_type(kind) for kind in self.kinds}
         return self._results
 
     def _compute_type(self, kind: str) -> _Result:
@@ -207,6 +245,7 @@ class CocoValidation:
         layout: Memory format of the images.
         backend: Package that computes the metrics.
         log_interval: Batches between two progress lines.
+        kinds: What is measured, of ``IOU_TYPES``.
         keep: Number of images whose detections are kept, for figures.
         evaluator: Of the last call.
         kept: Detections of the first images of this process's share in the last call.
@@ -221,6 +260,7 @@ class CocoValidation:
     backend: Backend = "pycocotools"
     log_interval: int = 50
     keep: int = 0
+    kinds: Sequence[str] = IOU_TYPES
     evaluator: CocoEvaluator | None = None
     kept: list[ImageDetections] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
@@ -229,7 +269,7 @@ class CocoValidation:
     @torch.no_grad()
     def __call__(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
         """Evaluates the model; returns ``CocoEvaluator.summary``, the same in every process."""
-        evaluator, self.kept = CocoEvaluator(self.ground_truth, self.backend), []
+        evaluator, self.kept = CocoEvaluator(self.ground_truth, self.backend, self.kinds), []
         model.eval()
         images, seconds = 0, 0.0
         with Progress(title, len(loader), self.log_interval, shown=self.world.is_main) as progress:
@@ -252,7 +292,7 @@ class CocoValidation:
     def _detect(self, model: nn.Module, batch: DetectionBatch) -> list[Detections]:
         device = self.world.device
         images = batch.images.to(device, memory_format=self.layout)
-        with autocast(device, self.amp_dtype):
+        with autocast(device, self.amp_dtype), finite_outputs(model):
             found: list[Detections] = model(images, batch.sizes)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from wsfvit.train.loggers import RunLog
 from wsfvit.utils.figures import write_png
 
 FILE = "detections.png"
-HEIGHT = 320  # of each image in FILE, in pixels
+HEIGHT = 512  # of each image in FILE, in pixels
+MIN_SIDE = 512  # of a drawing, in pixels: names beside smaller objects would hide them
+MAX_SIDE = 8192  # of an enlarged drawing
 MASK_OPACITY = 0.45
 # Steps of the golden ratio around the colour wheel: neighbouring categories differ most, and no two are equal.
 HUE_STEP = 0.618034
@@ -43,12 +46,20 @@ def draw_found(
     """Draws detections on their images, side by side, to ``FILE`` in the run folder and to TensorBoard."""
     drawings = []
     for detections in found:
-        image = draw_detections(read_image(paths[detections.image_id]), detections, names)
+        image = draw_detections(*enlarge(read_image(paths[detections.image_id]), detections), names)
         drawings.append(np.asarray(image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))))
     if drawings:
         row = np.concatenate(drawings, axis=1)
         write_png(log.folder / FILE, row)
         log.log_image("detections", torch.from_numpy(row).permute(2, 0, 1), update)
+
+
+def enlarge(image: Image.Image, found: ImageDetections) -> tuple[Image.Image, ImageDetections]:
+    """Enlarges an image and its detections by a whole number, to sides of at least MIN_SIDE pixels."""
+    factor = max(1, min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)))
+    masks = found.masks.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    size = image.width * factor, image.height * factor
+    return image.resize(size), replace(found, boxes=found.boxes * factor, masks=masks)
 
 
 def draw_detections(

@@ -13,8 +13,8 @@ from wsfvit.data.image_files import find_images, read_image
 from wsfvit.detection.checkpoint import Setting, load_detector
 from wsfvit.detection.data.dataset import PaddingCollate, Sample
 from wsfvit.detection.data.transforms import start_view
-from wsfvit.detection.evaluation import ImageDetections, encode_detections, to_image_detections
-from wsfvit.detection.figures import draw_detections
+from wsfvit.detection.evaluation import ImageDetections, encode_detections, finite_outputs, to_image_detections
+from wsfvit.detection.figures import draw_detections, enlarge
 from wsfvit.detection.model.detector import Detector
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
@@ -40,6 +40,8 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
     detector, setting, _ = load_detector(args.checkpoint, device, args.use_ema, args.trust_checkpoint, **changes)
+    # A detector that has learnt only boxes has meaningless masks.
+    with_masks = bool(detector.config.mask_loss_weight) and not args.no_masks
     folder = Path(args.out)
     make_folder(folder)
     images: list[dict[str, Any]] = []
@@ -54,11 +56,13 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
                 unreadable.append(str(err))
                 continue
             found = _detect(detector, setting, image, number, device, amp_dtype(args), args.score)
-            drawing = draw_detections(image, found, setting.names, args.score, with_masks=not args.no_masks)
+            drawing = draw_detections(*enlarge(image, found), setting.names, args.score, with_masks=with_masks)
             write_png(folder / names[path], drawing)
             size = {"height": image.height, "width": image.width}
             images.append({"id": number, "file_name": str(path), **size, "drawing": names[path]})
             entries = encode_detections(found, list(setting.categories))
+            if not detector.config.mask_loss_weight:
+                entries = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in entries]
             annotations += entries
             progress.step(1, objects=len(entries))
     categories = [{"id": key, "name": name} for key, name in setting.categories.items()]
@@ -96,7 +100,7 @@ def _detect(
     view = setting.transform(start_view(pil_to_tensor(image), torch.zeros(0, 4)))
     sample = Sample(setting.normalize(view.image), None, (image.height, image.width), number)
     batch = PaddingCollate(setting.multiple)([sample])
-    with autocast(device, dtype):
+    with autocast(device, dtype), finite_outputs(detector):
         (detections,) = detector(batch.images.to(device), batch.sizes)
     enough = detections.scores >= score
     kept = type(detections)(*(part[enough].cpu() for part in detections))

@@ -16,7 +16,7 @@ from wsfvit.detection.data.coco import CocoData, check_categories, read_split
 from wsfvit.detection.data.dataset import DetectionBatch, DetectionDataset
 from wsfvit.detection.data.loader import build_eval_loader, build_train_loader
 from wsfvit.detection.data.transforms import EvalTransform, Normalize, TrainSizes, TrainTransform
-from wsfvit.detection.evaluation import CocoValidation
+from wsfvit.detection.evaluation import IOU_TYPES, CocoValidation
 from wsfvit.detection.figures import draw_found, draw_targets
 from wsfvit.detection.model.backbone import DetectionBackbone
 from wsfvit.detection.model.config import KINDS, DetectorConfig
@@ -49,6 +49,8 @@ class DetectionTask(Task):
         super().__init__(args, world)
         self.metric, self.layout = args.eval_metric, memory_format(args)
         refuse_classifier_flags(args)
+        if args.boxes_only and args.eval_metric.startswith("segm"):
+            raise UserError(f"--boxes-only measures no masks: leave out --eval-metric {args.eval_metric}")
 
     def build_model(self, start: bool) -> Detector:
         args = self.args
@@ -73,6 +75,8 @@ class DetectionTask(Task):
         self.validation = CocoValidation(
             world, self.val_data.ground_truth(), amp_dtype(args), self.layout, args.backend, args.log_interval, SHOWN
         )
+        if args.boxes_only:
+            self.validation.kinds = IOU_TYPES[:1]
         options = partial(loader_options, args, world, on_bad_image=args.on_bad_image)
         val_options = options(args.validation_batch_size or args.batch_size)
         return (
@@ -114,8 +118,9 @@ class DetectionTask(Task):
         return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
 
     def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        """Average precision as COCO computes it, of boxes and masks."""
-        return self.validation(model, loader, title)
+        """Average precision as COCO computes it, of boxes and masks; nothing where there is no object to find."""
+        found = self.validation(model, loader, title)
+        return found if found[self.metric] >= 0 else {}
 
     def name(self) -> str:
         return f"{self.args.detector}-{self.args.model}"
@@ -153,7 +158,8 @@ def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
     def read(split: str) -> CocoData:
         images, annotations = (getattr(args, f"{split}_{name}") for name in ("images", "annotations"))
-        return read_split(args.data, split, images, annotations, args.on_bad_annotation, flags=f"{split}-")
+        ways = args.boxes_only, args.boxes_from_masks
+        return read_split(args.data, split, images, annotations, args.on_bad_annotation, f"{split}-", *ways)
 
     train_data, val_data = read("train"), read("val")
     check_categories(val_data, dict(train_data.categories), "the training data")
@@ -171,6 +177,8 @@ def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
         counts = ("candidates_train", "candidates_test", "proposals_train", "proposals_test")
         changes = dict.fromkeys(counts, args.proposals) | changes
     changes["max_detections"] = args.max_detections
+    if args.boxes_only:
+        changes["mask_loss_weight"] = 0.0
     options = {"frozen_stats": args.frozen_stats, "drop_path_rate": args.drop_path, **args.model_kwargs}
     return KINDS[args.detector](args.model, num_classes, backbone_options=options, **changes)
 

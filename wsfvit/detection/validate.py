@@ -53,12 +53,16 @@ def _evaluate(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidati
     )
     layout = memory_format(args)
     detector.to(memory_format=layout)  # type: ignore[call-overload]
-    data = read_split(args.data, args.split, args.images, args.annotations, args.on_bad_annotation)
+    boxes_only = args.boxes_only or not detector.config.mask_loss_weight
+    ways = {"boxes_only": boxes_only, "boxes_from_masks": args.boxes_from_masks}
+    data = read_split(args.data, args.split, args.images, args.annotations, args.on_bad_annotation, **ways)
     check_categories(data, setting.categories, f"checkpoint '{args.checkpoint}'")
     dataset = DetectionDataset(data, setting.transform, with_targets=False, normalize=setting.normalize)
     options = loader_options(args, world, args.batch_size, on_bad_image=args.on_bad_image)
     loader = build_eval_loader(dataset, options, setting.multiple)
     validation = CocoValidation(world, data.ground_truth(), amp_dtype(args), layout, args.backend, args.log_freq)
+    if boxes_only:
+        validation.kinds = IOU_TYPES[:1]
     metrics = validation(detector, loader, "validate")
     row: Row = {
         "checkpoint": str(args.checkpoint),
@@ -80,8 +84,9 @@ def _report(row: Row, categories: Sequence[dict[str, Any]]) -> str:
     """Settings, metrics, and a table of categories."""
     kind = "Mask R-CNN" if row["stages"] == 1 else f"Cascade Mask R-CNN ({row['stages']} stages)"
     left_out = f" ({row['left_out']} of them unreadable, counted as without detections)" if row["left_out"] else ""
-    columns = ("objects", *(f"{kind}_{name}" for kind in IOU_TYPES for name in ("AP", "AP50")))
-    metrics = [(name, *(_cell(row[f"{name}_{metric}"]) for metric in METRICS)) for name in IOU_TYPES]
+    kinds = [name for name in IOU_TYPES if f"{name}_AP" in row]
+    columns = ("objects", *(f"{name}_{metric}" for name in kinds for metric in ("AP", "AP50")))
+    metrics = [(name, *(_cell(row[f"{name}_{metric}"]) for metric in METRICS)) for name in kinds]
     rows = [(entry["name"], *(_cell(entry[key]) for key in columns)) for entry in categories]
     lines = (
         f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "

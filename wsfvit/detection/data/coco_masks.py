@@ -95,6 +95,17 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
     return dict(mask.merge(mask.frPyObjects(segmentation, height, width)))
 
 
+def mask_box(segmentation: Segmentation, height: int, width: int) -> list[float]:
+    """The box (x, y, w, h) of a checked segmentation: of polygons their bounds within the image, of RLE its pixels."""
+    if isinstance(segmentation, dict):
+        box: list[float] = coco_mask_module().toBbox(to_rle(segmentation, height, width)).tolist()
+        return box
+    low_x, low_y = (min(min(polygon[start::2]) for polygon in segmentation) for start in (0, 1))
+    high_x, high_y = (max(max(polygon[start::2]) for polygon in segmentation) for start in (0, 1))
+    left, top, right, bottom = max(low_x, 0), max(low_y, 0), min(high_x, width), min(high_y, height)
+    return [left, top, max(right - left, 0), max(bottom - top, 0)]
+
+
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """Compressed RLEs, ready for JSON, of bool or uint8 masks (N, H, W)."""
     # pycocotools wants (H, W, N) with the columns of each mask contiguous.

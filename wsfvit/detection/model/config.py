@@ -61,6 +61,7 @@ class DetectorConfig:
         score_threshold: Detections have a higher score than this.
         nms_threshold: IoU above which the worse of two detections of one class is dropped.
         max_detections: Detections that remain, per image.
+        mask_loss_weight: Factor of the mask loss, in addition to the stage's; 0 for a detector of boxes only.
     """
 
     backbone: str
@@ -89,6 +90,7 @@ class DetectorConfig:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     max_detections: int = 100
+    mask_loss_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

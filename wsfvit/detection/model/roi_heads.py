@@ -92,7 +92,7 @@ class CascadeRoIHeads(nn.Module):
             rois = [sample_rois(boxes, target, *rule, *share) for boxes, target in each]
             logits, offsets = self.box_heads[index](self.pool_boxes(features, [x.boxes for x in rois]))
             cls_loss, box_loss = self._box_losses(stage, logits, offsets, rois, targets)
-            mask_loss = self._mask_loss(index, features, rois, targets)
+            mask_loss = self._mask_loss(index, features, rois, targets) * config.mask_loss_weight
             for name, loss in (("cls", cls_loss), ("box", box_loss), ("mask", mask_loss)):
                 losses[f"s{index}_loss_{name}"] = loss * stage.loss_weight
             if index + 1 < len(config.stages):
