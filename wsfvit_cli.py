@@ -108,9 +108,10 @@ def run_command(
     an integer is the exit code. Everything else is success.
     """
     from wsfvit.cli.run import parse_with_config
+    from wsfvit.train.run_dir import read_arguments
     from wsfvit.train.signals import STOPPED_EXIT_CODE
 
-    result = run(parse_with_config(parser, argv))
+    result = run(parse_with_config(parser, argv, read_arguments))
     code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
     if code:
         sys.exit(code)

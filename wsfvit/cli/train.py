@@ -50,7 +50,7 @@ def train_parser() -> argparse.ArgumentParser:
     add_schedule(parser.add_argument_group("Learning rate schedule parameters"))
     add_augmentation(parser.add_argument_group("Augmentation and regularization parameters"))
     add_batch_norm(parser.add_argument_group("Batch norm parameters"))
-    add_ema(parser.add_argument_group("Model EMA parameters"))
+    add_ema(parser.add_argument_group("Model exponential moving average parameters"))
     _add_train_misc(parser.add_argument_group("Miscellaneous parameters"))
     add_logs(parser.add_argument_group("Checkpoint and log parameters"))
     add_refused(parser)
