@@ -374,8 +374,9 @@ def first_coefficients(coeffs: CoeffsToInvert) -> torch.Tensor:
 def _read_details(detail: Any, cA: torch.Tensor, first: torch.Tensor) -> list[torch.Tensor]:
     """Check (cH, cV, cD) of the level of ``cA``; None becomes zeros, in the shape of the others or of ``cA``."""
     detail = (None, None, None) if detail is None else detail
-    present = [s for s in detail if s is not None] if isinstance(detail, Sequence) and len(detail) == 3 else [None]
-    if not all(isinstance(subband, torch.Tensor) for subband in present):
+    three = isinstance(detail, Sequence) and len(detail) == 3
+    present: list[Any] = [subband for subband in detail if subband is not None] if three else []
+    if not three or not all(isinstance(subband, torch.Tensor) for subband in present):
         raise ValueError("idwt2d: each level of details is (cH, cV, cD), tensors or None")
     shape = present[0].shape if present else cA.shape
     for subband in present:
