@@ -35,7 +35,7 @@ def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], source
         UserError: ``parser`` does not take one of the keys or values.
     """
     config = dict(config)
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "imports")}
     for key, value in list(config.items()):
         if key not in actions:
             raise UserError(f"{source}: unknown key '{key}'{did_you_mean(key, actions)}")

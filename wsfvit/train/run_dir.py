@@ -28,8 +28,8 @@ UNREMARKABLE = PLACES | {
 }  # fmt: skip
 
 # Arguments that a resumed run never takes from the earlier one: what to resume, where to write, and what imports code.
-OWN = {"config", "device_modules", "dry_run", "experiment", "no_resume_opt", "output", "resume", "start_epoch",
-       "trust_checkpoint"}  # fmt: skip
+OWN = {"config", "device_modules", "dry_run", "experiment", "imports", "no_resume_opt", "output", "resume",
+       "start_epoch", "trust_checkpoint"}  # fmt: skip
 # An argument that is given again leaves out others of the earlier run, which say the same in another way.
 REPLACES = {
     "data": {"data_dir"}, "data_dir": {"data"}, "img_size": {"input_size"}, "input_size": {"img_size"},
