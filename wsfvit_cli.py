@@ -112,6 +112,18 @@ def run_command(
     from wsfvit.train.run_dir import read_arguments
     from wsfvit.train.signals import STOPPED_EXIT_CODE
 
+    add_import(parser)
+    args = parse_with_config(parser, argv, read_arguments)
+    for file in vars(args).pop("imports"):  # not in checkpoints and args.yaml: a file must not name code to run
+        import_file(file)
+    result = run(args)
+    code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
+    if code:
+        sys.exit(code)
+
+
+def add_import(parser: "argparse.ArgumentParser") -> None:
+    """Add --import, which every command has."""
     parser.add_argument(
         "--import",
         dest="imports",
@@ -120,13 +132,6 @@ def run_command(
         metavar="FILE.py",
         help="run FILE.py first, which registers models of your own with timm (may be repeated)",
     )
-    args = parse_with_config(parser, argv, read_arguments)
-    for file in vars(args).pop("imports"):  # not in checkpoints and args.yaml: a file must not name code to run
-        import_file(file)
-    result = run(args)
-    code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
-    if code:
-        sys.exit(code)
 
 
 def import_file(name: str) -> None:

@@ -60,6 +60,7 @@ def check(launched: Any) -> None:
     if name != "train":
         return
     parser = wsfvit_cli._load(wsfvit_cli.GROUPS[group][name][1])()
+    wsfvit_cli.add_import(parser)
     args = parse_with_config(parser, rest, read_arguments)
     for key in sorted(PLACES - {"config", "output"}) if not getattr(args, "dataset", "") else ():
         value = getattr(args, key, None)

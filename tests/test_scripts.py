@@ -266,6 +266,7 @@ def load_launch() -> ModuleType:
         ("-m wsfvit video train --mnist /none --device cpu", "'/none' (mnist) does not exist"),
         ("train.py --dataset digits", "3 processes need 3 GPUs, and this machine has 2: start 2 processes"),
         ("train.py --dataset digits --device cpu --global-batch-size 2048", "--global-batch-size 1920 fits"),
+        ("train.py /none --device cpu --import own.py", "'/none' (data) does not exist"),
         ("train.py --dataset digits --device cpu -c none.yaml", "cannot be read"),
         ("trian.py --dataset digits", "'trian.py' does not exist"),
     ],
