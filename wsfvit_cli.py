@@ -5,6 +5,7 @@ torch needs to load; ``wsfvit --help`` does without.
 """
 
 import importlib
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -108,12 +109,52 @@ def run_command(
     an integer is the exit code. Everything else is success.
     """
     from wsfvit.cli.run import parse_with_config
+    from wsfvit.train.run_dir import read_arguments
     from wsfvit.train.signals import STOPPED_EXIT_CODE
 
-    result = run(parse_with_config(parser, argv))
+    add_import(parser)
+    args = parse_with_config(parser, argv, read_arguments)
+    for file in vars(args).pop("imports"):  # not in checkpoints and args.yaml: a file must not name code to run
+        import_file(file)
+    result = run(args)
     code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
     if code:
         sys.exit(code)
+
+
+def add_import(parser: "argparse.ArgumentParser") -> None:
+    """Add --import, which every command has."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run FILE.py first, which registers models of your own with timm (may be repeated)",
+    )
+
+
+def import_file(name: str) -> None:
+    """Run a Python file as the module of its name.
+
+    Raises:
+        UserError: It is missing, ends in an error, or a module of that name is imported already.
+    """
+    from pathlib import Path
+
+    from wsfvit.utils.errors import UserError, first_line
+
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"--import {name}: there is no such .py file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or path.stem in sys.modules:
+        raise UserError(f"--import {name}: a module '{path.stem}' is imported already: rename the file")
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as err:
+        raise UserError(f"--import {name}: {type(err).__name__}: {first_line(err)}") from err
 
 
 def format_help(prog: str = "wsfvit", group: str = "") -> str:

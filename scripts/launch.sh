@@ -107,7 +107,8 @@ start_processes() {
     fi
     # A signal that asks for a last checkpoint must reach the processes; torchrun passes on those it knows.
     export TORCHELASTIC_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    exec "$python" -m torch.distributed.run --nproc-per-node "$processes" --nnodes "$nodes" \
+    # launch.py checks the command before it starts torchrun, and reports a mistake once.
+    exec "$python" scripts/launch.py -m torch.distributed.run --nproc-per-node "$processes" --nnodes "$nodes" \
         --node-rank "${NODE_RANK:-0}" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
         --max-restarts "${MAX_RESTARTS:-0}" "$@"
 }

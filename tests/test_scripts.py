@@ -1,13 +1,15 @@
 """The launchers: what they start, and a dry run of each (model built, one update on generated images)."""
 
+import importlib.util
 import os
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -246,3 +248,54 @@ def test_dry_run_of_a_detector(tmp_path: Path) -> None:
     done = run_bash([str(DETECTION_LAUNCHERS[0]), str(tmp_path), "1", *SMALL_DETECTOR], variables)
     assert done.returncode == 0, done.stderr
     assert "dry run" in done.stdout and "2 images per update" in done.stdout
+
+
+def load_launch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts" / "launch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("train.py /none --device cpu", "'/none' (data) does not exist"),
+        ("-m wsfvit.detection train /none --device cpu", "'/none' (data) does not exist"),
+        ("-m wsfvit video train --mnist /none --device cpu", "'/none' (mnist) does not exist"),
+        ("train.py --dataset digits", "3 processes need 3 GPUs, and this machine has 2: start 2 processes"),
+        ("train.py --dataset digits --device cpu --global-batch-size 2048", "--global-batch-size 1920 fits"),
+        ("train.py /none --device cpu --import own.py", "'/none' (data) does not exist"),
+        ("train.py --dataset digits --device cpu -c none.yaml", "cannot be read"),
+        ("trian.py --dataset digits", "'trian.py' does not exist"),
+    ],
+)
+def test_a_mistake_is_found_before_torchrun_starts(
+    command: str, expected: str, monkeypatch: pytest.MonkeyPatch, error_of: Callable[..., str]
+) -> None:
+    launch = load_launch()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(launch.torchrun, "run", lambda args: pytest.fail("started"))
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--nproc-per-node", "3", *command.split()])
+    assert expected in error_of(launch.main)
+
+
+@pytest.mark.parametrize("code", [2, pytest.param(75, marks=pytest.mark.slow)])
+def test_the_launcher_ends_as_the_processes_do(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line from two processes, and no traceback of torchrun."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import sys, time\nfrom wsfvit.utils.errors import UserError, run_main\n"
+        f"def main():\n    if {code} == 2: raise UserError('no such thing')\n    sys.exit({code})\nrun_main(main)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["launch.py", "--standalone", "--nproc-per-node", "2", str(script)])
+    with pytest.raises(SystemExit) as ended:
+        load_launch().main()
+    assert ended.value.code == code
+    assert capfd.readouterr().err == ("error: no such thing\n" if code == 2 else "")

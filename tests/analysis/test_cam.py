@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import cam_image
-from wsfvit.analysis.cam import Sample, compute_cams, explain, load_samples, run_cam
+from wsfvit.analysis.cam import Sample, _pair_models, compute_cams, explain, load_samples, run_cam
 from wsfvit.analysis.layers import find_target_layer, model_layout, to_maps
 from wsfvit.cli.tools import METHODS, cam_parser
 from wsfvit.data import dataset_class_names
@@ -19,6 +19,7 @@ from wsfvit.factory.data import build_dataset
 from wsfvit.inference.predictor import load_classifier
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import DPI
+from wsfvit_cli import dispatch
 
 LAYOUTS = {
     "nchw": lambda maps: maps,
@@ -272,3 +273,45 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, monkeypatch, error_of):
         monkeypatch.setattr(sys, "argv", ["x", *argv, "--device", "cpu"])
         assert expected in error_of(cam_image.main)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def write_classes(root):
+    for name, color in (("cat", "red"), ("other", "blue")):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), color).save(root / name / "a.png")
+    return str(root)
+
+
+def test_an_image_folder_shows_the_true_class(tmp_path):
+    args = cam_parser().parse_args([write_classes(tmp_path / "data")])
+    one, two = load_samples(args, None, {"cat", "dog"})
+    assert (one.name, one.class_name) == ("a.png\nclass cat", "cat") and (two.name, two.class_name) == ("a.png", None)
+    assert [one.is_correct(index, ["dog", "cat"]) for index in (0, 1)] == [False, True]
+    assert one.is_correct(0, ["a", "b"]) is None and two.is_correct(0, ["dog", "cat"]) is None
+    assert Sample("x", one.image, 1).is_correct(1, []) is True
+
+
+def test_a_map_without_positive_evidence_says_so(tmp_path, monkeypatch):
+    args = cam_parser().parse_args([write_classes(tmp_path / "data"), "--device", "cpu", "--img-size", "32"])
+    classifier = load_classifier(args, "test_resnet", None)
+    maps = [np.zeros((32, 32)), np.ones((32, 32))]
+    monkeypatch.setattr("wsfvit.analysis.cam.compute_cams", lambda *args: maps)
+    (column,) = explain(args, classifier, load_samples(args, None))
+    assert ["no positive evidence" in caption for caption in column.captions] == [True, False]
+
+
+def test_a_checkpoint_beside_pretrained_weights(monkeypatch, error_of, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    monkeypatch.setattr(
+        "wsfvit.inference.predictor.build_pretrained",
+        lambda args, flag: loaded.append(args) or timm.create_model("test_vit"),
+    )
+    args = cam_parser().parse_args(
+        ["--device", "cpu", "--models", "test_resnet", "test_vit", "--checkpoint", "a", "pretrained"]
+    )
+    assert _pair_models(args) == [("test_resnet", "a"), ("test_vit", "pretrained")]
+    assert load_classifier(args, "test_vit", "pretrained").trained
+    assert loaded[0].model == "test_vit" and loaded[0].checkpoint is None
+    argv = ["cam", "--checkpoint", "pretrained", "--device", "cpu"]
+    assert "pretrained needs --models" in error_of(lambda: dispatch(argv))

@@ -36,9 +36,9 @@ def test_curves_hold_the_tables(runs):
         "learning rate",
     ]
     drawn = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines] for axis in axes]
-    assert drawn[0] == [([1, 2], [2, 1]), ([1], [3])]
-    assert drawn[2] == [([1, 2], [50, 60]), ([1], [40])]
-    assert drawn[3] == [([1, 2], [0.1, 0.01])]
+    assert drawn[0] == [([0, 1], [2, 1]), ([0], [3])]
+    assert drawn[2] == [([0, 1], [50, 60]), ([0], [40])]
+    assert drawn[3] == [([0, 1], [0.1, 0.01])]
     (first, gap), (only,) = drawn[1][0][1], drawn[1][1][1]
     assert (first, only) == (1.5, 2.5) and math.isnan(gap)
 

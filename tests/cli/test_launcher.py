@@ -82,3 +82,35 @@ def test_key_values_are_literals_or_text() -> None:
 
     parsed = train_parser().parse_args(["--model-kwargs", "a=1", "b=(2, 3)", "c=x=y", "d=1x", "e="]).model_kwargs
     assert parsed == {"a": 1, "b": (2, 3), "c": "x=y", "d": "1x", "e": ""}
+
+
+OWN_MODEL = """
+import timm
+from timm.models import register_model
+@register_model
+def my_own_net(pretrained=False, **kwargs):
+    return timm.create_model("test_vit", **kwargs)
+"""
+
+
+def test_a_model_of_your_own_is_imported_by_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my_own_net_file.py").write_text(OWN_MODEL)
+    dispatch(["flops", "--import", str(tmp_path / "my_own_net_file.py"), "--model", "my_own_net"])
+    assert "my_own_net" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, "there is no such .py file"), ("import none_such", "ModuleNotFoundError: No module named 'none_such'")],
+)
+def test_an_import_that_fails_is_one_line(
+    text: str | None, expected: str, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    if text is not None:
+        (tmp_path / "broken_net.py").write_text(text)
+    assert expected in error_of(lambda: dispatch(["flops", "--import", str(tmp_path / "broken_net.py")]))
+
+
+def test_a_file_cannot_name_code_to_import(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    (tmp_path / "c.yaml").write_text("imports: [evil.py]\n")
+    assert "unknown key 'imports'" in error_of(lambda: dispatch(["train", "-c", str(tmp_path / "c.yaml")]))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
-from wsfvit.eval.labels import read_valid_labels
 
 from wsfvit.cli.train import parse_train_args
 from wsfvit.cli.validate import parse_validate_args
@@ -23,6 +22,7 @@ from wsfvit.data import (
     same_images,
 )
 from wsfvit.data.image_files import find_images
+from wsfvit.eval.evaluate import read_valid_labels
 from wsfvit.eval.jobs import list_jobs
 from wsfvit.eval.validate import run_validation
 from wsfvit.train.classify import run_training

@@ -393,3 +393,34 @@ def test_mistakes_end_in_one_line(weights, tmp_path, monkeypatch, error_of, more
     argv = [paths.get(word, word) for word in ["--device", "cpu", "-j", "0", *more]]
     monkeypatch.setattr(sys, "argv", ["validate.py", *argv])
     assert expected in error_of(validate.main)
+
+
+def test_confusion_matrix_and_per_class_accuracy(weights, seven, tmp_path, capsys):
+    table, figure, result = tmp_path / "c.csv", tmp_path / "c.png", tmp_path / "r.json"
+    (row,) = run(tmp_path, "--checkpoint", weights, "--confusion-matrix", table, figure, "--results-file", result)
+    rows = list(csv.DictReader(table.open()))
+    names = [str(label) for label in range(CLASSES)]
+    counts = [[int(line[name]) for name in names] for line in rows]
+    assert [line["class"] for line in rows] == names and sum(map(sum, counts)) == 7
+    labels = TinyImages(7).labels
+    assert [int(line["images"]) for line in rows] == [labels.count(label) for label in range(CLASSES)]
+    hits = sum(counts[i][i] for i in range(CLASSES))
+    assert row["top1"] == pytest.approx(100 * hits / 7)
+    assert float(rows[0]["top1"]) == pytest.approx(100 * counts[0][0] / sum(counts[0]), abs=0.01)
+    assert figure.stat().st_size > 1000
+    written = json.loads(result.read_text())
+    assert written["data"] == str(tmp_path) and written["epoch"] is None and written["seconds"] > 0
+    assert "confusion" not in written and "top-5" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--confusion-matrix", "none/c.csv"], "the folder 'none' does not exist"),
+        (["--confusion-matrix", "c.doc"], "--confusion-matrix c.doc: the name must end in .png"),
+        (["--confusion-matrix", "c.csv", "--real-labels", "x"], "leave out --real-labels"),
+    ],
+)
+def test_confusion_matrices_that_cannot_be_written(more, expected, weights):
+    with pytest.raises(UserError, match=expected):
+        run("--checkpoint", weights, *more)

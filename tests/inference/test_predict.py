@@ -170,3 +170,16 @@ def test_images_are_read_in_the_mode_of_the_training(tmp_path, monkeypatch, caps
     torch.save(content, tmp_path / "a.pth")
     message = error_of(lambda: run(monkeypatch, tmp_path / "images", *more))
     assert "the model takes 4 channels" in message
+
+
+def test_titles_and_names_are_drawn_whole(tmp_path):
+    name, file = "a class of which the name is longer than a panel is wide", "photograph-" * 8 + "1.png"
+    results = [{"image": file, "predictions": [{"class": 0, "name": name, "probability": 1.0}]}]
+    figure = predict.draw_predictions(results, [np.zeros((32, 32, 3))], "model")
+    left, right = figure.axes
+    assert left.get_title().replace("\n", "") == file and "\n" in left.get_title()
+    assert name in right.texts[0].get_text().replace("\n", " ")
+    figure.canvas.draw()
+    width = figure.bbox.width
+    for text in (left.title, right.texts[0]):
+        assert text.get_window_extent().x0 >= 0 and text.get_window_extent().x1 <= width

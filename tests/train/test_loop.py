@@ -243,8 +243,13 @@ def test_figures_reach_the_caller_at_log_points():
     train_one_epoch(state, batches(5), cfg, Keep())
     assert [at for at, _ in seen] == [2, 4, 5]
     assert all(
-        figures.keys() == {"loss", "lr", "grad_norm", "images_per_s", "data_wait", "peak_gib"} for _, figures in seen
+        figures.keys() == {"loss", "interval_loss", "lr", "grad_norm", "images_per_s", "data_wait", "peak_gib"}
+        for _, figures in seen
     )
+    # Intervals of two, two and one batches of equal size.
+    (first, second, last), losses = ([figures[key] for _, figures in seen] for key in ("interval_loss", "loss"))
+    assert first == losses[0] and losses[1] == pytest.approx((first + second) / 2)
+    assert losses[2] == pytest.approx((2 * first + 2 * second + last) / 5)
 
 
 def test_plain_progress_lines(capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,8 +11,10 @@ from tiny_data import TINY_RUN
 from tiny_run import assert_equal, state_of, stop_after
 
 from tools.kill_resume import read_table
-from wsfvit.cli.train import parse_train_args
+from wsfvit.cli.run import parse_with_config
+from wsfvit.cli.train import parse_train_args, train_parser
 from wsfvit.train.classify import run_training
+from wsfvit.train.run_dir import read_arguments
 from wsfvit.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("tiny_images")
@@ -148,3 +151,76 @@ def test_resume_of_bare_weights_says_what_to_do(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="holds no training state .*--initial-checkpoint"):
         train(tmp_path, "--resume", str(tmp_path / "bare.pth"))
+
+
+def run_command_line(*argv):
+    """As ``train.py`` does, arguments of the resumed run included."""
+    return run_training(parse_with_config(train_parser(), argv, read_arguments))
+
+
+def test_a_file_or_run_directory_is_resumed_with_its_arguments(uninterrupted, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        run = train(tmp_path).run_dir
+    shutil.copy(run / "last.pth.tar", tmp_path / "half.pth.tar")
+    resumed = run_command_line("--resume", str(run))
+    assert resumed.finished and resumed.run_dir == run
+    assert_equal({**state_of(uninterrupted), "args": None}, {**state_of(run), "args": None})
+    assert "different" not in capsys.readouterr().out
+    elsewhere = run_command_line("--resume", str(tmp_path / "half.pth.tar"), "--output", str(tmp_path / "new"))
+    assert elsewhere.run_dir.parent == tmp_path / "new" and elsewhere.rows[0]["lr"] == resumed.rows[0]["lr"]
+
+
+def test_flags_given_again_win_and_are_said(tmp_path, capsys):
+    run = train(tmp_path, "--epochs", "1", "--lr", "0.5", "--start-epoch", "0").run_dir
+    yaml = tmp_path / "more.yaml"
+    yaml.write_text("clip_grad: 3\n")
+    result = run_command_line("--resume", str(run), "--epochs", "2", "-c", str(yaml), "--data-dir", "elsewhere")
+    said = capsys.readouterr().out
+    assert "different from the run that is resumed: clip_grad 1.0 -> 3.0, data_dir None -> elsewhere" in said
+    assert "epochs 1 -> 2" in said and [row["epoch"] for row in result.rows] == [0, 1]
+    assert state_of(run)["args"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "expected"),
+    [
+        ({"lr": 0.1, "lr_base": 1.0}, ["--lr-base", "2"], {"lr": None, "lr_base": 2.0}),
+        ({"global_batch_size": 64, "grad_accum_steps": 4}, [], {"global_batch_size": 64, "grad_accum_steps": 1}),
+        (
+            {"global_batch_size": 64, "grad_accum_steps": 4},
+            ["--grad-accum-steps", "2"],
+            {"global_batch_size": None, "grad_accum_steps": 2},
+        ),
+        ({"input_size": [3, 32, 32]}, ["--img-size", "64"], {"input_size": None, "img_size": 64}),
+        ({"data": "old", "epochs": 7}, ["--data-dir", "new"], {"data": None, "data_dir": "new", "epochs": 7}),
+        ({"epochs": 7}, ["--epochs", "300"], {"epochs": 300}),  # given, though it is the default
+        ({"device_modules": ["antigravity"], "trust_checkpoint": True, "start_epoch": 3, "output": "/"}, [],
+         {"device_modules": None, "trust_checkpoint": False, "start_epoch": None, "output": ""}),
+    ],
+)  # fmt: skip
+def test_which_arguments_of_a_file_are_taken(tmp_path, saved, given, expected):
+    file = str(tmp_path / "last.pth.tar")
+    torch.save({"args": saved}, file)
+    args = parse_with_config(train_parser(), ["--resume", file, *given], read_arguments)
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"train_split": "pipe:rm x"}, "reads its data from 'pipe:rm x'"),
+        ({"dataset": "hfds/none/such"}, "reads the data set"),
+        ({"model_kwargs": {"checkpoint_path": "x"}}, "may not set checkpoint_path"),
+        ({"epochs": "many"}, "epochs: 'many' does not fit"),
+    ],
+)
+def test_arguments_of_a_file_are_checked(tmp_path, saved, expected, error_of):
+    torch.save({"args": saved}, tmp_path / "last.pth.tar")
+    assert expected in error_of(lambda: run_command_line("--resume", str(tmp_path / "last.pth.tar")))
+
+
+def test_a_folder_without_a_run_is_not_resumed(tmp_path, error_of):
+    assert "holds no run" in error_of(lambda: run_command_line("--resume", str(tmp_path)))
+    (tmp_path / "args.yaml").write_text("epochs: 1\n")
+    assert "holds no checkpoint" in error_of(lambda: run_command_line("--resume", str(tmp_path), *TINY_RUN))

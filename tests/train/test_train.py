@@ -335,3 +335,11 @@ def test_binary_cross_entropy_by_hand():
     expected = -(2 * target * torch.sigmoid(logits).log() + (1 - target) * torch.sigmoid(-logits).log()).sum()
     torch.testing.assert_close(build_loss(args, mixed=False)(logits, labels), expected)
     torch.testing.assert_close(build_loss(args, mixed=True)(logits, target), expected)
+
+
+def test_top5_among_few_classes_is_not_printed(tmp_path, tiny_images, capsys):
+    argv = [*TINY_RUN, "--output", str(tmp_path), "--experiment", "run", "--epochs", "1"]
+    result = run_training(parse_train_args(argv))
+    assert result.rows[0]["top5"] == 100
+    said = capsys.readouterr().out
+    assert ", top1 " in said and ", top5 " not in said

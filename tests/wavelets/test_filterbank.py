@@ -94,6 +94,35 @@ def test_exceptions(device):
             idwt2d(coeffs, "db2", output_size=output_size)
 
 
+@pytest.mark.parametrize("missing", [(0,), (1, 2), (0, 1, 2), None], ids=str)
+@pytest.mark.parametrize("maps", [1, 8])  # by convolutions and by matrices
+@pytest.mark.parametrize("mode", ["symmetric", "periodization"])
+def test_missing_details_are_zeros(device, mode, maps, missing):
+    x = normal((1, maps, 15, 12), device)
+    cA, coarse, fine = dwt2d(x, "db2", 2, mode)
+    ours = None if missing is None else tuple(None if i in missing else c for i, c in enumerate(coarse))
+    theirs = tuple(None if ours is None or c is None else c.cpu().numpy() for c in ours or (None,) * 3)
+    expected = pywt.waverec2([cA.cpu().numpy(), theirs, tuple(c.cpu().numpy() for c in fine)], "db2", mode)
+    close(idwt2d([cA, ours, fine], "db2", mode), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3, [1, 2], "abc", [torch.zeros(1, 1, 4, 4), 5], [torch.zeros(1, 1, 4, 4), (1, 2, 3)], [None, None]]
+    + [[torch.zeros(1, 1, 4, 4), (torch.zeros(1, 1, 4), None, None)], [torch.zeros(1, 1, 4, 4), "abc"]]
+    + [[torch.zeros(1, 1, 4, 4), (torch.zeros(1, 1, 4, 4, device="meta"), None, None)]],
+    ids=range(10),
+)
+def test_what_is_no_coefficient_is_a_value_error(wrong):
+    with pytest.raises(ValueError, match="idwt2d"):
+        idwt2d(wrong)
+
+
+def test_a_wrong_output_size_is_a_value_error():
+    with pytest.raises(ValueError, match="output_size"):
+        idwt2d([torch.zeros(1, 1, 4, 4), None], output_size=8)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("wavelet", [*WAVELETS, UNEVEN], ids=[*WAVELETS, "uneven"])
 def test_parity_pywt(device, wavelet, mode):

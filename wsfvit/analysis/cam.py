@@ -1,7 +1,7 @@
 """Class activation maps of any timm model with the grad-cam package, as a gallery; and the cam command."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from wsfvit.cli.tools import METHODS
 from wsfvit.data import dataset_class_names
 from wsfvit.data.image_files import find_images, read_image, write_sample_images
 from wsfvit.factory.data import build_dataset
-from wsfvit.inference.predictor import Classifier, load_classifier
+from wsfvit.inference.predictor import PRETRAINED, Classifier, in_words, load_classifier
 from wsfvit.utils.errors import UserError, did_you_mean
 from wsfvit.utils.figures import draw_subbands, figure_path, new_panels, save_figure, show_image
 from wsfvit.utils.progress import Progress
@@ -32,11 +32,18 @@ MAX_ROWS_OF_ONE = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """An image to explain, its name, and its label if known."""
+    """An image to explain, its name, and its label or the name of its class if known."""
 
     name: str
     image: Image.Image
     label: int | None = None
+    class_name: str | None = None
+
+    def is_correct(self, predicted: int, names: Sequence[str]) -> bool | None:
+        """Whether ``predicted``, one of ``names``, is the class of the image; None if that is unknown."""
+        if self.class_name is not None:
+            return names[predicted] == self.class_name if self.class_name in names else None
+        return None if self.label is None else predicted == self.label
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def run_cam(args: argparse.Namespace) -> Path:
     stems = [classifier for classifier in classifiers if _stem_transform(classifier) is not None]
     if args.subbands and not stems:
         raise UserError("--subbands: none of the models has a wavelet stem, as wsfvit models do")
-    samples = load_samples(args, dataset)
+    samples = load_samples(args, dataset, {name for classifier in classifiers for name in classifier.class_names})
     columns = [column for classifier in classifiers for column in explain(args, classifier, samples)]
     title = "Evidence for the class named below each image"
     if untrained := [classifier.name for classifier in classifiers if not classifier.trained]:
@@ -121,14 +128,16 @@ def run_cam(args: argparse.Namespace) -> Path:
     return out
 
 
-def load_samples(args: argparse.Namespace, dataset: Any) -> list[Sample]:
+def load_samples(args: argparse.Namespace, dataset: Any, classes: Collection[str] = ()) -> list[Sample]:
     """The images to explain, spread evenly over the data set, or over the folder where that is None.
+
+    In a folder, the name of an image's own folder is its class if it is one of ``classes``.
 
     Raises:
         UserError: There are none, or one cannot be read.
     """
     if dataset is None:
-        return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers)
+        return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers, classes)
     names = dataset_class_names(dataset)
     if not hasattr(dataset, "__getitem__"):
         raise UserError(f"dataset '{args.dataset}' is a stream without random access: pass a folder")
@@ -163,10 +172,8 @@ def explain(args: argparse.Namespace, classifier: Classifier, samples: Sequence[
         f"{classifier.class_names[index][:26]}  {100 * row[index]:.1f} %"
         for index, row in zip(classes, probabilities, strict=True)
     ]
-    correct = [
-        None if sample.label is None else guess == sample.label
-        for sample, guess in zip(samples, predicted, strict=True)
-    ]
+    names = classifier.class_names
+    correct = [sample.is_correct(guess, names) for sample, guess in zip(samples, predicted, strict=True)]
     columns = []
     for method in args.method:
         cams: list[np.ndarray] = []
@@ -176,7 +183,10 @@ def explain(args: argparse.Namespace, classifier: Classifier, samples: Sequence[
                 cams += list(compute_cams(classifier.model, layer, batch, here, method))
                 progress.step(len(batch))
         title = f"{classifier.name}\n{METHODS[method]}" + ("" if classifier.trained else ", untrained")
-        columns.append(Column(title, pixels, cams, captions, correct))
+        marked = [
+            text if cam.any() else f"{text}\nno positive evidence" for text, cam in zip(captions, cams, strict=True)
+        ]
+        columns.append(Column(title, pixels, cams, marked, correct))
     return columns
 
 
@@ -244,11 +254,15 @@ def _pair_models(args: argparse.Namespace) -> list[tuple[str | None, str | None]
     if not files:
         return [(name, None) for name in models or [DEFAULT_MODEL]]
     if models and len(models) != len(files):
-        raise UserError(f"--models names {len(models)}, --checkpoint {len(files)}: give one weights file per model")
+        raise UserError(
+            f"--models names {len(models)}, --checkpoint {len(files)}: give one weights file per model, or 'pretrained'"
+        )
+    if not models and PRETRAINED in files:
+        raise UserError("--checkpoint pretrained needs --models: it does not name its model")
     return list(zip(models or [None] * len(files), files, strict=True))
 
 
-def _load_folder(folder: str, count: int, workers: int) -> list[Sample]:
+def _load_folder(folder: str, count: int, workers: int, classes: Collection[str]) -> list[Sample]:
     if Path(folder) == Path(SAMPLE_FOLDER) and not Path(folder).exists():
         write_sample_images(folder)
         print(f"created {SAMPLE_FOLDER}/ with two sample photographs of scikit-learn; add your own there")
@@ -257,7 +271,13 @@ def _load_folder(folder: str, count: int, workers: int) -> list[Sample]:
         print(f"{count} of {len(paths)} images: --num-images shows more")
     paths = [paths[index] for index in _spread(len(paths), count)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        return [Sample(path.name, image) for path, image in zip(paths, pool.map(read_image, paths), strict=True)]
+        images = list(pool.map(read_image, paths))
+    samples = []
+    for path, image in zip(paths, images, strict=True):
+        (shown,) = in_words([path.parent.name])
+        known = next((name for name in (path.parent.name, shown) if name in classes), None)
+        samples.append(Sample(path.name + (f"\nclass {known}" if known else ""), image, class_name=known))
+    return samples
 
 
 def _spread(length: int, count: int) -> list[int]:

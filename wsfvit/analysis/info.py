@@ -43,6 +43,7 @@ VARIABLES = {
     "PYTHON": "for the scripts: Python interpreter",
     "REMOTE": "for scripts/multinode.sh: command that runs a command on another machine, such as ssh",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1: for restarts on several machines",
+    "TORCHELASTIC_ERROR_FILE": "set by torchrun: beside it, one process notes that it reported an error",
     "TORCHELASTIC_RESTART_COUNT": "set by torchrun: restarts so far",
     "TORCHELASTIC_USE_AGENT_STORE": "set by torchrun: whether restarted processes share its store",
 }

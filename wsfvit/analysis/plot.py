@@ -26,7 +26,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its name, its epochs counted from 1, and its columns, NaN for cells without a number."""
+    """One training run: its name, its epochs counted from 0, and its columns, NaN for cells without a number."""
 
     name: str
     epochs: list[float]
@@ -104,7 +104,7 @@ def read_run(file: Path, name: str) -> Run:
     if not rows or "epoch" not in rows[0]:
         raise UserError(f"'{file}' is not the table of a run: it has no " + ("'epoch' column" if rows else "rows"))
     columns = {key: [_number(row.get(key)) for row in rows] for key in rows[0] if key}
-    return Run(name, [epoch + 1 for epoch in columns["epoch"]], columns)
+    return Run(name, columns["epoch"], columns)
 
 
 def draw_curves(runs: Sequence[Run]) -> Any:
@@ -151,6 +151,5 @@ def _describe(run: Run) -> str:
         known = [pair for pair in pairs if not math.isnan(pair[0])]
         if known:
             value, epoch = max(known)
-            # Counted from 0, as in the table.
-            return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch - 1:.0f})"
+            return f"{run.name}: {len(run.epochs)} epochs, {text.format(value)} (epoch {epoch:.0f})"
     return f"{run.name}: {len(run.epochs)} epochs, no top-1"

@@ -11,24 +11,34 @@ from wsfvit.cli.common import KeyValues
 from wsfvit.utils.errors import UserError, did_you_mean
 
 
-def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
-    """Use the values of a YAML file as the defaults of ``parser``.
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of ``key: value`` lines.
 
     Raises:
-        UserError: The file cannot be read, or ``parser`` does not take one of its keys or values.
+        UserError: The file cannot be read or holds something else.
     """
     try:
-        config = yaml.safe_load(Path(path).read_text()) or {}
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as err:
         raise UserError(f"config '{path}' cannot be read: {err.strerror}") from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise UserError(f"config '{path}' is not valid YAML: {' '.join(str(err).split())}") from err
     if not isinstance(config, dict):
         raise UserError(f"config '{path}' must be a list of 'key: value' lines")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    return config
+
+
+def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], source: str) -> None:
+    """Use ``config`` as the defaults of ``parser``; ``source`` names it in errors.
+
+    Raises:
+        UserError: ``parser`` does not take one of the keys or values.
+    """
+    config = dict(config)
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "imports")}
     for key, value in list(config.items()):
         if key not in actions:
-            raise UserError(f"config '{path}': unknown key '{key}'{did_you_mean(key, actions)}")
+            raise UserError(f"{source}: unknown key '{key}'{did_you_mean(key, actions)}")
         if actions[key].default is argparse.SUPPRESS:
             # A refused flag. Files that timm writes hold every flag; one that is off changes nothing.
             if config.pop(key):
@@ -37,7 +47,7 @@ def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
         try:
             config[key] = _config_value(actions[key], value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as err:
-            raise UserError(f"config '{path}': {key}: {value!r} does not fit ({err})") from err
+            raise UserError(f"{source}: {key}: {value!r} does not fit ({err})") from err
     parser.set_defaults(**config)
 
 

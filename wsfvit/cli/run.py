@@ -7,9 +7,10 @@ The trainer reads them and those of ``recipe.add_optimizer``, ``recipe.add_sched
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from wsfvit.cli.common import Group, add_device, add_loader, add_switch, add_trust, natural_int, positive_int
-from wsfvit.cli.config import apply_config
+from wsfvit.cli.config import apply_config, read_config
 from wsfvit.cli.precision import add_precision
 
 
@@ -18,19 +19,46 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of defaults, such as batch_size: 64")
 
 
-def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; a YAML file named by ``-c`` changes defaults, and the command line overrides it.
+def parse_with_config(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    read_arguments: Callable[[str, set[str]], dict[str, Any]] | None = None,
+) -> argparse.Namespace:
+    """Parse a command line over the YAML file that ``-c`` names, over the arguments of the run that is resumed.
+
+    Args:
+        parser: Of the command.
+        argv: Command line (default: the process's).
+        read_arguments: Maps the value of ``--resume`` (not ``auto``) and the names of the arguments that are given
+            again to those of the earlier run; None leaves them out.
 
     Raises:
         UserError: The YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
     """
     if any(action.dest == "config" for action in parser._actions):
-        config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        config_parser.add_argument("-c", "--config")
-        config, _ = config_parser.parse_known_args(argv)
-        if config.config:
-            apply_config(parser, config.config)
+        early_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early_parser.add_argument("-c", "--config")
+        early_parser.add_argument("--resume")
+        early, _ = early_parser.parse_known_args(argv)
+        config = read_config(early.config) if early.config else {}
+        apply_config(parser, config, f"config '{early.config}'")
+        resume = parser.get_default("resume") if early.resume is None else early.resume
+        if read_arguments is not None and resume not in (None, "", "auto"):
+            saved = read_arguments(resume, _given(parser, argv) | config.keys())
+            known = {action.dest for action in parser._actions if action.default is not argparse.SUPPRESS}
+            apply_config(parser, {key: saved[key] for key in saved.keys() & known}, f"the arguments of '{resume}'")
+            apply_config(parser, config, f"config '{early.config}'")
     return parser.parse_args(argv)
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """Names of the arguments that a command line holds."""
+    absent = object()
+    names = {action.dest for action in parser._actions}
+    found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
+    # A positional argument that is left out is set to its default.
+    left_out = {action.dest for action in parser._actions if not action.option_strings}
+    return {name for name in names if found[name] is not absent and not (name in left_out and found[name] is None)}
 
 
 def add_resume(group: Group) -> None:
@@ -38,8 +66,10 @@ def add_resume(group: Group) -> None:
     group.add_argument(
         "--resume",
         default="",
-        metavar="FILE",
-        help="resume the run that wrote FILE; auto: the run in the folder of --experiment, if there is one",
+        metavar="RUN",
+        help="resume a checkpoint file in a new run folder, or a run folder in place, with the arguments of that run "
+        "(flags given again win); auto: the run in the folder of --experiment, if there is one, with the arguments "
+        "given here",
     )
     group.add_argument("--no-resume-opt", action="store_true", help="do not resume the optimizer state")
     add_trust(group)

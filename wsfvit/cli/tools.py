@@ -45,7 +45,13 @@ def cam_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"models, side by side (default: those that the checkpoints name, else {DEFAULT_MODEL})",
     )
-    add("--checkpoint", nargs="+", default=[], metavar="FILE", help="one weights file per model")
+    add(
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="one weights file per model, or 'pretrained' for timm's weights of that model",
+    )
     add_weights(parser)
     add_model_input(parser)
     add_image_input(parser)

@@ -109,4 +109,11 @@ def _add_results(group: Group) -> None:
     add = group.add_argument
     add("--log-freq", type=positive_int, default=10, metavar="N", help="batches between two progress lines")
     add("--results-file", default="", metavar="FILE", help="write the results to FILE, updated after every model")
+    add(
+        "--confusion-matrix",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="write the accuracy of each class and the confusion matrix: a table to FILE.csv, a figure to FILE.png",
+    )
     add("--results-format", default="csv", choices=("csv", "json"), help="format without .csv or .json in the name")

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from wsfvit.checkpoint.io import (
     with_checkpoint_defaults,
 )
 from wsfvit.data import dataset_class_names, dataset_notes, dataset_num_classes
+from wsfvit.eval.confusion import Confusion, check_confusion_files, sum_counts, write_confusion
 from wsfvit.eval.evaluate import (
     LabelMatcher,
     RealLabels,
@@ -66,6 +68,9 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
         raise UserError("--real-labels and --valid-labels are mutually exclusive: pass one")
     if args.real_labels and args.on_bad_image == "skip":
         raise UserError("--real-labels needs every image, in order: leave out --on-bad-image skip")
+    if args.real_labels and args.confusion_matrix:
+        raise UserError("--confusion-matrix counts the data's own labels: leave out --real-labels")
+    check_confusion_files(args.confusion_matrix)
     amp_dtype(args)  # refuses conflicting flags before anything is read
     results_file = ResultsFile(args.results_file, args.results_format) if args.results_file else None
     if args.fast_norm:
@@ -73,6 +78,8 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     with joined_world(args.device) as world:
         several, jobs = list_jobs(args.model or "", args.checkpoint, world.log)
+        if several and args.confusion_matrix:
+            raise UserError("--confusion-matrix is of one model: name one")
         for number, job in enumerate(jobs, 1):
             if several:
                 world.log(f"[{number}/{len(jobs)}] {job.model} {job.checkpoint}".rstrip())
@@ -121,7 +128,12 @@ def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
     row["left_out"] = sum(world.gather(row["left_out"]))
-    source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "dataset", "split")}
+    if (confusion := row.pop("confusion")) is not None:
+        counts = sum_counts(confusion[0], world)
+        if world.is_main:
+            write_confusion(counts, confusion[1], args.confusion_matrix)
+        world.log(f"confusion matrix: {', '.join(args.confusion_matrix)}")
+    source = {key: row.pop(key) for key in ("model", "checkpoint", "weights", "epoch", "dataset", "data", "split")}
     return source | reduce_metrics(sums, world) | row
 
 
@@ -190,6 +202,12 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     matcher: LabelMatcher = match_labels
     if args.real_labels:
         matcher = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
+    confusion = None
+    if args.confusion_matrix:
+        names = dataset_class_names(dataset) or meta.get("class_names") or []
+        confusion = Confusion(classes), [*names, *map(str, range(len(names), classes))]
+        matcher = confusion[0]
+    started = time.perf_counter()
     sums, images_per_s = evaluate_local(
         compile_model(args, model),
         loader,
@@ -199,7 +217,14 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
         interval=args.log_freq,
         matcher=matcher,
     )
-    speed = {"param_count": params / 1e6, "images_per_s": images_per_s, "left_out": len(loader.bad_images)}
+    speed = {
+        "num_classes": classes,
+        "param_count": params / 1e6,
+        "images_per_s": images_per_s,
+        "seconds": time.perf_counter() - started,
+        "left_out": len(loader.bad_images),
+        "confusion": confusion and (confusion[0].counts, confusion[1]),
+    }
     if device.type == "cuda":
         speed["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return sums, _describe_source(args, meta, data_config) | speed
@@ -223,7 +248,9 @@ def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config
         "model": args.model,
         "checkpoint": str(args.checkpoint),
         "weights": meta["weights"],
+        "epoch": meta.get("epoch"),
         "dataset": args.dataset,
+        "data": args.data_dir or args.data,
         "split": args.split,
         "batch_size": args.batch_size,
         "form": ", ".join(name for name, on in forms.items() if on) or "plain",
@@ -240,12 +267,13 @@ def _describe(row: Row, args: argparse.Namespace, world: World) -> str:
     memory = f", {row['peak_memory_gb']:.2f} GB" if "peak_memory_gb" in row else ""
     left_out = f" ({row['left_out']} more were unreadable and skipped)" if row["left_out"] else ""
     size = "x".join(map(str, row["input_size"]))
+    top5 = f"top-5 {row['top5']:.2f} %, " if row["num_classes"] > 5 else ""
     form = "" if row["form"] == "plain" else f", {row['form']},"
     return note + (
         f"{row['model']}, {row['weights']} weights {'of ' if row['checkpoint'] else ''}{row['checkpoint']}\n"
         f"  {size}, crop {row['crop_pct']} {row['crop_mode']}, {row['interpolation']}, "
         f"mean {row['mean']}, std {row['std']}, {row['precision']}{form} on {world.size} x {world.device.type}\n"
-        f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, "
+        f"  {row['images']} images{left_out}: top-1 {row['top1']:.2f} %, {top5}"
         f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s{memory}"
     )
 

@@ -27,9 +27,14 @@ def resolve_grad_accum_steps(args: argparse.Namespace, world_size: int = 1) -> i
         return int(args.grad_accum_steps)
     steps, rest = divmod(args.global_batch_size, args.batch_size * world_size)
     if rest or not steps:
+        per_process, left = divmod(args.global_batch_size, world_size)
+        sizes = [] if left else [n for n in range(1, args.batch_size + 1) if per_process % n == 0]
+        even = [n for n in sizes if n % 2 == args.batch_size % 2]  # mixup takes pairs
+        batch = args.batch_size * world_size
+        fitting = f"--batch-size {max(even or sizes)}" if sizes else f"--global-batch-size {max(steps, 1) * batch}"
         raise UserError(
             f"--global-batch-size {args.global_batch_size} is not a multiple of --batch-size {args.batch_size} x "
-            f"{world_size} processes: change one of them"
+            f"{world_size} processes: {fitting} fits"
         )
     if args.grad_accum_steps not in (1, steps):
         raise UserError(

@@ -4,6 +4,7 @@ import argparse
 import copy
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from wsfvit.utils.files import to_json
 from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 
 MAX_DRAWN = 48
+# In place of a weights file: timm's pretrained weights.
+PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,15 @@ def load_classifier(
     Args:
         args: Arguments of ``add_model_input``, ``add_weights`` and ``add_image_input``.
         model_name: Name of the model, or None for the checkpoint's.
-        checkpoint: Weights file, or None: ``--pretrained`` weights, or random ones.
+        checkpoint: Weights file, "pretrained" for timm's, or None: ``--pretrained`` weights, or random ones.
         names: Class names from the data, if the checkpoint has none; see ``resolve_class_names``.
 
     Raises:
         UserError: A name, value or file does not fit.
     """
     args = copy.copy(args)
+    if checkpoint == PRETRAINED and not Path(checkpoint).exists():
+        args.pretrained, checkpoint = True, None
     args.model, args.checkpoint = model_name, checkpoint
     device, state_dict = resolve_device(args.device), None
     meta: dict[str, Any] = {}
@@ -159,14 +164,14 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
         if len(names) != model.num_classes:
             raise UserError(f"--class-map {class_map} has {len(names)} names, the model {model.num_classes} classes")
     if names and len(names) == model.num_classes:
-        return _in_words(names)
+        return in_words(names)
     subset = infer_imagenet_subset(model)
     if subset:
-        return _in_words(ImageNetInfo(subset).label_names()[: model.num_classes])
+        return in_words(ImageNetInfo(subset).label_names()[: model.num_classes])
     return [f"class {i}" for i in range(model.num_classes)]
 
 
-def _in_words(names: Sequence[str]) -> list[str]:
+def in_words(names: Sequence[str]) -> list[str]:
     """Replace WordNet ids by the first of their synonyms, if all names are such ids."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return list(names)
@@ -234,7 +239,7 @@ def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndar
         pair[1].set_axis_off()
     for (left, right), result, image in zip(pairs, results, images, strict=False):
         show_image(left, image)
-        left.set_title(Path(result["image"]).name, fontsize=8)
+        left.set_title(textwrap.fill(Path(result["image"]).name, 36), fontsize=8)
         _draw_bars(right, result["predictions"])
     figure.suptitle(title, fontsize=10)
     return figure
@@ -245,7 +250,7 @@ def _draw_bars(axis: Any, predictions: Sequence[dict[str, Any]]) -> None:
     colors = ["tab:blue"] + ["lightsteelblue"] * (len(predictions) - 1)
     axis.barh(heights, [entry["probability"] for entry in predictions], height=0.4, align="edge", color=colors)
     for height, entry in zip(heights, predictions, strict=True):
-        text = f"{entry['name'][:28]}  {100 * entry['probability']:.1f} %"
+        text = textwrap.fill(f"{entry['name']}  {100 * entry['probability']:.1f} %", 40)
         axis.text(0, height - 0.06, text, fontsize=7, va="top")
     axis.set_xlim(0, 1)
     axis.set_ylim(0.4, len(predictions) + 0.6)

@@ -48,6 +48,7 @@ class Classification(Task):
 
     def build_loaders(self, model: Any) -> tuple[Loader, Loader]:
         self.num_classes = model.num_classes
+        self.trivial = () if self.num_classes > 5 else ("top5",)
         loaders = [
             build(self.args, self.data_config, model.num_classes, self.world)
             for build in (build_train_loader, build_val_loader)

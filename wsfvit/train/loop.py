@@ -57,10 +57,10 @@ class StepConfig:
 class LoopEvents:
     """Callbacks of the loop; the methods here do nothing.
 
-    ``figures`` are loss (mean of the epoch so far, once there is one), what the task logs beside the last batch's loss,
-    lr, grad_norm (of the last update, before clipping), images_per_s (or another unit), data_wait
-    (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA, of the process on a CPU),
-    loss_scale where float16 needs one, and bad_steps and overflows once there are any.
+    ``figures`` are loss (mean of the epoch so far) and interval_loss (mean since the last call), once there are any,
+    what the task logs beside the last batch's loss, lr, grad_norm (of the last update, before clipping), images_per_s
+    (or another unit), data_wait (share of the time spent waiting for data), peak_gib (memory: of the GPU on CUDA, of
+    the process on a CPU), loss_scale where float16 needs one, and bad_steps and overflows once there are any.
     """
 
     def on_log(self, state: TrainState, batch: Any, figures: dict[str, float]) -> None:
@@ -98,7 +98,7 @@ def train_one_epoch(
     task, rate = cfg.task, f"{cfg.task.unit}_per_s"
     task.begin_epoch(state.epoch)
     total, first, finished = len(loader), state.batch, True
-    grad_norm = None
+    grad_norm, logged = None, (state.loss_sum.clone(), state.images)
     # A stream can be longer than it says, or have ended in the middle of a group.
     batches = itertools.islice(loader, total - first)
     state.begin_group()
@@ -131,7 +131,10 @@ def train_one_epoch(
             figures = _figures(state, cfg, parts, grad_norm) if progress.due else {}
             progress.step(task.count(batch) * cfg.world.size, **figures)
             if figures:
-                events.on_log(state, batch, figures | {rate: progress.per_second, "data_wait": progress.data_wait})
+                figures |= {rate: progress.per_second, "data_wait": progress.data_wait}
+                interval = mean_loss(state, cfg.world, *logged)
+                events.on_log(state, batch, figures if interval is None else figures | {"interval_loss": interval})
+                logged = (state.loss_sum.clone(), state.images)
             if last and events.on_update(state):
                 finished = False
                 break
@@ -161,12 +164,15 @@ def backward(
     return parts
 
 
-def mean_loss(state: TrainState, world: World) -> float | None:
+def mean_loss(
+    state: TrainState, world: World, loss_sum_before: torch.Tensor | float = 0.0, images_before: int = 0
+) -> float | None:
     """Mean loss over the images of the epoch that all processes trained on so far; None where there are none yet.
 
-    Every process must call it.
+    With this process's sums at an earlier batch: over the images since then. Every process must call it.
     """
-    sums = torch.stack([state.loss_sum, torch.full_like(state.loss_sum, state.images)])
+    images = torch.full_like(state.loss_sum, state.images - images_before)
+    sums = torch.stack([state.loss_sum - loss_sum_before, images])
     loss_sum, images = world.sum(sums).tolist()
     return float(loss_sum / images) if images else None
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from wsfvit.factory.model import build_train_model
 from wsfvit.train.classify import Classification
 from wsfvit.train.loop import StepConfig, backward, prepare_batch
 from wsfvit.train.nonfinite import DEPTH, module_norms
+from wsfvit.train.run_dir import refuse_remote_data
 from wsfvit.train.setup import build_state, build_step_config, set_up_torch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World, resolve_device
@@ -121,13 +121,8 @@ def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argpars
     uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
     off = {**uncompiled, "model_ema": False, "sync_bn": False, "dataset_download": False}
     found = argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
-    for key in ("data", "data_dir", "dataset", "train_split", "class_map"):
-        value = str(getattr(found, key) or "")
-        if key not in given and ("pipe:" in value or "://" in value):
-            raise UserError(f"'{args.dump}' reads its data from '{value}': replay reads only local files")
-    kind, _, place = str(found.dataset).partition("/")
-    if kind == "tfds" or (kind == "hfds" and not Path(place).exists()):
-        raise UserError(f"'{args.dump}' reads the data set '{found.dataset}': replay reads only local files")
+    named = {key: value for key, value in vars(found).items() if key not in given}
+    refuse_remote_data(named, f"'{args.dump}'", "replay reads only local files")
     check_model_kwargs(found.model_kwargs, f"'{args.dump}'")
     return found
 

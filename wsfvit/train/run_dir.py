@@ -1,13 +1,15 @@
 """The run directory: its name and lock, the state to resume, and how the arguments differ from the earlier run's."""
 
 import argparse
+import os
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from wsfvit.checkpoint.io import read_checkpoint
+from wsfvit.checkpoint.io import check_model_kwargs, read_checkpoint
 from wsfvit.checkpoint.store import CheckpointStore
+from wsfvit.cli.config import read_config
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import held, make_folder
@@ -24,6 +26,56 @@ UNREMARKABLE = PLACES | {
     "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
     "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
+
+# Arguments that a resumed run never takes from the earlier one: what to resume, where to write, and what imports code.
+OWN = {"config", "device_modules", "dry_run", "experiment", "imports", "no_resume_opt", "output", "resume",
+       "start_epoch", "trust_checkpoint"}  # fmt: skip
+# An argument that is given again leaves out others of the earlier run, which say the same in another way.
+REPLACES = {
+    "data": {"data_dir"}, "data_dir": {"data"}, "img_size": {"input_size"}, "input_size": {"img_size"},
+    "grad_accum_steps": {"global_batch_size"}, "global_batch_size": {"grad_accum_steps"},
+    "lr_base": {"lr"}, "lr_base_size": {"lr"}, "lr_base_scale": {"lr"},
+}  # fmt: skip
+
+
+def read_arguments(resume: str, given: set[str]) -> dict[str, Any]:
+    """Arguments of the run that is resumed, for ``parse_with_config``.
+
+    Args:
+        resume: Checkpoint file, or run directory, whose arguments include its own place.
+        given: Names of the arguments that are given again.
+
+    Raises:
+        UserError: no such file or run, or a file whose data would start a process or open a connection.
+    """
+    saved: Any
+    folder = Path(os.path.abspath(resume))
+    if folder.is_dir():
+        if not (folder / "args.yaml").is_file():
+            raise UserError(f"--resume {resume}: the folder holds no run (no args.yaml): name a run folder or a file")
+        saved = read_config(folder / "args.yaml")
+        place = {"output": str(folder.parent), "experiment": folder.name}
+    else:
+        saved, place = read_checkpoint(resume, trust="trust_checkpoint" in given).get("args"), {}
+        if not isinstance(saved, dict):  # files of other programs
+            return {}
+        refuse_remote_data({key: saved[key] for key in saved.keys() - given}, f"--resume {resume}", "pass it again")
+    check_model_kwargs(saved.get("model_kwargs") or {}, f"--resume {resume}")
+    replaced = {other for key in given for other in REPLACES.get(key, ())}
+    if saved.get("global_batch_size"):
+        replaced.add("grad_accum_steps")  # follows from it and the number of processes
+    return {key: saved[key] for key in saved.keys() - OWN - replaced} | place
+
+
+def refuse_remote_data(args: dict[str, Any], source: str, advice: str) -> None:
+    """Refuse arguments from a file that name data whose reader starts a process or opens a connection."""
+    for key in ("data", "data_dir", "dataset", "train_split", "val_split", "class_map"):
+        value = str(args.get(key) or "")
+        if "pipe:" in value or "://" in value:
+            raise UserError(f"{source} reads its data from '{value}': {advice}")
+    kind, _, place = str(args.get("dataset")).partition("/")
+    if kind == "tfds" or (kind == "hfds" and not Path(place).exists()) or args.get("dataset_download"):
+        raise UserError(f"{source} reads the data set '{args.get('dataset')}': {advice}")
 
 
 def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:
@@ -74,14 +126,20 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
     """
     if not args.resume:
         return None
-    if args.resume != "auto":
+    directory = Path(args.resume)
+    if args.resume != "auto" and not directory.is_dir():
         content = read_checkpoint(args.resume, trust=args.trust_checkpoint)
         store.restore(content)
+        world.log(f"resuming from '{args.resume}'")
         return content
-    if not args.experiment:
+    if args.resume != "auto" and not (store.folder.is_dir() and directory.samefile(store.folder)):
+        store = CheckpointStore(directory)  # continued elsewhere, with a ranking of its own
+    elif not args.experiment:
         raise UserError("--resume auto looks in the folder of --experiment: pass --experiment NAME")
     found = store.load_newest() if world.is_main else None
     path = world.gather(found and found[1])[0]
+    if path is None and args.resume != "auto":
+        raise UserError(f"--resume {args.resume}: the folder holds no checkpoint")
     if path is None:
         world.log(f"nothing to resume in '{store.folder}': starting from scratch")
         return None
@@ -90,10 +148,14 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
 
 
 def changed_arguments(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Arguments that differ between two runs, as ``lr 0.1 -> 0.2``, without those that change nothing."""
+    """Arguments that differ between two runs, as ``lr 0.1 -> 0.2``.
+
+    Under ``--resume auto`` without those that change nothing; else they are flags that were given again.
+    """
+    unremarkable = UNREMARKABLE if now.get("resume") in (None, "", "auto") else OWN - {"start_epoch", "device_modules"}
     return [
         f"{key} {saved[key]} -> {now[key]}"
-        for key in sorted(saved.keys() & now.keys() - UNREMARKABLE)
+        for key in sorted(saved.keys() & now.keys() - unremarkable)
         if saved[key] != now[key]
     ]
 

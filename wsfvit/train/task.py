@@ -32,11 +32,13 @@ class Task(ABC):
         unit: What a batch holds, in the plural, for progress and tables.
         metric: Column of summary.csv that selects the best checkpoint; a key of ``evaluate``'s result.
         lower_is_better: Whether the best checkpoint has the lowest metric.
+        trivial: Columns of summary.csv that are not printed, such as the top-5 accuracy among five classes.
     """
 
     unit = "images"
     metric = "val_loss"
     lower_is_better = False
+    trivial: tuple[str, ...] = ()
 
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         self.args, self.world = args, world

@@ -194,7 +194,9 @@ class Trainer(LoopEvents):
             state.scheduler.step(state.epoch + 1, row.get(self.task.metric))
         state.rows.append(row)
         shown = {"train_loss": row["train_loss"]} | figures
-        text = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+        text = ", ".join(
+            f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items() if key not in self.task.trivial
+        )
         speed = f"{duration(row['seconds'])}, {trained[f'{unit}_per_s']:.3g} {unit}/s"
         world.log(f"epoch {state.epoch}: {text}, {speed}{self._skipped()}")
         return row

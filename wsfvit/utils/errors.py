@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -69,7 +70,8 @@ def _run(main: Callable[[], object]) -> None:
         finally:
             sys.stdout.flush()
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        if _reports_first():
+            print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -80,6 +82,20 @@ def _run(main: Callable[[], object]) -> None:
         # Otherwise Python would complain at exit about what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _reports_first() -> bool:
+    """Whether no other process of this machine has reported an error: all of them usually find the same one."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/RANK/error.json, a folder of this attempt
+    if not file:
+        return True
+    try:
+        (Path(file).parents[1] / "user-error").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _stdout_is_read() -> bool:

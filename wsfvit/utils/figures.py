@@ -16,7 +16,7 @@ from wsfvit.utils.files import check_can_be_made, make_folder, write_atomic
 DPI = 150
 
 
-def figure_path(name: str) -> Path:
+def figure_path(name: str, flag: str = "--out") -> Path:
     """Check early that a figure can be written to ``name``: matplotlib writes the format, the folder can be created.
 
     Raises:
@@ -26,7 +26,7 @@ def figure_path(name: str) -> Path:
 
     path, formats = Path(name), FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
-        raise UserError(f"--out {name}: the name must end in .png (or another of {', '.join(sorted(formats))})")
+        raise UserError(f"{flag} {name}: the name must end in .png (or another of {', '.join(sorted(formats))})")
     check_can_be_made(path.parent)
     return path
 

@@ -37,6 +37,8 @@ MIN_MATRIX_MAPS = 8
 
 WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
 """``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, coarsest level first."""
+CoeffsToInvert = Sequence[torch.Tensor | Sequence[torch.Tensor | None] | None]
+"""``WaveletCoeffs2d`` in which a subband or all details of a level may be None, for zeros."""
 
 
 class FilterBank(NamedTuple):
@@ -63,7 +65,8 @@ def dwt2d(
         mode: zero, constant, symmetric, reflect, periodic or periodization.
 
     Returns:
-        ``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, each (B, C, h, w) in the dtype of ``x``.
+        ``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, each (B, C, h, w) in the dtype of ``x``. They are views of
+        one result per level, mostly not contiguous: call ``.contiguous()`` before ``.view()``.
 
     Raises:
         ValueError: ``x`` is not 4-D, not floating, or has an empty axis; unknown wavelet or mode; ``level`` below 1.
@@ -74,7 +77,7 @@ def dwt2d(
 
 
 def idwt2d(
-    coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]],
+    coeffs: CoeffsToInvert,
     wavelet: "str | pywt.Wavelet" = "haar",
     mode: BoundaryMode = "symmetric",
     output_size: tuple[int, int] | None = None,
@@ -83,7 +86,7 @@ def idwt2d(
 
     Args:
         coeffs: ``[cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]``, each (B, C, h, w), floating, any strides, all
-            of one dtype.
+            of one dtype. A subband that is None, or a level that is None instead of its three, counts as zeros.
         wavelet: that of the transform.
         mode: that of the transform.
         output_size: (H, W) of the image. For an odd size the inverse is one longer and is cropped to it; by default the
@@ -164,10 +167,7 @@ def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode)
 
 
 def synthesise(
-    coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]],
-    taps: torch.Tensor,
-    mode: BoundaryMode,
-    output_size: tuple[int, int] | None,
+    coeffs: CoeffsToInvert, taps: torch.Tensor, mode: BoundaryMode, output_size: tuple[int, int] | None
 ) -> torch.Tensor:
     """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor in the dtype of the arithmetic."""
     first = first_coefficients(coeffs)
@@ -175,13 +175,15 @@ def synthesise(
     with without_autocast(first.device):
         cA = first.to(taps.dtype)
         for detail in coeffs[1:]:
-            _check_detail(detail, first)
+            subbands = _read_details(detail, cA, first)
             # The level below an odd size gives one row or column too many.
-            _, _, h, w = detail[0].shape
+            _, _, h, w = subbands[0].shape
             cA = _crop(cA, (h, w), "the details of the next level")
             synthesise_level = _synthesise_by_matrices if _suits_matrices(cA, taps, 2) else _synthesise_by_convolution
-            cA = synthesise_level((cA, *(subband.to(cA.dtype) for subband in detail)), taps, mode)
+            cA = synthesise_level((cA, *(subband.to(cA.dtype) for subband in subbands)), taps, mode)
         if output_size is not None:
+            if not isinstance(output_size, Sequence) or len(output_size) != 2:
+                raise ValueError(f"idwt2d: output_size is (H, W), not {output_size!r}")
             cA = _crop(cA, output_size, "output_size")
     return cA.to(first.dtype)
 
@@ -357,8 +359,8 @@ def check_level(name: str, level: int) -> None:
         raise ValueError(f"{name}: level must be at least 1, not {level}")
 
 
-def first_coefficients(coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> torch.Tensor:
-    first = coeffs[0] if len(coeffs) > 1 else None
+def first_coefficients(coeffs: CoeffsToInvert) -> torch.Tensor:
+    first = coeffs[0] if isinstance(coeffs, Sequence) and len(coeffs) > 1 else None
     if not isinstance(first, torch.Tensor):
         raise ValueError("idwt2d: expected [cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]")
     if first.ndim != 4 or not first.is_floating_point() or 0 in first.shape:
@@ -369,12 +371,19 @@ def first_coefficients(coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]]) 
     return first
 
 
-def _check_detail(detail: torch.Tensor | Sequence[torch.Tensor], first: torch.Tensor) -> None:
-    if isinstance(detail, torch.Tensor) or len(detail) != 3:
-        raise ValueError("idwt2d: each level of details is (cH, cV, cD)")
-    for subband in detail:
-        if subband.dtype != first.dtype or subband.shape[:2] != first.shape[:2] or subband.shape != detail[0].shape:
+def _read_details(detail: Any, cA: torch.Tensor, first: torch.Tensor) -> list[torch.Tensor]:
+    """Check (cH, cV, cD) of the level of ``cA``; None becomes zeros, in the shape of the others or of ``cA``."""
+    detail = (None, None, None) if detail is None else detail
+    three = isinstance(detail, Sequence) and len(detail) == 3
+    present: list[Any] = [subband for subband in detail if subband is not None] if three else []
+    if not three or not all(isinstance(subband, torch.Tensor) for subband in present):
+        raise ValueError("idwt2d: each level of details is (cH, cV, cD), tensors or None")
+    shape = present[0].shape if present else cA.shape
+    for subband in present:
+        of_first = (subband.dtype, subband.device, subband.shape[:2]) == (first.dtype, first.device, first.shape[:2])
+        if not of_first or subband.shape != shape or subband.ndim != 4:
             raise ValueError(
-                f"idwt2d: coefficients do not fit each other: {tuple(subband.shape)}, {subband.dtype} beside "
-                f"{tuple(detail[0].shape)} and {tuple(first.shape)}, {first.dtype}"
+                f"idwt2d: coefficients do not fit each other: {tuple(subband.shape)}, {subband.dtype}, "
+                f"{subband.device} beside {tuple(shape)} and {tuple(first.shape)}, {first.dtype}, {first.device}"
             )
+    return [cA.new_zeros(shape) if subband is None else subband for subband in detail]

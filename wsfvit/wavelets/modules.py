@@ -1,13 +1,13 @@
 """The wavelet operators as modules, which only call the functions; these document shapes, dtypes and errors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
 
 from wsfvit.wavelets import filterbank, functional
-from wsfvit.wavelets.filterbank import WaveletCoeffs2d
+from wsfvit.wavelets.filterbank import CoeffsToInvert, WaveletCoeffs2d
 from wsfvit.wavelets.types import BoundaryMode, SwtMode
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ class IDWT2d(_Taps):
         super().__init__(bank.rec_lo, bank.rec_hi, wavelet)
         self.mode: BoundaryMode = mode
 
-    def forward(
-        self, coeffs: Sequence[torch.Tensor | Sequence[torch.Tensor]], output_size: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+    def forward(self, coeffs: CoeffsToInvert, output_size: tuple[int, int] | None = None) -> torch.Tensor:
         taps = self._taps_for(filterbank.first_coefficients(coeffs))
         return filterbank.synthesise(coeffs, taps, self.mode, output_size)
 

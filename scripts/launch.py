@@ -1,0 +1,77 @@
+"""torchrun with one-line errors: checks the command first, and reports a mistake once, without a traceback.
+
+python scripts/launch.py [-m torch.distributed.run] --nproc-per-node 4 train.py DATA -c CONFIG
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+import wsfvit_cli
+from wsfvit.cli.run import parse_with_config
+from wsfvit.factory.recipe import resolve_grad_accum_steps
+from wsfvit.train.run_dir import PLACES, read_arguments
+from wsfvit.train.signals import STOPPED_EXIT_CODE
+from wsfvit.utils.errors import UserError, run_main
+
+
+def main() -> None:
+    """Check the command, start its processes, and end as the first of them that failed."""
+    argv = sys.argv[1:]
+    if argv[:2] == ["-m", "torch.distributed.run"]:
+        argv = argv[2:]
+    launched = torchrun.parse_args(argv)
+    check(launched)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it, which warns about it
+    logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    logger.setLevel(logging.CRITICAL)  # its other messages repeat the exit codes
+    try:
+        torchrun.run(launched)
+    except ChildFailedError as err:
+        code = err.get_first_failure()[1].exitcode
+        if code not in (2, STOPPED_EXIT_CODE):
+            raise
+        sys.exit(code)
+
+
+def check(launched: Any) -> None:
+    """Check arguments, paths and the number of GPUs of a training command of this project.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    name, rest = launched.training_script, list(launched.training_script_args)
+    if not Path(name).is_file() and not launched.module:
+        raise UserError(f"'{name}' does not exist: name train.py, or -m and a module")
+    if launched.module and name.partition(".")[0] == "wsfvit":
+        words = [*name.split(".")[1:], *rest]
+        group = words.pop(0) if words and words[0] in wsfvit_cli.GROUPS else ""
+        name, *rest = words or [""]
+    elif Path(name).name == "train.py":
+        group, name = "", "train"
+    if name != "train":
+        return
+    parser = wsfvit_cli._load(wsfvit_cli.GROUPS[group][name][1])()
+    wsfvit_cli.add_import(parser)
+    args = parse_with_config(parser, rest, read_arguments)
+    for key in sorted(PLACES - {"config", "output"}) if not getattr(args, "dataset", "") else ():
+        value = getattr(args, key, None)
+        if value and value != parser.get_default(key) and not Path(value).exists():
+            raise UserError(f"the data '{value}' ({key}) does not exist")
+    processes, gpus = torchrun.determine_local_world_size(launched.nproc_per_node), torch.cuda.device_count()
+    if str(args.device or "cuda").startswith("cuda") and processes > gpus:
+        advice = f"start {gpus} processes" if gpus else "pass --device cpu to train on CPUs"
+        raise UserError(f"{processes} processes need {processes} GPUs, and this machine has {gpus or 'none'}: {advice}")
+    resolve_grad_accum_steps(args, processes * int(launched.nnodes.rpartition(":")[2]))
+
+
+if __name__ == "__main__":
+    run_main(main)
