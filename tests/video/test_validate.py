@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import wsfvit_cli
 from wsfvit.factory.data import loader_options
@@ -64,6 +65,27 @@ def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):
     with pytest.raises(UserError, match="lacks the configuration of its video model"):
         torch.save({"task": "video", "state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
         load_model(tmp_path / "other.pth")
+
+
+def test_a_named_split_must_exist(tiny_run, tmp_path, capsys):
+    def write(name):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(np.full((30, 32), number, np.uint8)).save(tmp_path / name / f"{number}.png")
+
+    write("flat/a")
+    flat, split = tmp_path / "flat", tmp_path / "split"
+    assert validate(tiny_run, "--data", flat).metrics[MODEL]["sequences"] == 1
+    assert "no folders of splits: all of it is evaluated" in capsys.readouterr().out
+    with pytest.raises(UserError, match="flat' has no folder validation: give the folder to evaluate itself"):
+        validate(tiny_run, "--data", flat, "--split", "validation")
+    write("split/Train/a")
+    write("split/VAL/b")
+    assert validate(tiny_run, "--data", split, "--split", "validation").metrics[MODEL]["sequences"] == 1
+    with pytest.raises(UserError, match="split' has no folder test"):
+        validate(tiny_run, "--data", split)
+    with pytest.raises(UserError, match="--sequences is for Moving MNIST"):
+        validate(tiny_run, "--data", flat, "--sequences", 1)
 
 
 class Recorded(World):

@@ -59,6 +59,7 @@ def _open_sequences(args: argparse.Namespace, config: SimVPConfig, length: int) 
         assert sequences is not None  # Moving MNIST has all splits
         return sequences
     ends = open_own(args, args.data, config.frames_in, config.channels, from_end=True)
+    print(*(f"{note}\n" for note in ends.notes), sep="", end="")
     whole = replace(ends.cut, frames=config.frames_in + length, from_end=False)
     short = next((clip for clip in ends.clips if clip.num_frames < whole.span), None)
     if not (args.from_end or short):
