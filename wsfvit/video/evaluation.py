@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def evaluate(
         keep: Number of sequences to keep.
 
     Raises:
-        UserError: there are no sequences, or they cannot be read.
+        UserError: there are no sequences, they cannot be read, or predictions or metrics are not finite.
     """
     _, channels, height, width = loader.dataset.shape
     length, device = loader.frames_out, world.device
@@ -94,12 +95,25 @@ def evaluate(
                 kept.append((frames[index].cpu(), first[index].float().cpu(), future[index].cpu()))
             progress.step(len(frames) * world.size)
     sums = {name: world.sum(own.sums()) for name, own in metrics.items()}
+    computed = {name: metrics[name].compute(sums[name]) for name in sums}
+    for name, values in computed.items():
+        check_finite(values["non_finite_frames"], values["sequences"] * length, title, name)
+        if wrong := [key for key, value in values.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"{title}: {', '.join(wrong)} of '{name}' are not finite: its predictions are far too large"
+            )
     return VideoResult(
-        {name: metrics[name].compute(sums[name]) for name in sums},
-        {name: metrics[name].per_frame(sums[name]) for name in sums},
-        kept,
-        progress.per_second,
+        computed, {name: metrics[name].per_frame(sums[name]) for name in sums}, kept, progress.per_second
     )
+
+
+def check_finite(bad: float, frames: float, title: str, name: str = MODEL) -> None:
+    """Raise a ``UserError`` if ``bad`` of the predicted ``frames`` have values that are not finite."""
+    if bad:
+        raise UserError(
+            f"{title}: {bad:.0f} of {frames:.0f} frames predicted by '{name}' are not finite: leave out --amp or "
+            "pass --amp-dtype bfloat16, otherwise use another checkpoint"
+        )
 
 
 def describe_data(loader: Loader, result: VideoResult) -> dict[str, Any]:
@@ -141,7 +155,7 @@ def write_report(
     make_folder(folder)
     table, curves, plot = (folder / f"{name}{end}" for end in (".json", "_per_frame.csv", "_per_frame.png"))
     content = {**described, "figures": result.metrics, "definitions": DEFINITIONS}
-    write_text_atomic(table, json.dumps(content, indent=2) + "\n")
+    write_text_atomic(table, json.dumps(content, indent=2, allow_nan=False) + "\n")
     first = described["frames_in"] + 1
     rows = [
         {"predictor": predictor, "frame": first + index, **{key: means[index] for key, means in metrics.items()}}
