@@ -1,6 +1,5 @@
 """Sequences of frames, and datasets that cut them from arrays, folders of images and video files."""
 
-import itertools
 import os
 import re
 import zipfile
@@ -120,8 +119,8 @@ class ImageClip:
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:
         self.name, self.num_frames = str(files[0].parent), len(files)
-        ordered = sorted((_natural_order(file), file) for file in files)
-        self._files, self._channels, self.gap = [file for _, file in ordered], channels, _find_gap(ordered)
+        self._files, self._channels = sorted(files, key=_natural_order), channels
+        self.gap = _find_gap(self._files)
         height, width = self._read_file(self._files[0]).shape[1:]
         with Image.open(self._files[0]) as image:
             if image.format in ("GIF", "PNG", "TIFF", "WEBP") and getattr(image, "n_frames", 1) > 1:
@@ -356,7 +355,7 @@ def _folder_clips(path: Path, channels: int, notes: list[str]) -> list[Clip]:
     images, videos, others = list[Path](), list[Path](), list[Path]()
     for file in sorted(_scan(path)):
         suffix = file.suffix.lower()
-        readable = suffix in EXTENSIONS | VIDEO_EXTENSIONS and file.is_file()
+        readable = (suffix in EXTENSIONS or suffix in VIDEO_EXTENSIONS) and file.is_file()
         (others if not readable else images if suffix in EXTENSIONS else videos).append(file)
     if not images and not videos:
         found = f"; found {len(others)} other files, e.g. '{others[0]}'" if others else ""
@@ -389,15 +388,32 @@ def _scan(path: Path) -> Iterator[Path]:
         yield from () if again else (Path(folder, name) for name in names if not name.startswith("."))
 
 
-def _find_gap(ordered: Sequence[tuple[list[tuple[int, str]], Path]]) -> str:
-    """The first two names, by their keys of ``_natural_order``, that do not differ by the step of the others, or ""."""
-    steps = []
-    for (one, _), (other, _) in itertools.pairwise(ordered):
-        texts = [text for _, text in one] == [text for _, text in other]
-        steps.append(tuple(b - a for (a, _), (b, _) in zip(one, other, strict=True)) if texts else None)
-    usual = min(filter(None, steps), default=None)
-    index = next((index for index, step in enumerate(steps) if step != usual), None)
-    return "" if index is None else f"'{ordered[index][1].name}' before '{ordered[index + 1][1].name}'"
+def _find_gap(files: Sequence[Path]) -> str:
+    """The first two of ordered images whose numbers do not differ by the step of the others, or ""."""
+    names = [file.stem for file in files]
+    ends = [_numbered(*pair) for pair in (names[:2], names[-2:]) if len(names) > 1]
+    if not any(ends) and not any(char.isdecimal() for name in names[:2] for char in name):
+        return ""  # names without numbers have no gaps
+    index = 0
+    if ends and ends[0]:
+        prefix, digits, _, suffix = ends[0]
+        start, step = int(digits), min(found[2] for found in ends if found)
+        width = len(digits) if digits.startswith("0") else 1
+        expected = (f"{prefix}{start + place * step:0{width}d}{suffix}" for place in range(len(names)))
+        index = (
+            next((place for place, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1]), 0) - 1
+        )
+    return f"'{files[index].name}' before '{files[index + 1].name}'" if 0 <= index < len(files) - 1 else ""
+
+
+def _numbered(one: str, other: str) -> tuple[str, str, int, str] | None:
+    """Text before the number, its digits, the step to the other and the text after, if just one number differs."""
+    parts, others = re.split(r"(\d+)", one), re.split(r"(\d+)", other)
+    differ = [index for index, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
+    if len(parts) != len(others) or len(differ) != 1 or differ[0] % 2 == 0:
+        return None
+    (at,) = differ
+    return "".join(parts[:at]), parts[at], int(others[at]) - int(parts[at]), "".join(parts[at + 1 :])
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:
