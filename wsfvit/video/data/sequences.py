@@ -390,7 +390,7 @@ def _scan(path: Path) -> Iterator[Path]:
 
 def _find_gap(files: Sequence[Path]) -> str:
     """The first two of ordered images whose numbers do not differ by the step of the others, or ""."""
-    names = [file.stem for file in files]
+    names = [file.name.rpartition(".")[0] for file in files]
     ends = [_numbered(*pair) for pair in (names[:2], names[-2:]) if len(names) > 1]
     if not any(ends) and not any(char.isdecimal() for name in names[:2] for char in name):
         return ""  # names without numbers have no gaps
