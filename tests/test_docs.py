@@ -72,7 +72,7 @@ def check(words: list[str]) -> None:
         words = words[2:]
     if words[:1] == ["wsfvit"]:
         group, name, *argv = words[1:] if words[1] in GROUPS else ["", *words[1:]]
-        module, _, function = GROUPS[group][name].parser.partition(":")
+        module, _, function = GROUPS[group][name][1].partition(":")
         parser = getattr(importlib.import_module(f"wsfvit.{module}"), function)()
         if argv and argv != ["--help"]:  # else the words only name the command
             parse_with_config(parser, argv)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from detection.tiny_detector import RECIPE
@@ -46,7 +47,9 @@ def test_a_stopped_training_ends_with_exit_code_75(task: str, tmp_path: Path) ->
     assert (tmp_path / "run" / "last.pth.tar").exists()
 
 
-@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), ({"finished": False}, 75), ({"x": 1}, 0)])
+@pytest.mark.parametrize(
+    ("result", "code"), [(None, 0), (0, 0), (1, 1), (SimpleNamespace(finished=False), 75), ({"x": 1}, 0)]
+)
 def test_the_result_of_a_command_is_its_exit_code(result: object, code: int) -> None:
     ended = 0
     try:

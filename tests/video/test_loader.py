@@ -1,14 +1,16 @@
 """Loaders of sequences: exact order for any number of workers, any cut and any number of processes."""
 
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wsfvit.data import LoaderOptions
 from wsfvit.utils.errors import UserError
-from wsfvit.video.data.loader import build_eval_loader, build_train_loader
+from wsfvit.video.data.loader import build_eval_loader, build_train_loader, open_split, refuse_shared
 from wsfvit.video.data.moving_mnist import DigitImages, Motion, MovingMNIST
 from wsfvit.video.data.sequences import SequenceDataset
 
@@ -130,3 +132,38 @@ def test_a_damaged_sequence_is_one_line(num_workers):
     with pytest.raises(UserError) as err:
         next(batches)
     assert str(err.value) == "'clip.mp4' is damaged"
+
+
+def clips(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            array = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(array).save(folder / name / f"{number}.png")
+    return Namespace(data=str(folder), size=None, frame_step=1, stride=None, layout=None)
+
+
+@pytest.mark.parametrize("names", [("Train", "val", "TEST"), ("train", "Validation", "test")])
+def test_split_folders_match_in_any_case(tmp_path, names):
+    args = clips(tmp_path, f"{names[0]}/a", f"{names[0]}/b", f"{names[1]}/c", f"{names[2]}/d")
+    sets = {split: open_split(args, split, 3, 1) for split in ("train", "validation", "test")}
+    assert [len(data) for data in sets.values()] == [2, 1, 1]
+    refuse_shared(sets)
+
+
+def test_splits_that_do_not_exist_or_overlap(tmp_path):
+    args = clips(tmp_path / "flat", "a", "b")
+    assert len(open_split(args, "train", 3, 1)) == 2 and open_split(args, "validation", 3, 1) is None
+    held_out = open_split(args, "validation", 3, 1, given=str(tmp_path / "flat" / "b"))
+    with pytest.raises(UserError, match="1 of 1 clips of validation are part of training too, e.g. .*flat/b'"):
+        refuse_shared({"training": open_split(args, "train", 3, 1), "validation": held_out, "test": None})
+    args = clips(tmp_path / "typo", "trian/a", "val/b")
+    with pytest.raises(UserError, match="typo' has no folder train, only val"):
+        open_split(args, "train", 3, 1)
+    args = clips(tmp_path / "two", "train/a", "val/b", "validation/c")
+    with pytest.raises(UserError, match="two folders of one split, val and validation: keep one"):
+        open_split(args, "validation", 3, 1)
+    for option in ({"given": "held_out"}, {}):
+        mnist = Namespace(data="moving-mnist", layout=None if option else "TNHW", stride=None)
+        with pytest.raises(UserError, match="go with --data PATH, not with Moving MNIST"):
+            open_split(mnist, "validation", 5, 1, **option)

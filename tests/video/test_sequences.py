@@ -222,3 +222,100 @@ def test_nothing_to_open(tmp_path):
     for options in ({"frames": 0}, {"step": 0}, {"stride": 0}, {"size": (0, 5)}):
         with pytest.raises(UserError, match="must be at least 1|cannot be resized"):
             Cut(**options)
+
+
+def test_images_and_videos_in_one_folder(video, tmp_path):
+    for clip in ("a", "b"):
+        write_images(tmp_path / clip, pixels(4, 48, 64), [f"{number}.png" for number in range(4)])
+    with pytest.raises(UserError, match="1 videos, e.g. .*clip.mp4', and 8 images, e.g. .*0.png': keep only one kind"):
+        open_sequences(tmp_path, Cut(4))
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    write_images(tmp_path / "a", pixels(4, 9, 11), [f"{number}.png" for number in range(4)])
+    write_images(tmp_path / ".ipynb_checkpoints", pixels(1, 9, 11), ["0-checkpoint.png"])
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "a")
+    assert len(open_sequences(tmp_path, Cut(4)).clips) == 1 and not open_sequences(tmp_path, Cut(4)).notes
+    for name in ("b.npy", "c.heic"):
+        (tmp_path / name).touch()
+    (note,) = open_sequences(tmp_path, Cut(4)).notes
+    assert note.startswith("2 files in ") and "not readable as images or videos, e.g." in note and "b.npy" in note
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "a.npy", pixels(1, 4, 9, 11))
+    with pytest.raises(UserError, match="no images .* and no videos; found 1 other files, e.g. .*a.npy"):
+        open_sequences(tmp_path / "arrays", Cut(4))
+
+
+def test_linked_clips_are_read(tmp_path):
+    write_images(tmp_path / "all" / "a", pixels(4, 9, 11), [f"{number}.png" for number in range(4)])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a").symlink_to(tmp_path / "all" / "a")
+    dataset = open_sequences(tmp_path / "train", Cut(4))
+    assert dataset.sources == open_sequences(tmp_path / "all", Cut(4)).sources == {str((tmp_path / "all/a").resolve())}
+
+
+def test_an_animation_is_not_one_image(tmp_path):
+    frames = [Image.fromarray(frame) for frame in pixels(4, 9, 11)]
+    for name in "01":
+        frames[0].save(tmp_path / f"{name}.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="0.gif' is animated: make it a video file"):
+        open_sequences(tmp_path, Cut(2))
+
+
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["1.png", "2.png", "5.png", "6.png"], "'2.png' before '5.png'"),
+        (["a1.png", "a2.png", "b1.png", "b2.png"], "'a2.png' before 'b1.png'"),
+        (["1.png", "2.png", "3.png", "thumb.png"], "'3.png' before 'thumb.png'|'thumb.png' before '1.png'"),
+        (["08.png", "09.png", "10.png", "11.png"], ""),
+        (["cam2_00.png", "cam2_05.png", "cam2_10.png", "cam2_15.png"], ""),
+        (["a.png", "b.png", "c.png", "d.png"], ""),
+    ],
+)
+def test_gaps_in_frame_numbers(tmp_path, names, gap):
+    write_images(tmp_path / "whole", pixels(4, 9, 11), ["0.png", "1.png", "2.png", "3.png"])
+    write_images(tmp_path / "clip", pixels(4, 9, 11), names)
+    notes = open_sequences(tmp_path, Cut(4)).notes
+    assert len(notes) == bool(gap)
+    assert not gap or ("1 of 2 folders" in notes[0] and any(part in notes[0] for part in gap.split("|")))
+
+
+@pytest.mark.parametrize(
+    ("size", "squeezed"), [((64, 64), True), ((75, 200), False), ((64, 171), False), (None, False)]
+)
+def test_a_changed_aspect_ratio(tmp_path, size, squeezed):
+    np.save(tmp_path / "a.npy", pixels(1, 4, 150, 400))
+    notes = open_sequences(tmp_path / "a.npy", Cut(4, size=size), layout="NTHW").notes
+    assert len(notes) == squeezed
+    assert not squeezed or "1 of 1 clips" in notes[0] and "150x400 to 64x64" in notes[0] and "--size" in notes[0]
+
+
+def moving(sequences, frames, size=16):
+    """(N, T, H, W): noise that moves one pixel per frame, blurred so that neighbours are alike."""
+    wide = np.repeat(pixels(sequences, size, size + frames, seed=3), 8, axis=2)
+    return np.stack([wide[:, :, time : time + size] for time in range(frames)], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "layout"),
+    [
+        ("a.npy", moving(30, 20), "NTHW"),
+        ("a.npy", moving(30, 20).swapaxes(0, 1), "TNHW"),
+        ("a.npy", moving(30, 20)[..., None], "NTHWC"),
+        ("a.npy", moving(30, 20).swapaxes(0, 1)[:, :, None].repeat(3, 2), "TNCHW"),
+        ("a.npy", pixels(20, 30, 8, 9), "NTHW"),
+        ("mnist_test_seq.npy", pixels(20, 30, 8, 9), "TNHW"),
+        ("mnist_test_seq.npy", moving(30, 20), "NTHW"),
+        ("a.npy", pixels(6, 8, 9, 3), "THWC"),
+    ],
+)
+def test_layouts_are_recognised(tmp_path, name, array, layout):
+    np.save(tmp_path / name, array)
+    dataset = open_sequences(tmp_path / name, Cut(5))
+    told = open_sequences(tmp_path / name, Cut(5), layout=layout)
+    assert len(dataset) == len(told) and torch.equal(
+        dataset[1 if len(told) > 1 else 0], told[1 if len(told) > 1 else 0]
+    )
+    (note,) = dataset.notes
+    assert f"is read as {layout}, " in note and "--layout" in note and not told.notes

@@ -1,6 +1,7 @@
 """The validate command: the metrics of a run again, over several processes too, and longer horizons."""
 
 import json
+import math
 import re
 import sys
 from types import SimpleNamespace
@@ -8,17 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import wsfvit_cli
 from wsfvit.factory.data import loader_options
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
-from wsfvit.video.args import validate_parser
+from wsfvit.video.args import predict_parser, validate_parser
 from wsfvit.video.checkpoint import load_model
 from wsfvit.video.data.loader import build_eval_loader
 from wsfvit.video.data.moving_mnist import Motion, open_moving_mnist
 from wsfvit.video.evaluation import BASELINES, MODEL, evaluate, run_validation
 from wsfvit.video.metrics import VideoMetrics, predict_black, repeat_mean_frame
+from wsfvit.video.predict import run_prediction
 
 
 def validate(tiny_run, *argv):
@@ -64,6 +67,48 @@ def test_longer_horizons_and_own_sequences(tiny_run, tmp_path):
     with pytest.raises(UserError, match="lacks the configuration of its video model"):
         torch.save({"task": "video", "state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
         load_model(tmp_path / "other.pth")
+
+
+def test_a_named_split_must_exist(tiny_run, tmp_path, capsys):
+    def write(name):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(np.full((30, 32), number, np.uint8)).save(tmp_path / name / f"{number}.png")
+
+    write("flat/a")
+    flat, split = tmp_path / "flat", tmp_path / "split"
+    assert validate(tiny_run, "--data", flat).metrics[MODEL]["sequences"] == 1
+    assert "no folders of splits: all of it is evaluated" in capsys.readouterr().out
+    with pytest.raises(UserError, match="flat' has no folder validation: give the folder to evaluate itself"):
+        validate(tiny_run, "--data", flat, "--split", "validation")
+    write("split/Train/a")
+    write("split/VAL/b")
+    assert validate(tiny_run, "--data", split, "--split", "validation").metrics[MODEL]["sequences"] == 1
+    with pytest.raises(UserError, match="split' has no folder test"):
+        validate(tiny_run, "--data", split)
+    with pytest.raises(UserError, match="--sequences is for Moving MNIST"):
+        validate(tiny_run, "--data", flat, "--sequences", 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "6 of 6 frames predicted by 'model' are not finite: leave out --amp"),
+        (1e30, "mse, mse_pixel of 'model' are not finite: its predictions are far too large"),
+    ],
+)
+def test_what_is_not_finite_is_refused(tiny_run, tmp_path, value, message):
+    saved = torch.load(tiny_run.run_dir / "model_best.pth.tar", weights_only=True)
+    saved["state_dict"]["decoder.readout.bias"].fill_(value)
+    torch.save(saved, tmp_path / "damaged.pth")
+    fixed = ["--checkpoint", str(tmp_path / "damaged.pth"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=message):
+        run_validation(validate_parser().parse_args([*fixed, "-j", "0", "--sequences", "3"]))
+    assert not (tmp_path / "out").exists()
+    if math.isnan(value):
+        with pytest.raises(UserError, match="sequence 0: 2 of 2 frames predicted by 'model' are not finite"):
+            run_prediction(predict_parser().parse_args(fixed))
+        assert not list((tmp_path / "out").iterdir())
 
 
 class Recorded(World):

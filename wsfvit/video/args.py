@@ -105,7 +105,9 @@ def add_data(group: Group, defaults: bool = False) -> None:
         add(flag, type=convert, default=value if defaults else None, metavar="N", help=text + missing)
     stride = "frames of your own data between the starts of two sequences (default: no overlap)"
     add("--stride", type=positive_int, metavar="N", help=stride)
-    layout = "axes of your own array, e.g. TNHW (default: NTHW for four axes, NTHWC for five)"
+    layout = (
+        "axes of your own array, e.g. TNHW (default: recognised and logged, else NTHW for four axes, NTHWC for five)"
+    )
     add("--layout", metavar="AXES", help=layout)
 
 
@@ -151,7 +153,7 @@ def validate_parser() -> argparse.ArgumentParser:
     parser = build_parser("Evaluate a checkpoint and the baselines on a split, per predicted frame and on average.")
     data = parser.add_argument_group("Data parameters")
     add_data(data)
-    split = "sequences to evaluate; of your own data those in PATH/validation or PATH/test, or all if there is none"
+    split = "sequences to evaluate; of your own data those in PATH/validation or PATH/test, or all without such folders"
     data.add_argument("--split", default="test", choices=("validation", "test"), help=split)
     data.add_argument("--sequences", type=positive_int, metavar="N", help="the first N Moving MNIST sequences")
     add_workers(data)

@@ -1,6 +1,7 @@
 """Evaluation of a video model and the baselines on a whole split, over all processes, and its report."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from wsfvit.factory.data import Loader, loader_options
 from wsfvit.utils.distributed import World, joined_world
+from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import check_can_be_made, make_folder, to_json, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 from wsfvit.utils.tables import csv_text, markdown_table
 from wsfvit.video.checkpoint import fill_data_options, load_model
-from wsfvit.video.data.loader import build_eval_loader, open_own, open_split
+from wsfvit.video.data.loader import MOVING_MNIST, build_eval_loader, find_splits, open_own, open_split
 from wsfvit.video.figures import check_animation, write_curves, write_prediction
 from wsfvit.video.metrics import DEFINITIONS, VideoMetrics, copy_last_frame, predict_black, repeat_mean_frame
 
@@ -74,7 +76,7 @@ def evaluate(
         keep: Number of sequences to keep.
 
     Raises:
-        UserError: there are no sequences, or they cannot be read.
+        UserError: there are no sequences, they cannot be read, or predictions or metrics are not finite.
     """
     _, channels, height, width = loader.dataset.shape
     length, device = loader.frames_out, world.device
@@ -92,12 +94,25 @@ def evaluate(
                 kept.append((frames[index].cpu(), first[index].float().cpu(), future[index].cpu()))
             progress.step(len(frames) * world.size)
     sums = {name: world.sum(own.sums()) for name, own in metrics.items()}
+    computed = {name: metrics[name].compute(sums[name]) for name in sums}
+    for name, values in computed.items():
+        check_finite(values["non_finite_frames"], values["sequences"] * length, title, name)
+        if wrong := [key for key, value in values.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"{title}: {', '.join(wrong)} of '{name}' are not finite: its predictions are far too large"
+            )
     return VideoResult(
-        {name: metrics[name].compute(sums[name]) for name in sums},
-        {name: metrics[name].per_frame(sums[name]) for name in sums},
-        kept,
-        progress.per_second,
+        computed, {name: metrics[name].per_frame(sums[name]) for name in sums}, kept, progress.per_second
     )
+
+
+def check_finite(bad: float, frames: float, title: str, name: str = MODEL) -> None:
+    """Raise a ``UserError`` if ``bad`` of the predicted ``frames`` have values that are not finite."""
+    if bad:
+        raise UserError(
+            f"{title}: {bad:.0f} of {frames:.0f} frames predicted by '{name}' are not finite: leave out --amp or "
+            "pass --amp-dtype bfloat16, otherwise use another checkpoint"
+        )
 
 
 def describe_data(loader: Loader, result: VideoResult) -> dict[str, Any]:
@@ -166,10 +181,20 @@ def run_validation(args: argparse.Namespace) -> VideoResult:
     with joined_world(args.device) as world:
         model, meta = load_model(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint)
         fill_data_options(args, meta.pop("data"))
+        if args.sequences and args.data != MOVING_MNIST:
+            raise UserError("--sequences is for Moving MNIST: of your own data all sequences are evaluated")
         config = model.config
         frames = config.frames_in + (args.length or config.frames_out)
         sequences = open_split(args, args.split, frames, config.channels, args.sequences)
-        sequences = sequences or open_own(args, args.data, frames, config.channels)
+        if sequences is None:
+            if args.split == "validation" or find_splits(args.data):
+                raise UserError(
+                    f"'{args.data}' has no folder {args.split}: give the folder to evaluate itself as --data"
+                )
+            sequences = open_own(args, args.data, frames, config.channels)
+            world.log(f"'{args.data}' has no folders of splits: all of it is evaluated")
+        for note in sequences.notes:
+            world.log(note)
         loader = build_eval_loader(sequences, config.frames_in, loader_options(args, world, args.batch_size))
         keep = args.count if args.out else 0
         predictors = {MODEL: model.predict, **BASELINES}

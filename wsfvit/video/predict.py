@@ -14,6 +14,7 @@ from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.loader import MOVING_MNIST, open_own, open_split
 from wsfvit.video.data.sequences import ClipSequences, SequenceDataset
+from wsfvit.video.evaluation import check_finite
 from wsfvit.video.figures import check_animation, write_prediction
 from wsfvit.video.model.simvp import SimVPConfig
 
@@ -22,7 +23,7 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     """Run the predict command; return the files written.
 
     Raises:
-        UserError: checkpoint or sequences cannot be read, or do not fit each other.
+        UserError: checkpoint or sequences cannot be read or do not fit each other, or predictions are not finite.
     """
     check_animation(args.movie)
     device = resolve_device(args.device)
@@ -38,7 +39,9 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     for index in range(count):
         frames, future = sequences[index].tensor_split([config.frames_in])
         with torch.no_grad(), autocast(device, amp_dtype(args)):
-            prediction = model.predict(frames.to(device)[None], length)[0].float().clamp(0, 1).cpu()
+            raw = model.predict(frames.to(device)[None], length)[0].float()
+        check_finite(int((~raw.isfinite()).flatten(1).any(1).sum()), length, f"sequence {index}")
+        prediction = raw.clamp(0, 1).cpu()
         truth = future if len(future) else None
         files += write_prediction(folder, f"prediction_{index}", frames, prediction, truth, args.movie)
         predictions.append(prediction.numpy())
@@ -59,6 +62,7 @@ def _open_sequences(args: argparse.Namespace, config: SimVPConfig, length: int) 
         assert sequences is not None  # Moving MNIST has all splits
         return sequences
     ends = open_own(args, args.data, config.frames_in, config.channels, from_end=True)
+    print(*(f"{note}\n" for note in ends.notes), sep="", end="")
     whole = replace(ends.cut, frames=config.frames_in + length, from_end=False)
     short = next((clip for clip in ends.clips if clip.num_frames < whole.span), None)
     if not (args.from_end or short):

@@ -22,7 +22,7 @@ from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype
 from wsfvit.video.args import HIGHER_IS_BETTER, build_config
 from wsfvit.video.checkpoint import describe, load_model, load_video_weights
-from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader, open_split
+from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader, open_split, refuse_shared
 from wsfvit.video.data.sequences import SequenceDataset
 from wsfvit.video.evaluation import (
     BASELINES,
@@ -60,6 +60,8 @@ class VideoPrediction(Task):
         args = self.args
         self.config = build_config(args)
         self.train_set, self.val_set, self.test_set = _open_splits(args, self.config)
+        for note in (note for data in (self.train_set, self.val_set, self.test_set) if data for note in data.notes):
+            self.world.log(note)
         model = SimVP(self.config)
         set_batch_norm_constants(args, model)
         if args.initial_checkpoint and start:
@@ -176,7 +178,7 @@ def _open_splits(
     """Training, validation and test sequences.
 
     Raises:
-        UserError: they are missing, or differ in size.
+        UserError: they are missing, share clips, or differ in size.
     """
     length = config.frames_in + config.frames_out
     train_set = open_split(args, "train", length, config.channels, args.samples_per_epoch)
@@ -185,6 +187,7 @@ def _open_splits(
     assert train_set is not None  # it falls back to all of the data
     if val_set is None:
         raise UserError(f"'{args.data}' has no folder validation or val: name other sequences with --val-data")
+    refuse_shared({"training": train_set, "validation": val_set, "test": test_set})
     for other in (val_set, test_set):
         if other is not None and other.shape != train_set.shape:
             sizes = ["x".join(map(str, data.shape[2:])) for data in (other, train_set)]

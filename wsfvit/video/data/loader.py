@@ -5,8 +5,9 @@ processes. Frames travel as they are stored, mostly one byte per value, and beco
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -149,21 +150,52 @@ def open_split(
         given: Path of a user's own sequences of this split (default: the folder of its name in ``--data``).
 
     Returns:
-        The sequences; None where a user's own data has no such folder. Training falls back on all of it.
+        The sequences; None where a user's own data has no such folder. Training falls back on all of it if it has no
+        folder of another split either.
 
     Raises:
-        UserError: they cannot be read, or do not fit.
+        UserError: they cannot be read, or do not fit; for training, there are only folders of other splits.
     """
     if args.data == MOVING_MNIST:
+        if given or args.layout or args.stride:
+            raise UserError("sequences, --layout and --stride of your own go with --data PATH, not with Moving MNIST")
         if channels != 1:
             raise UserError(f"Moving MNIST has one channel: pass --channels 1, not {channels}")
         motion = Motion(frames, args.size or Motion.size, args.digits, args.speed)
         seed = args.seed if split == "train" else 0
         return open_moving_mnist(split, args.mnist, motion, count, seed, args.official_test)
-    root = Path(args.data)
-    places = [Path(given)] if given else [root / name for name in FOLDERS[split] if (root / name).is_dir()]
-    places += [root] if split == "train" else []
-    return open_own(args, places[0], frames, channels) if places else None
+    folders = {} if given else find_splits(args.data)
+    if folders and split == "train" and split not in folders:
+        found = ", ".join(path.name for path in folders.values())
+        raise UserError(f"'{args.data}' has no folder train, only {found}: add it, or give a folder without splits")
+    whole = args.data if split == "train" else None
+    place = given or folders.get(split, whole)
+    return open_own(args, place, frames, channels) if place else None
+
+
+def find_splits(root: str | Path) -> dict[Split, Path]:
+    """Folders of the splits directly below ``root``, by the names in ``FOLDERS`` in any case.
+
+    Raises:
+        UserError: a split has two folders.
+    """
+    found: dict[Split, Path] = {}
+    for path in sorted(Path(root).iterdir()) if Path(root).is_dir() else ():
+        for split in (split for split, names in FOLDERS.items() if path.name.lower() in names and path.is_dir()):
+            if split in found:
+                raise UserError(f"'{root}' has two folders of one split, {found[split].name} and {path.name}: keep one")
+            found[split] = path
+    return found
+
+
+def refuse_shared(sets: Mapping[str, SequenceDataset | None]) -> None:
+    """Raise a ``UserError`` where two of the named splits read the same file or folder of a user's own data."""
+    for (name, one), (other, two) in combinations([(n, data) for n, data in sets.items() if data is not None], 2):
+        if shared := one.sources & two.sources:
+            raise UserError(
+                f"{len(shared)} of {len(two.sources)} clips of {other} are part of {name} too, e.g. '{min(shared)}': "
+                "name sequences that no other split contains"
+            )
 
 
 def open_own(

@@ -29,10 +29,9 @@ from wsfvit.data.digits import Digits
 from wsfvit.data.images import describe
 from wsfvit.data.seeding import derive_seed
 from wsfvit.utils.errors import UserError
-from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, read_array
+from wsfvit.video.data.sequences import OFFICIAL_FILE, ClipSequences, Cut, SequenceDataset, open_sequences, read_array
 
 Split = Literal["train", "validation", "test"]
-OFFICIAL_FILE = "mnist_test_seq.npy"
 OFFICIAL_SHAPE = (20, 10_000, 64, 64)
 NUM_SEQUENCES = {"train": 10_000, "validation": 2_000, "test": 10_000}
 # Not the user's seed: the fixed sets are the same in every run.

@@ -1,24 +1,29 @@
 """Sequences of frames, and datasets that cut them from arrays, folders of images and video files."""
 
+import os
 import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from wsfvit.data.image_files import EXTENSIONS, find_images, read_image
+from wsfvit.data.image_files import EXTENSIONS, read_image
 from wsfvit.data.images import describe
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.video_files import VIDEO_EXTENSIONS, VideoClip
+
+# The authors' test of Moving MNIST, (20, 10000, 64, 64): frames first.
+OFFICIAL_FILE = "mnist_test_seq.npy"
 
 
 def to_unit_range(frames: Tensor) -> Tensor:
@@ -35,10 +40,14 @@ class SequenceDataset(Dataset[Tensor], ABC):
     Attributes:
         name: Name of the data, for reports.
         shape: (T, C, H, W) of each sequence.
+        notes: One line for each thing that was left out, assumed or changed, for the log.
+        sources: Real paths of the user's files and folders that the sequences come from.
     """
 
     name: str
     shape: tuple[int, int, int, int]
+    notes: Sequence[str] = ()
+    sources: frozenset[str] = frozenset()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -100,12 +109,22 @@ class ImageClip:
     Args:
         files: The images.
         channels: 1 reads them grey, 3 in colour.
+
+    Raises:
+        UserError: the first one cannot be read, or is animated.
+
+    Attributes:
+        gap: The first two images that follow each other although their numbers do not, or "".
     """
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:
         self.name, self.num_frames = str(files[0].parent), len(files)
         self._files, self._channels = sorted(files, key=_natural_order), channels
+        self.gap = _find_gap(self._files)
         height, width = self._read_file(self._files[0]).shape[1:]
+        with Image.open(self._files[0]) as image:
+            if image.format in ("GIF", "PNG", "TIFF", "WEBP") and getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"'{self._files[0]}' is animated: make it a video file, or one image per frame")
         self.shape = (channels, height, width)
 
     def read(self, times: range) -> Tensor:
@@ -171,19 +190,20 @@ class ClipSequences(SequenceDataset):
         name: Name of the data, for reports.
         clips: The clips.
         cut: How they become sequences.
+        notes: See ``SequenceDataset``; gaps in frame numbers and changed aspect ratios are added.
 
     Raises:
         UserError: a clip is too short, or clips differ in size and the cut does not resize them.
     """
 
-    def __init__(self, name: str, clips: Sequence[Clip], cut: Cut) -> None:
+    def __init__(self, name: str, clips: Sequence[Clip], cut: Cut, notes: Sequence[str] = ()) -> None:
         self.name, self.clips, self.cut = name, clips, cut
         short = [clip for clip in clips if clip.num_frames < cut.span]
         if short:
             more = f", and {len(short) - 1} more clips are too short" if len(short) > 1 else ""
             raise UserError(
                 f"'{short[0].name}' has {short[0].num_frames} frames, a sequence needs {cut.span}{more}: "
-                "remove them, or use fewer frames"
+                f"remove them, or use fewer frames{', or check --layout' * isinstance(short[0], ArrayClip)}"
             )
         shapes = {(clip.shape[0], *(cut.size or clip.shape[1:])): clip for clip in clips}
         if len(shapes) > 1:
@@ -194,6 +214,19 @@ class ClipSequences(SequenceDataset):
             )
         self.shape = (cut.frames, *next(iter(shapes)))
         self._windows = [(clip, times) for clip in clips for times in cut.windows(clip.num_frames)]
+        self.notes = [*notes]
+        if gaps := [clip for clip in clips if isinstance(clip, ImageClip) and clip.gap]:
+            self.notes.append(
+                f"{len(gaps)} of {len(clips)} folders in '{name}' are not one series of evenly numbered frames, but "
+                f"one clip each, e.g. {gaps[0].gap} in '{gaps[0].name}'"
+            )
+        height, width = self.shape[2:]
+        if squeezed := [clip for clip in clips if abs(clip.shape[2] * height / clip.shape[1] - width) > 1]:
+            self.notes.append(
+                f"{len(squeezed)} of {len(clips)} clips of '{name}' change their aspect ratio (height x width), e.g. "
+                f"{_side(squeezed[0].shape)} to {_side(self.shape)} in '{squeezed[0].name}': choose another --size to "
+                "keep it"
+            )
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -220,32 +253,40 @@ def open_sequences(path: str | Path, cut: Cut, channels: int | None = None, layo
         cut: How clips become sequences.
         channels: 1 reads images and videos grey, 3 (the default) in colour; an array must have as many.
         layout: The axes of an array in order: T, H and W, optionally N (sequences) and C (channels); default NTHW for
-            four axes and NTHWC for five.
+            four axes and NTHWC for five, unless the array is recognised as another one (see ``notes`` of the result).
 
     Raises:
-        UserError: nothing can be read, or clips do not fit each other.
+        UserError: nothing can be read, a folder holds both videos and images, or clips do not fit each other.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     clips: Sequence[Clip]
+    notes: list[str] = []
     if not path.exists():
         raise UserError(f"'{path}' does not exist")
     if channels not in (None, 1, 3):
         raise UserError(f"'{path}': frames are read with 1 or 3 channels, not {channels}")
     if suffix in (".npy", ".npz"):
-        clips = _array_clips(path, read_array(path), layout)
+        array = read_array(path)
+        if not layout and array.ndim in (4, 5) and array.size:
+            layout, note = _guess_layout(path, array)
+            notes.append(note)
+        clips = _array_clips(path, array, layout)
         if channels not in (None, clips[0].shape[0]):
             raise UserError(f"'{path}' has {clips[0].shape[0]} channels, not {channels}")
         clips[0].read(range(1))  # floats out of range show now, not in the first epoch
     elif layout:
         raise UserError(f"only .npy and .npz files have a layout, not '{path}'")
     elif path.is_dir():
-        clips = _folder_clips(path, channels or 3)
+        clips = _folder_clips(path, channels or 3, notes)
     elif suffix in VIDEO_EXTENSIONS:
         clips = [VideoClip(path, channels or 3)]
     else:
         raise UserError(f"'{path}': give a folder, .npy, .npz or a video ({', '.join(sorted(VIDEO_EXTENSIONS))})")
-    return ClipSequences(path.name, clips, cut)
+    sequences = ClipSequences(path.name, clips, cut, notes)
+    files = [str(path)] if isinstance(clips[0], ArrayClip) else [clip.name for clip in clips]
+    sequences.sources = frozenset(map(os.path.realpath, files))
+    return sequences
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -286,14 +327,93 @@ def _array_clips(path: Path, array: np.ndarray, layout: str | None) -> list[Arra
     return [ArrayClip(f"{path}, sequence {index}", frames) for index, frames in enumerate(array)]
 
 
-def _folder_clips(path: Path, channels: int) -> list[Clip]:
-    videos = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
-    if videos:
-        return [VideoClip(file, channels) for file in videos]
+def _guess_layout(path: Path, array: np.ndarray) -> tuple[str, str]:
+    """Layout of an array of four or five axes, and a line that names it and the other one.
+
+    Frames that follow each other differ less than frames of two sequences: that tells T from N. Where it does not, the
+    name of the official test decides, then the default.
+    """
+    first, other = array.shape[-1] in (1, 3), array.shape[-3] in (1, 3)  # C is the last axis, or before H and W
+    if array.ndim == 4 and first:
+        return "THWC", f"'{path}' {array.shape} is read as THWC, one sequence: --layout chooses other axes"
+    rest = "HW" if array.ndim == 4 else "CHW" if other and not first else "HWC"
+    height, width = (max(1, array.shape[2 + rest.index(axis)] // 64) for axis in "HW")
+    steps = {"H": height, "W": width, "C": 1}
+    part = array[(slice(8), slice(8), *(slice(None, None, steps[axis]) for axis in rest))].astype(np.float32)
+    along = [float(np.abs(np.diff(part, axis=axis)).mean()) if part.shape[axis] > 1 else np.inf for axis in (0, 1)]
+    swapped = along[0] < 0.8 * along[1] or (path.name == OFFICIAL_FILE and along[0] * 0.8 <= along[1])
+    taken, left = ("TN", "NT") if swapped and array.shape[0] <= array.shape[1] else ("NT", "TN")
+    count, frames = array.shape[taken.index("N")], array.shape[taken.index("T")]
+    return taken + rest, (
+        f"'{path}' {array.shape} is read as {taken}{rest}, {count} sequences of {frames} frames: pass --layout "
+        f"{left}{rest} if it is the other way round"
+    )
+
+
+def _folder_clips(path: Path, channels: int, notes: list[str]) -> list[Clip]:
+    """Clips of a folder; what is left out is added to ``notes``."""
+    images, videos, others = list[Path](), list[Path](), list[Path]()
+    for file in sorted(_scan(path)):
+        suffix = file.suffix.lower()
+        readable = (suffix in EXTENSIONS or suffix in VIDEO_EXTENSIONS) and file.is_file()
+        (others if not readable else images if suffix in EXTENSIONS else videos).append(file)
+    if not images and not videos:
+        found = f"; found {len(others)} other files, e.g. '{others[0]}'" if others else ""
+        raise UserError(f"the folder '{path}' holds no images ({', '.join(sorted(EXTENSIONS))}) and no videos{found}")
+    if images and videos:
+        raise UserError(
+            f"the folder '{path}' holds {len(videos)} videos, e.g. '{videos[0]}', and {len(images)} images, e.g. "
+            f"'{images[0]}': keep only one kind in it"
+        )
+    if others:
+        notes.append(f"{len(others)} files in '{path}' are not readable as images or videos, e.g. '{others[0]}'")
     folders: dict[Path, list[Path]] = {}
-    for file in find_images([path]):
+    for file in images:
         folders.setdefault(file.parent, []).append(file)
-    return [ImageClip(files, channels) for files in folders.values()]
+    clips: list[Clip] = [ImageClip(files, channels) for files in folders.values()]
+    return clips or [VideoClip(file, channels) for file in videos]
+
+
+def _scan(path: Path) -> Iterator[Path]:
+    """Files at any depth; links are followed, no folder is visited twice, names that begin with a dot are left out."""
+
+    def refuse(err: OSError) -> None:
+        raise UserError(f"'{err.filename}' cannot be read: {err.strerror}")
+
+    seen = set()
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        again = (real := os.path.realpath(folder)) in seen
+        seen.add(real)
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        yield from () if again else (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _find_gap(files: Sequence[Path]) -> str:
+    """The first two of ordered images whose numbers do not differ by the step of the others, or ""."""
+    names = [file.name.rpartition(".")[0] for file in files]
+    ends = [_numbered(*pair) for pair in (names[:2], names[-2:]) if len(names) > 1]
+    if not any(ends) and not any(char.isdecimal() for name in names[:2] for char in name):
+        return ""  # names without numbers have no gaps
+    index = 0
+    if ends and ends[0]:
+        prefix, digits, _, suffix = ends[0]
+        start, step = int(digits), min(found[2] for found in ends if found)
+        width = len(digits) if digits.startswith("0") else 1
+        expected = (f"{prefix}{start + place * step:0{width}d}{suffix}" for place in range(len(names)))
+        index = (
+            next((place for place, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1]), 0) - 1
+        )
+    return f"'{files[index].name}' before '{files[index + 1].name}'" if 0 <= index < len(files) - 1 else ""
+
+
+def _numbered(one: str, other: str) -> tuple[str, str, int, str] | None:
+    """Text before the number, its digits, the step to the other and the text after, if just one number differs."""
+    parts, others = re.split(r"(\d+)", one), re.split(r"(\d+)", other)
+    differ = [index for index, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
+    if len(parts) != len(others) or len(differ) != 1 or differ[0] % 2 == 0:
+        return None
+    (at,) = differ
+    return "".join(parts[:at]), parts[at], int(others[at]) - int(parts[at]), "".join(parts[at + 1 :])
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:
