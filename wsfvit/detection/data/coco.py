@@ -416,7 +416,7 @@ def _box_outline(box: list[float], height: int, width: int) -> list[list[float]]
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+    return "." + name.rpartition(".")[2].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def _shorten(value: Any) -> str:
