@@ -6,7 +6,7 @@ torch needs to load; ``wsfvit --help`` does without.
 
 import importlib
 import importlib.util
-import signal
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -78,9 +78,10 @@ def dispatch(argv: Sequence[str] | None = None, prog: str = "wsfvit", group: str
         group, prog = argv[0], f"{prog} {argv.pop(0)}"
     commands = GROUPS[group]
     if not argv or argv[0] in ("-h", "--help"):
-        if hasattr(signal, "SIGPIPE"):  # ends quietly under `| head`; not on Windows
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        print(format_help(prog, group))
+        try:
+            print(format_help(prog, group), flush=True)
+        except BrokenPipeError:  # under `| head`; nothing is left to flush at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0 if argv else 2)
     name, *rest = argv
     if name not in commands:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import wsfvit_cli
 from wsfvit.cli.run import parse_with_config
 from wsfvit_cli import GROUPS
 
@@ -74,6 +75,7 @@ def check(words: list[str]) -> None:
         group, name, *argv = words[1:] if words[1] in GROUPS else ["", *words[1:]]
         module, _, function = GROUPS[group][name][1].partition(":")
         parser = getattr(importlib.import_module(f"wsfvit.{module}"), function)()
+        wsfvit_cli.add_import(parser)
         if argv and argv != ["--help"]:  # else the words only name the command
             parse_with_config(parser, argv)
     elif words[:2] == ["python", "-m"]:

@@ -30,6 +30,24 @@ SLOW = (
     ("tests/wavelets/test_triton.py", r"test_(dwt_and_idwt|swt_and_its_adjoint)\w+\[size[23]-torch.float(32|64)"),
     ("tests/wavelets/test_filterbank.py", r"test_compile"),
     ("tests/video/test_simvp.py", r"test_compiles_as_one_graph"),
+    (
+        "tests/models/test_parity_forms.py",
+        r"test_(compiled_with_gradients|stem_compiled_to_machine|triton_kernels\[whole)",
+    ),
+    ("tests/models/test_parity_forms.py", r"test_half_precision_errs.*float16"),
+    ("tests/models/test_compile.py", r"test_one_graph_and_one_recompilation"),
+    ("tests/utils/test_compiling.py", r"test_gradients_are_those"),
+    # Exports: ONNX of P0, WaveMix and WA-CNN stays, and a detector's command.
+    ("tests/inference/test_export.py", r"test_other_formats\[aoti|test_fused_copy_is_exported"),
+    ("tests/inference/test_export.py", r"test_every_family_becomes_onnx\w+\[(wsfvit_dwt|afno|gfn|sa)"),
+    ("tests/detection/test_export.py", r"test_cascade_becomes_onnx"),
+    # Fixtures of P1 and T at 224 stay.
+    ("tests/models/test_parity.py", r"test_outputs\[wsfvit_(b_256|t_384)"),
+    ("tests/detection/test_backbone.py", r"test_published_pyramids\[[sm]-"),
+    # One process of each kind stays: a refused variable, a restart, a row of a study.
+    ("tests/wavelets/test_wavelet_backend.py", r"test_environment\[(reference|x)"),
+    ("tests/utils/test_distributed.py", r"test_a_defect_of_one_process"),
+    ("tests/benchmarks/test_gpu.py", r"test_every_kind_of_step"),
     # Two processes stay.
     ("tests/eval/test_validate.py", r"test_seven_images_on_several_processes\[3\]"),
 )

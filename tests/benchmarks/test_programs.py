@@ -39,7 +39,7 @@ def test_help_and_mistakes(module: str, monkeypatch: pytest.MonkeyPatch, capsys:
     (main,) = started  # so that a UserError is one line
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
-    assert ended.value.code == 0 and f"usage: python -m {module} [-h]" in capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: python -m {module} " in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["--no-such-flag"])
     assert ended.value.code == 2 and re.fullmatch(r"error: .*\n", capsys.readouterr().err)

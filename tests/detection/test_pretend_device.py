@@ -1,15 +1,15 @@
 """A detector's losses, gradients and detections on a device beside the CPU."""
 
 import torch
-from detection.tiny_detector import SMALL
+from detection.tiny_detector import SMALL, parse
 from pretend_device import PretendDevice
 
 from wsfvit.detection.data.dataset import DetectionBatch
-from wsfvit.detection.data.transforms import Normalize
 from wsfvit.detection.evaluation import encode_detections, to_image_detections
 from wsfvit.detection.model.config import KINDS
 from wsfvit.detection.model.detector import build_detector
 from wsfvit.detection.train import DetectionTask
+from wsfvit.utils.distributed import World
 
 SIZE = (60, 64)
 
@@ -26,7 +26,7 @@ def test_a_training_step_and_detections():
         "image_id": 1,
     }
     batch = DetectionBatch(torch.randn(1, 3, 64, 64), [SIZE], [target], [(30, 32)], [1])
-    task = DetectionTask(Normalize(), ["a", "b"], torch.channels_last)
+    task = DetectionTask(parse("data", "--channels-last"), World(torch.device("cpu")))
     with PretendDevice():
         device = torch.device("lazy")
         detector.to(device)

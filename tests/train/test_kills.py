@@ -11,18 +11,20 @@ import torch
 from tools.kill_resume import compare_runs, first_difference, short_cases
 
 ROOT = Path(__file__).parents[2]
-KILLS = 21
 
 
-def test_killed_trainings_equal_uninterrupted_ones(tmp_path):
+@pytest.mark.parametrize("count", [7, pytest.param(21, marks=pytest.mark.slow)])
+def test_killed_trainings_equal_uninterrupted_ones(tmp_path, count):
     """A program of its own, because it forks; it fails where a result differs in one bit."""
     out = tmp_path / "kills.json"
-    command = [sys.executable, "-m", "tools.kill_resume", "--kills", str(KILLS), "--out", str(out)]
+    command = [sys.executable, "-m", "tools.kill_resume", "--kills", str(count), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())["results"]
     kills = [kill for result in results for kill in result["kills"]]
-    assert len(results) == len(short_cases()) and len(kills) == KILLS
+    assert len(results) == len(short_cases()) and len(kills) == count
+    if count < 21:  # too few to have met everything
+        return
     assert {kill["at"] for kill in kills} == {"time", "file call"}
     assert any(kill["saved"] and kill["saved"][1] > 0 for kill in kills)  # resumed in the middle of an epoch
 
