@@ -84,7 +84,7 @@ def _add_on_bad_annotation(group: Group) -> None:
         choices=("raise", "skip"),
         help="end at a malformed annotation, or one of a missing image or category, or leave it out",
     )
-    add_switch(group, "--boxes-only", "ignore the masks: nothing but boxes is learnt and measured")
+    add_switch(group, "--boxes-only", "ignore the masks: train and evaluate boxes only")
     add_switch(group, "--boxes-from-masks", "ignore the boxes of the annotations: take them from the masks")
 
 

@@ -55,7 +55,7 @@ def draw_found(
 
 
 def enlarge(image: Image.Image, found: ImageDetections) -> tuple[Image.Image, ImageDetections]:
-    """Enlarges an image and its detections by a whole number, to sides of at least MIN_SIDE pixels."""
+    """Enlarges an image and its detections by an integer factor, to sides of at least MIN_SIDE pixels."""
     factor = max(1, min(-(-MIN_SIDE // min(image.size)), MAX_SIDE // max(image.size)))
     masks = found.masks.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
     size = image.width * factor, image.height * factor

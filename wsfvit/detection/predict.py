@@ -40,7 +40,7 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
     detector, setting, _ = load_detector(args.checkpoint, device, args.use_ema, args.trust_checkpoint, **changes)
-    # A detector that has learnt only boxes has meaningless masks.
+    # A detector that was trained on boxes only has meaningless masks.
     with_masks = bool(detector.config.mask_loss_weight) and not args.no_masks
     folder = Path(args.out)
     make_folder(folder)

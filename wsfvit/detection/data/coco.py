@@ -21,7 +21,7 @@ from wsfvit.utils.errors import UserError
 OnBadAnnotation = Literal["raise", "skip"]
 Entry = dict[str, Any]
 _logger = logging.getLogger(__name__)
-# Every process reads the same file: one of them speaks.
+# Every process reads the same file: only one logs.
 _logger.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
 MAX_LOGGED = 10
 # Keys of an annotation that are kept.
