@@ -45,9 +45,19 @@ SLOW = (
     ("tests/models/test_parity.py", r"test_outputs\[wsfvit_(b_256|t_384)"),
     ("tests/detection/test_backbone.py", r"test_published_pyramids\[[sm]-"),
     # One process of each kind stays: a refused variable, a restart, a row of a study.
-    ("tests/wavelets/test_wavelet_backend.py", r"test_environment\[(reference|x)"),
     ("tests/utils/test_distributed.py", r"test_a_defect_of_one_process"),
     ("tests/benchmarks/test_gpu.py", r"test_every_kind_of_step"),
+    # Of each, a smaller relative stays: one process, one family, one program, one layout.
+    ("tests/models/test_parity_forms.py", r"test_forms_of_the_explicit_subbands"),
+    ("tests/models/test_fuse.py", r"test_the_kernel_of_the_stem_has_the_same_values\[True"),
+    ("tests/wavelets/test_wavelet_backend.py", r"test_environment"),
+    ("tests/utils/test_distributed.py", r"test_another_number_of_processes"),
+    ("tests/inference/test_export.py", r"test_(fixed_batch|every_family\w+\[wavemix)"),
+    ("tests/eval/test_validate.py", r"test_fused_copy_has_the_same_figures\[--torchcompile"),
+    ("tests/detection/test_parity.py", r"test_detections\[cascade"),
+    ("tests/detection/test_flops.py", r"test_published_figures_by_both_rules\[cascade_[sm]"),
+    ("tests/benchmarks/test_parts.py", r"test_program"),
+    ("tests/benchmarks/test_detection.py", r"test_program"),
     # Two processes stay.
     ("tests/eval/test_validate.py", r"test_seven_images_on_several_processes\[3\]"),
 )
