@@ -20,19 +20,12 @@ CATEGORY_LAYERS = (".cls.", ".reg.", ".mask_fcn_logits.")
 
 @dataclass(frozen=True)
 class Setting:
-    """How images are prepared for a detector, and what its labels mean.
+    """How images are prepared for a detector, and what its labels mean."""
 
-    Attributes:
-        categories: Id to name, sorted by id; the index of an id is its label.
-        transform: Resizing in evaluation.
-        normalize: Mean and standard deviation.
-        multiple: Batches are padded to a multiple of it, in pixels.
-    """
-
-    categories: dict[int, str]
-    transform: EvalTransform
-    normalize: Normalize
-    multiple: int
+    categories: dict[int, str]  # id to name, sorted by id; the index of an id is its label
+    transform: EvalTransform  # resizing in evaluation
+    normalize: Normalize  # mean and standard deviation
+    multiple: int  # batches are padded to a multiple of it, in pixels
 
     @property
     def names(self) -> list[str]:

@@ -34,21 +34,13 @@ METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100":
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections in one image file, in pixels of the file.
+    """Detections in one image file, in pixels of the file."""
 
-    Attributes:
-        image_id: Id in the annotation file.
-        boxes: float32 (M, 4), x1, y1, x2, y2.
-        scores: float32 (M,), best first.
-        labels: int64 (M,).
-        masks: bool (M, H, W).
-    """
-
-    image_id: int
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor
+    image_id: int  # id in the annotation file
+    boxes: Tensor  # float32 (M, 4), x1, y1, x2, y2
+    scores: Tensor  # float32 (M,), best first
+    labels: Tensor  # int64 (M,)
+    masks: Tensor  # bool (M, H, W)
 
 
 @contextlib.contextmanager
@@ -236,33 +228,21 @@ def _mean(precision: np.ndarray) -> float:
 
 @dataclass
 class CocoValidation:
-    """Validation pass: COCO's metrics of a detector over the images of a loader.
+    """Validation pass: COCO's metrics of a detector over the images of a loader."""
 
-    Attributes:
-        world: The processes, each with a loader of its own share of the images.
-        ground_truth: COCO dictionary of all images.
-        amp_dtype: Lower precision of autocast, or None for float32.
-        layout: Memory format of the images.
-        backend: Package that computes the metrics.
-        log_interval: Batches between two progress lines.
-        kinds: What is measured, of ``IOU_TYPES``.
-        keep: Number of images whose detections are kept, for figures.
-        evaluator: Of the last call.
-        kept: Detections of the first images of this process's share in the last call.
-        speed: Of the last call, images per second of all processes: ``images_per_s`` with data loading and mask
-            pasting, ``detector_images_per_s`` of the detector alone.
-    """
-
-    world: World
-    ground_truth: Entry
-    amp_dtype: torch.dtype | None = None
-    layout: torch.memory_format = torch.contiguous_format
-    backend: Backend = "pycocotools"
-    log_interval: int = 50
-    keep: int = 0
-    kinds: Sequence[str] = IOU_TYPES
-    evaluator: CocoEvaluator | None = None
+    world: World  # the processes, each with a loader of its own share of the images
+    ground_truth: Entry  # COCO dictionary of all images
+    amp_dtype: torch.dtype | None = None  # lower precision of autocast, or None for float32
+    layout: torch.memory_format = torch.contiguous_format  # memory format of the images
+    backend: Backend = "pycocotools"  # package that computes the metrics
+    log_interval: int = 50  # batches between two progress lines
+    keep: int = 0  # number of images whose detections are kept, for figures
+    kinds: Sequence[str] = IOU_TYPES  # what is measured, of ``IOU_TYPES``
+    evaluator: CocoEvaluator | None = None  # of the last call
+    # Detections of the first images of this process's share in the last call.
     kept: list[ImageDetections] = field(default_factory=list)
+    # Of the last call, images per second of all processes: ``images_per_s`` with data loading and mask pasting,
+    # ``detector_images_per_s`` of the detector alone.
     speed: dict[str, float] = field(default_factory=dict)
 
     # Not inference_mode: a model may cache tensors here, which training could not use then.

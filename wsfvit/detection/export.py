@@ -147,21 +147,13 @@ class ExportableDetector(nn.Module):
 
 
 class Comparison(NamedTuple):
-    """Detections of a detector against those of its export.
+    """Detections of a detector against those of its export."""
 
-    Attributes:
-        total: Detections of the side that has more.
-        unmatched: Those that the other side does not have.
-        boxes: Largest difference between matched detections, in pixels.
-        scores: Likewise, of scores.
-        masks: Likewise, of mask probabilities.
-    """
-
-    total: int
-    unmatched: int
-    boxes: float
-    scores: float
-    masks: float
+    total: int  # detections of the side that has more
+    unmatched: int  # those that the other side does not have
+    boxes: float  # largest difference between matched detections, in pixels
+    scores: float  # likewise, of scores
+    masks: float  # likewise, of mask probabilities
 
     def __str__(self) -> str:
         return (

@@ -58,21 +58,13 @@ NOTES = (
 
 @dataclass(frozen=True)
 class PartCost:
-    """Cost of one part of a detector.
+    """Cost of one part of a detector."""
 
-    Attributes:
-        name: A key of `PARTS`, or "total".
-        params: Number of parameters.
-        published: MACs by the published rule.
-        macs: MACs by the rules of `wsfvit.analysis.flop_rules`.
-        other: Floating-point operations outside ``macs``, by the same rules; RoIAlign only counts in the total.
-    """
-
-    name: str
-    params: int
-    published: int
-    macs: int
-    other: int
+    name: str  # a key of `PARTS`, or "total"
+    params: int  # number of parameters
+    published: int  # MACs by the published rule
+    macs: int  # MACs by the rules of `wsfvit.analysis.flop_rules`
+    other: int  # floating-point operations outside ``macs``, by the same rules; RoIAlign only counts in the total
 
 
 # Keys are kind of detector and backbone.

@@ -56,37 +56,21 @@ GridSize = tuple[int, int]
 
 @dataclass(frozen=True)
 class MixerViTCfg:
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `level=2, wavelet="db2"`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `level=2, wavelet="db2"`."""
 
-    Attributes:
-        embed_dim: Width.
-        depth: Blocks.
-        mixer: "mwa", "afno", "gfn" or "sa".
-        patch_size: Side of a square patch.
-        mlp_ratio: Hidden width of the MLPs over the width.
-        double_skip: One residual around the mixer and one around the MLP, instead of one around both.
-        groups: MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both.
-        level: MWA: levels of the wavelet transform.
-        wavelet: MWA: any discrete wavelet of PyWavelets.
-        share_kernels: MWA: the same 3x3 and 1x1 kernels on map and coefficients.
-        num_blocks: AFNO: blocks of the channels.
-        sparsity_threshold: AFNO: lambda of the soft shrinkage.
-        num_heads: Self-attention: heads.
-    """
-
-    embed_dim: int
-    depth: int
-    mixer: str = "mwa"
-    patch_size: int = 4
-    mlp_ratio: float = 4.0
-    double_skip: bool = True
-    groups: int | tuple[int, int] = (8, 8)
-    level: int = 1
-    wavelet: str = "haar"
-    share_kernels: bool = True
-    num_blocks: int = 4
-    sparsity_threshold: float = 0.1
-    num_heads: int = 8
+    embed_dim: int  # width
+    depth: int  # blocks
+    mixer: str = "mwa"  # "mwa", "afno", "gfn" or "sa"
+    patch_size: int = 4  # side of a square patch
+    mlp_ratio: float = 4.0  # hidden width of the MLPs over the width
+    double_skip: bool = True  # one residual around the mixer and one around the MLP, instead of one around both
+    groups: int | tuple[int, int] = (8, 8)  # MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both
+    level: int = 1  # MWA: levels of the wavelet transform
+    wavelet: str = "haar"  # MWA: any discrete wavelet of PyWavelets
+    share_kernels: bool = True  # MWA: the same 3x3 and 1x1 kernels on map and coefficients
+    num_blocks: int = 4  # AFNO: blocks of the channels
+    sparsity_threshold: float = 0.1  # AFNO: lambda of the soft shrinkage
+    num_heads: int = 8  # self-attention: heads
 
 
 class SelfAttention(Attention):

@@ -31,29 +31,18 @@ from ._family import build_global_pool, build_variant, check_one_per_stage, chec
 
 @dataclass(frozen=True)
 class WACNNCfg:
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `wavelet="db2"`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `wavelet="db2"`."""
 
-    Attributes:
-        backbone: Type of the blocks.
-        stem_width: Width of the first convolution.
-        widths: Width of each stage.
-        depths: Blocks of each stage.
-        strides: Stride of each stage's first block, 1 or 2.
-        final_width: Width of a last stage of one 1x1 convolution, as in MobileNetV2; 0 for none.
-        hidden_sizes: Widths of the classifier's hidden layers.
-        drop_rate: Default dropout after each hidden layer, or before the classifier without hidden layers.
-        wavelet: A discrete PyWavelets wavelet; None without attention. `create_model` ignores None: use the
-            `..._baseline` models instead.
-    """
-
-    backbone: Literal["resnet", "vgg", "mobilenetv2"]
-    stem_width: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    strides: tuple[int, ...]
-    final_width: int = 0
-    hidden_sizes: tuple[int, ...] = ()
-    drop_rate: float = 0.0
+    backbone: Literal["resnet", "vgg", "mobilenetv2"]  # type of the blocks
+    stem_width: int  # width of the first convolution
+    widths: tuple[int, ...]  # width of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    strides: tuple[int, ...]  # stride of each stage's first block, 1 or 2
+    final_width: int = 0  # width of a last stage of one 1x1 convolution, as in MobileNetV2; 0 for none
+    hidden_sizes: tuple[int, ...] = ()  # widths of the classifier's hidden layers
+    drop_rate: float = 0.0  # default dropout after each hidden layer, or before the classifier without hidden layers
+    # A discrete PyWavelets wavelet; None without attention. `create_model` ignores None: use the `..._baseline` models
+    # instead.
     wavelet: str | None = "haar"
 
 

@@ -40,55 +40,36 @@ from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 @dataclass(frozen=True, kw_only=True)
 class WSFBlockCfg:
-    """Configuration shared by all blocks of a model.
+    """Configuration shared by all blocks of a model."""
 
-    Attributes:
-        head_dim: Channels of a head of local and global attention.
-        mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
-        inter_mlp_ratio: The same for inter-subband attention.
-        gelu: "tanh" approximation or "none" (exact), in convolutions and in the MLPs of local and global attention; the
-            inter-subband MLP always has the exact GELU.
-        conv_norm_eps: Epsilon of every BatchNorm.
-        norm_eps: Epsilon of every LayerNorm.
-        inter_norm_eps: Epsilon of the LayerNorms of inter-subband attention; None for norm_eps.
-        joint_subband_norm: Study option, with explicit_dwt: LayerNorm statistics over the four subbands of a location.
-        full_subband_scale: Study option, with explicit_dwt: inter-subband softmax scale (4d)^-1/2, not d^-1/2.
-    """
-
-    head_dim: int
-    mlp_ratio: float = 4.0
-    inter_mlp_ratio: float = 4.0
+    head_dim: int  # channels of a head of local and global attention
+    mlp_ratio: float = 4.0  # hidden width of the MLPs of local and global attention over the stage width
+    inter_mlp_ratio: float = 4.0  # the same for inter-subband attention
+    # "tanh" approximation or "none" (exact), in convolutions and in the MLPs of local and global attention; the
+    # inter-subband MLP always has the exact GELU.
     gelu: Literal["tanh", "none"] = "tanh"
-    conv_norm_eps: float = 1e-3
-    norm_eps: float = 1e-5
-    inter_norm_eps: float | None = None
+    conv_norm_eps: float = 1e-3  # epsilon of every BatchNorm
+    norm_eps: float = 1e-5  # epsilon of every LayerNorm
+    inter_norm_eps: float | None = None  # epsilon of the LayerNorms of inter-subband attention; None for norm_eps
+    # Study option, with explicit_dwt: LayerNorm statistics over the four subbands of a location.
     joint_subband_norm: bool = False
+    # Study option, with explicit_dwt: inter-subband softmax scale (4d)^-1/2, not d^-1/2.
     full_subband_scale: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WSFViTCfg(WSFBlockCfg):
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depths=(1, 1, 1, 1)`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depths=(1, 1, 1, 1)`."""
 
-    Attributes:
-        embed_dims: Width of each stage.
-        depths: Blocks of each stage.
-        inter_heads: Heads of the inter-subband attention in each stage.
-        stem_width: Output width of the stem.
-        head_hidden_size: Hidden width of the classifier head.
-        explicit_dwt: Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
-        stem_stride: 2, or 1 for small images.
-        stage_strides: Stride of each stage's first block, 1 or 2.
-    """
-
-    embed_dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    inter_heads: tuple[int, ...]
-    stem_width: int
-    head_hidden_size: int
+    embed_dims: tuple[int, ...]  # width of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    inter_heads: tuple[int, ...]  # heads of the inter-subband attention in each stage
+    stem_width: int  # output width of the stem
+    head_hidden_size: int  # hidden width of the classifier head
+    # Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
     explicit_dwt: bool = False
-    stem_stride: int = 2
-    stage_strides: tuple[int, ...] = (2, 2, 2, 2)
+    stem_stride: int = 2  # 2, or 1 for small images
+    stage_strides: tuple[int, ...] = (2, 2, 2, 2)  # stride of each stage's first block, 1 or 2
 
 
 class WSFBlock(nn.Module):

@@ -38,19 +38,13 @@ UNIT = "sequences"
 
 @dataclass(frozen=True)
 class VideoResult:
-    """Metrics of each predictor by its name, over all processes.
+    """Metrics of each predictor by its name, over all processes."""
 
-    Attributes:
-        metrics: Means over all frames, as ``VideoMetrics.compute`` names them.
-        per_frame: Means for each predicted frame.
-        kept: First sequences of this process on the CPU: input, prediction of the first predictor, truth.
-        sequences_per_s: Throughput of all processes, including reading and metrics.
-    """
-
-    metrics: dict[str, dict[str, float]]
-    per_frame: dict[str, dict[str, list[float]]]
+    metrics: dict[str, dict[str, float]]  # means over all frames, as ``VideoMetrics.compute`` names them
+    per_frame: dict[str, dict[str, list[float]]]  # means for each predicted frame
+    # First sequences of this process on the CPU: input, prediction of the first predictor, truth.
     kept: list[tuple[Tensor, Tensor, Tensor]]
-    sequences_per_s: float
+    sequences_per_s: float  # throughput of all processes, including reading and metrics
 
 
 # Not inference_mode: a model may cache tensors made here (masks, tables), and training could not use those.

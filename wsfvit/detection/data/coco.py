@@ -38,37 +38,24 @@ IMAGES = ("{}2017", "images/{}2017", "{}/images", "{}", "images/{}", "images")
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of an annotation file.
+    """An image of an annotation file."""
 
-    Attributes:
-        id: Id in the file.
-        path: The image file.
-        height: In pixels, as the annotation file says.
-        width: In pixels.
-        annotations: Entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``,
-            ``area``, the last two filled in where the file leaves them out.
-    """
-
-    id: int
-    path: Path
-    height: int
-    width: int
+    id: int  # id in the file
+    path: Path  # the image file
+    height: int  # in pixels, as the annotation file says
+    width: int  # in pixels
+    # Entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``, ``area``, the last two
+    # filled in where the file leaves them out.
     annotations: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
 class CocoData:
-    """Content of an annotation file, without its problems.
+    """Content of an annotation file, without its problems."""
 
-    Attributes:
-        categories: Id to name, sorted by id; the index of an id is its label.
-        images: In the order of the file.
-        problems: One line for each entry that was left out.
-    """
-
-    categories: Mapping[int, str]
-    images: tuple[CocoImage, ...]
-    problems: tuple[str, ...] = ()
+    categories: Mapping[int, str]  # id to name, sorted by id; the index of an id is its label
+    images: tuple[CocoImage, ...]  # in the order of the file
+    problems: tuple[str, ...] = ()  # one line for each entry that was left out
 
     def for_training(self, min_side: int = 32, keep_empty: bool = False) -> "CocoData":
         """Filters images and annotations as the published training does.

@@ -24,39 +24,25 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One transformed image.
+    """One transformed image."""
 
-    Attributes:
-        image: float32 (3, h, w), normalised.
-        target: ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``labels`` int64 (N,) counted from 0,
-            ``masks`` uint8 (N, h, w), ``image_id``; None in evaluation.
-        original_size: (h, w) of the file.
-        image_id: Id in the annotation file.
-    """
-
-    image: Tensor
+    image: Tensor  # float32 (3, h, w), normalised
+    # ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``labels`` int64 (N,) counted from 0, ``masks``
+    # uint8 (N, h, w), ``image_id``; None in evaluation.
     target: Target | None
-    original_size: Size
-    image_id: int
+    original_size: Size  # (h, w) of the file
+    image_id: int  # id in the annotation file
 
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """B images in one tensor.
+    """B images in one tensor."""
 
-    Attributes:
-        images: float32 (B, 3, H, W), normalised, padded with zeros to the right and below.
-        sizes: (h, w) of each image within ``images``.
-        targets: ``Sample.target`` of each image; empty in evaluation.
-        original_sizes: (h, w) of each file.
-        image_ids: Ids in the annotation file.
-    """
-
-    images: Tensor
-    sizes: list[Size]
-    targets: list[Target]
-    original_sizes: list[Size]
-    image_ids: list[int]
+    images: Tensor  # float32 (B, 3, H, W), normalised, padded with zeros to the right and below
+    sizes: list[Size]  # (h, w) of each image within ``images``
+    targets: list[Target]  # ``Sample.target`` of each image; empty in evaluation
+    original_sizes: list[Size]  # (h, w) of each file
+    image_ids: list[int]  # ids in the annotation file
 
     def __len__(self) -> int:
         return len(self.sizes)

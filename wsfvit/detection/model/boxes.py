@@ -119,19 +119,12 @@ def _sample(indices: Tensor, number: int) -> Tensor:
 
 
 class SampledRoIs(NamedTuple):
-    """Training samples of a stage in one image: first the objects, then the background.
+    """Training samples of a stage in one image: first the objects, then the background."""
 
-    Attributes:
-        boxes: float32 (N, 4).
-        labels: int64 (N,): the class, or the number of classes for background.
-        objects: int64 (P,): index of the object that each of the first P RoIs is matched to.
-        is_object: bool (N,): whether the RoI is an object's own box, added to the proposals.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    objects: Tensor
-    is_object: Tensor
+    boxes: Tensor  # float32 (N, 4)
+    labels: Tensor  # int64 (N,): the class, or the number of classes for background
+    objects: Tensor  # int64 (P,): index of the object that each of the first P RoIs is matched to
+    is_object: Tensor  # bool (N,): whether the RoI is an object's own box, added to the proposals
 
 
 def sample_rois(

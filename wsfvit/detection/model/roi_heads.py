@@ -29,19 +29,12 @@ GIOU_EPS = 1e-6
 
 
 class Detections(NamedTuple):
-    """Detections in one image, best first.
+    """Detections in one image, best first."""
 
-    Attributes:
-        boxes: float32 (M, 4), x1, y1, x2, y2 in pixels of the transformed image.
-        scores: float32 (M,).
-        labels: int64 (M,).
-        mask_probs: float32 (M, 28, 28): probability in each cell of the box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    mask_probs: Tensor
+    boxes: Tensor  # float32 (M, 4), x1, y1, x2, y2 in pixels of the transformed image
+    scores: Tensor  # float32 (M,)
+    labels: Tensor  # int64 (M,)
+    mask_probs: Tensor  # float32 (M, 28, 28): probability in each cell of the box
 
 
 class CascadeRoIHeads(nn.Module):

@@ -54,19 +54,12 @@ FIXED_SHA256 = {
 
 @dataclass(frozen=True)
 class Motion:
-    """What is drawn; the defaults are the published setting.
+    """What is drawn; the defaults are the published setting."""
 
-    Attributes:
-        frames: Frames of a sequence.
-        size: (height, width) of a frame.
-        num_digits: Digits in a sequence.
-        speed: Distance per frame as a share of the free range.
-    """
-
-    frames: int = 20
-    size: tuple[int, int] = (64, 64)
-    num_digits: int = 2
-    speed: float = 0.1
+    frames: int = 20  # frames of a sequence
+    size: tuple[int, int] = (64, 64)  # (height, width) of a frame
+    num_digits: int = 2  # digits in a sequence
+    speed: float = 0.1  # distance per frame as a share of the free range
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list, from a file, would equal no tuple

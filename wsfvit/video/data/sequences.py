@@ -147,21 +147,14 @@ Clip = ArrayClip | ImageClip | VideoClip
 
 @dataclass(frozen=True)
 class Cut:
-    """How clips become sequences.
+    """How clips become sequences."""
 
-    Attributes:
-        frames: Frames of a sequence.
-        step: Frames of the clip from one frame of the sequence to the next.
-        stride: Frames of the clip from the start of one sequence to that of the next (default: no overlap).
-        size: (height, width) to resize frames to; None keeps their size.
-        from_end: Take only one sequence of each clip, its last frames.
-    """
-
-    frames: int = 20
-    step: int = 1
+    frames: int = 20  # frames of a sequence
+    step: int = 1  # frames of the clip from one frame of the sequence to the next
+    # Frames of the clip from the start of one sequence to that of the next (default: no overlap).
     stride: int | None = None
-    size: tuple[int, int] | None = None
-    from_end: bool = False
+    size: tuple[int, int] | None = None  # (height, width) to resize frames to; None keeps their size
+    from_end: bool = False  # take only one sequence of each clip, its last frames
 
     def __post_init__(self) -> None:
         for name in ("frames", "step", "stride"):
