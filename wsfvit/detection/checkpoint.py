@@ -80,15 +80,12 @@ def load_detector(
     long_side: int | None = None,
     max_detections: int | None = None,
 ) -> tuple[Detector, Setting, dict[str, Any]]:
-    """Builds the detector of a checkpoint, in eval mode on ``device``.
+    """Builds the detector of a checkpoint of the train command, in eval mode on ``device``.
 
     Args:
-        path: A checkpoint of the train command.
+        path, use_ema, trust: See ``load_state_dict_file``.
         device: Device of the detector.
-        use_ema: Prefer the EMA of the weights where the file has it.
-        trust: Unpickle without restrictions. The file can then run any code.
-        short_side: Short side of the images in pixels (default: the checkpoint's).
-        long_side: Long side, likewise.
+        short_side, long_side: Of the images, in pixels (default: the checkpoint's).
         max_detections: Detections per image, likewise.
 
     Returns:
@@ -112,10 +109,7 @@ def load_detector(
 def start_from(detector: Detector, path: str | os.PathLike[str], trust: bool = False) -> list[str]:
     """Loads another detector's weights, for fine-tuning.
 
-    Where the number of categories differs, layers with weights for each category keep their own.
-
-    Returns:
-        Keys of the weights that were kept.
+    Where the number of categories differs, layers with weights for each category keep their own; returns their keys.
 
     Raises:
         UserError: the file holds no detector, or one that does not fit.

@@ -103,12 +103,7 @@ def _size(setting: Setting) -> tuple[int, int]:
 
 
 def describe(detector: Detector, setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
-    """What a program needs to run the exported file.
-
-    Returns:
-        format, backbone, ``input`` and ``outputs`` (name, shape with -1 for the number of detections), mean, std,
-        short_side and long_side that images are resized to, categories by label, thresholds, the version of torch.
-    """
+    """What a program needs to run the exported file; in shapes, -1 is the number of detections."""
     config = detector.config
     return {
         "format": format,
@@ -181,10 +176,7 @@ def compare_detections(expected: Detections, found: Detections) -> Comparison:
 
 @torch.no_grad()
 def check_export(model: ExportableDetector, run: Runner, images: Sequence[Tensor]) -> Comparison:
-    """Runs a detector and its export on each of ``images``, (1, 3, H, W).
-
-    Returns:
-        Sums of the numbers of detections, and the largest differences.
+    """Runs a detector and its export on each of ``images``, (1, 3, H, W): sums of counts, largest differences.
 
     Raises:
         UserError: the two differ.

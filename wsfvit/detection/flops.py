@@ -136,16 +136,10 @@ def _giga(value: int) -> str:
 def count_detector(
     config: DetectorConfig, size: tuple[int, ...] = (1120, 896), box_rois: int = 1000, mask_rois: int = 100
 ) -> list[PartCost]:
-    """Counts one image of ``size`` (H, W), on the meta device: nothing is computed.
+    """Counts one image of ``size`` (H, W), padded to what the backbone takes, on the meta device: nothing is computed.
 
-    Args:
-        config: The detector.
-        size: Height and width of the image; padded to what the backbone takes.
-        box_rois: RoIs that each box head gets.
-        mask_rois: RoIs that each mask head gets.
-
-    Returns:
-        The parts, in the order of `PARTS`, and the total.
+    Each box head gets ``box_rois`` RoIs, each mask head ``mask_rois``. Returns the parts, in the order of `PARTS`, and
+    the total.
     """
     with torch.device("meta"):
         detector = build_detector(config).eval()

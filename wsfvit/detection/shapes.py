@@ -40,9 +40,7 @@ def write_shapes(
 
     Args:
         folder: Gets ``images/*.png`` and ``instances.json``.
-        count: Number of images.
         size: Short and long side in pixels, at least 32.
-        seed: Seed of the images.
 
     Returns:
         The annotation file and the folder of images, as ``read_coco`` takes them.
@@ -71,11 +69,9 @@ def write_shapes(
 
 
 def draw_shapes(height: int, width: int, seed: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Draws one image.
+    """Draws one image: pixels uint8 (H, W, 3), labels (indices in ``CATEGORIES``), and masks bool (N, H, W).
 
-    Returns:
-        Pixels uint8 (H, W, 3), labels (indices in ``CATEGORIES``), and masks bool (N, H, W): the pixels whose centres
-        lie inside a shape.
+    A mask has the pixels whose centres lie inside its shape.
     """
     random = np.random.default_rng(seed)
     dark = random.integers(0, 90, 3)

@@ -88,17 +88,14 @@ def _report(row: Row, categories: Sequence[dict[str, Any]]) -> str:
     columns = ("objects", *(f"{name}_{metric}" for name in kinds for metric in ("AP", "AP50")))
     metrics = [(name, *(_cell(row[f"{name}_{metric}"]) for metric in METRICS)) for name in kinds]
     rows = [(entry["name"], *(_cell(entry[key]) for key in columns)) for entry in categories]
-    lines = (
+    return (
         f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "
-        f"{row['checkpoint']}",
-        f"  {row['images']} images{left_out}, sides up to {row['short_side']} and {row['long_side']}, "
-        f"{row['precision']} on {row['device']}",
-        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n",
-        markdown_table(("-", *METRICS), metrics, aligned=False),
-        "",
-        markdown_table(("category", *columns), rows, aligned=False),
+        f"{row['checkpoint']}\n  {row['images']} images{left_out}, sides up to {row['short_side']} and "
+        f"{row['long_side']}, {row['precision']} on {row['device']}\n"
+        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n\n"
+        f"{markdown_table(('-', *METRICS), metrics, aligned=False)}\n\n"
+        f"{markdown_table(('category', *columns), rows, aligned=False)}"
     )
-    return "\n".join(lines)
 
 
 def _cell(value: float) -> str:

@@ -65,8 +65,7 @@ def evaluate(
         loader: ``SequenceLoader`` of this process's share of the sequences.
         world: The processes.
         amp_dtype: Mixed precision, or None.
-        title: Of the progress line.
-        interval: Batches between two progress lines.
+        title, interval: Of the progress lines, and batches between two.
         keep: Number of sequences to keep.
 
     Raises:
@@ -132,15 +131,8 @@ def write_report(
 ) -> list[Path]:
     """Write ``NAME.json``, ``NAME_per_frame.csv`` and ``.png``, and a strip and an animation of each kept sequence.
 
-    Args:
-        folder: Folder of the files, created if missing.
-        name: Beginning of their names.
-        described: What was evaluated, primitives only, with the entries of ``describe_data``.
-        result: From ``evaluate``.
-        movie: Suffix of the animations.
-
-    Returns:
-        The files.
+    The folder is created if missing, ``described`` has primitives only, with the entries of ``describe_data``, and
+    ``movie`` is the suffix of the animations. Returns the files.
 
     Raises:
         UserError: a file cannot be written.

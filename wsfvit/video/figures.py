@@ -103,8 +103,7 @@ def write_prediction(
 ) -> list[Path]:
     """Write one sequence, as in ``draw_strip``, as ``NAME.png`` and as an animation with the suffix ``movie``.
 
-    Returns:
-        The two files.
+    Returns the two files.
 
     Raises:
         UserError: a file cannot be written; ``folder`` must exist.
@@ -116,15 +115,12 @@ def write_prediction(
 
 
 def write_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]], first: int) -> None:
-    """Plot MSE, SSIM and PSNR over the predicted frames, one line per predictor.
+    """Plot MSE, SSIM and PSNR over the predicted frames, one line per predictor; see ``save_figure``.
 
     Args:
         path: The file; its suffix selects the format, e.g. .png or .svg.
         curves: Predictor name to the result of ``VideoMetrics.per_frame``.
         first: Number of the first predicted frame, counted from 1.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     titles = {"mse": "MSE per frame (sum)", "ssim": "SSIM (range 1)", "psnr": "PSNR in dB"}
     figure, panels = new_panels(1, len(titles), 3.6, 2.8)

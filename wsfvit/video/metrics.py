@@ -115,14 +115,9 @@ class VideoMetrics:
         return self._sums.clone()
 
     def compute(self, sums: Tensor | None = None) -> dict[str, float]:
-        """Metrics over all sequences and frames.
+        """Metrics over all sequences and frames: those of ``DEFINITIONS``, and ``sequences``, ``non_finite_frames``.
 
-        Args:
-            sums: ``sums()`` added over the processes (default: this process's own).
-
-        Returns:
-            ``mse``, ``mae``, ``ssim``, ``psnr``, ``psnr_uint8``, ``mse_pixel``, ``mae_pixel``, and as counts
-            ``sequences`` and ``non_finite_frames``.
+        ``sums`` are ``sums()`` added over the processes (default: this process's own).
 
         Raises:
             UserError: there are no sequences.
@@ -145,8 +140,7 @@ class VideoMetrics:
 def ssim(one: Tensor, other: Tensor) -> Tensor:
     """Structural similarity of float32 frames (B, T, C, H, W) in [0, 1], the mean over pixels and channels.
 
-    Returns:
-        (B, T), float64 where the device has it.
+    The result is (B, T), float64 where the device has it.
     """
     flat = [frames.flatten(0, 1) for frames in (one, other)]
     chunk = max(1, CHUNK.get(one.device.type, CHUNK["cuda"]) // flat[0][0].numel())

@@ -116,9 +116,7 @@ class DetectionBackbone(nn.Module):
         The classifier's head and last norm, which a backbone does not have, are left out and logged.
 
         Args:
-            path: Any file that `wsfvit.checkpoint.io.read_checkpoint` takes.
-            use_ema: Prefer the EMA of the weights where the file has it.
-            trust: Unpickle without restrictions. The file can then run any code.
+            path, use_ema, trust: See `wsfvit.checkpoint.io.load_state_dict_file`.
             resize_bias_tables: Interpolate the position bias tables of a classifier with another window.
 
         Returns:

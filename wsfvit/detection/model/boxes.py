@@ -45,10 +45,9 @@ def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, 
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression of boxes (N, 4) without negative coordinates, within each group (N,).
+    """Non-maximum suppression of boxes (N, 4) without negative coordinates and with scores (N,) within groups (N,).
 
-    Returns:
-        Indices of the boxes that are kept, best score (N,) first: int64 (M,).
+    Returns the indices of the boxes that are kept, best score first: int64 (M,).
     """
     if not torch.compiler.is_exporting():
         return batched_nms(boxes, scores, groups, threshold)
@@ -102,10 +101,7 @@ def match_boxes(
 def sample_matches(matches: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
     """Samples at most ``number`` boxes, of which at most ``positive_fraction`` are objects; background fills the rest.
 
-    Draws from torch's global generator of the matches' device.
-
-    Returns:
-        Indices of the objects and of the background, int64.
+    Draws from torch's global generator of the matches' device; returns the indices of both, int64.
     """
     positives = _sample((matches > BACKGROUND).nonzero()[:, 0], int(number * positive_fraction))
     negatives = _sample((matches == BACKGROUND).nonzero()[:, 0], number - len(positives))

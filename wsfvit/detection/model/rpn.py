@@ -145,10 +145,8 @@ def build_anchors(height: int, width: int, stride: int, device: torch.device) ->
     """Anchors of one level's map of ``height`` x ``width`` cells.
 
     One anchor of each aspect ratio (height / width), all of the same area, is centred on the upper left corner of each
-    cell: (x, y) = (stride * column, stride * row).
-
-    Returns:
-        float32 (height * width * 3, 4): row by row, at each cell in the order of ``ASPECT_RATIOS``.
+    cell: (x, y) = (stride * column, stride * row). float32 (height * width * 3, 4): row by row, at each cell in the
+    order of ``ASPECT_RATIOS``.
     """
     roots = torch.tensor(ASPECT_RATIOS, device=device).sqrt()
     half_sizes = 0.5 * ANCHOR_SCALE * stride * torch.stack([1 / roots, roots], dim=1)

@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,9 @@ class ClipSequences(SequenceDataset):
     """Sequences cut from clips.
 
     Args:
-        name: Name of the data, for reports.
+        name, notes: See ``SequenceDataset``; notes on gaps in frame numbers and changed aspect ratios are added.
         clips: The clips.
         cut: How they become sequences.
-        notes: See ``SequenceDataset``; gaps in frame numbers and changed aspect ratios are added.
 
     Raises:
         UserError: a clip is too short, or clips differ in size and the cut does not resize them.
@@ -382,31 +382,22 @@ def _scan(path: Path) -> Iterator[Path]:
 
 
 def _find_gap(files: Sequence[Path]) -> str:
-    """The first two of ordered images whose numbers do not differ by the step of the others, or ""."""
-    names = [file.name.rpartition(".")[0] for file in files]
-    ends = [_numbered(*pair) for pair in (names[:2], names[-2:]) if len(names) > 1]
-    if not any(ends) and not any(char.isdecimal() for name in names[:2] for char in name):
+    """The first two of ordered images whose numbers do not differ by the smallest step between others, or ""."""
+    names = [re.split(r"(\d+)", file.stem) for file in files]  # text and numbers in turn
+    if all(len(name) == 1 for name in names):
         return ""  # names without numbers have no gaps
-    index = 0
-    if ends and ends[0]:
-        prefix, digits, _, suffix = ends[0]
-        start, step = int(digits), min(found[2] for found in ends if found)
-        width = len(digits) if digits.startswith("0") else 1
-        expected = (f"{prefix}{start + place * step:0{width}d}{suffix}" for place in range(len(names)))
-        index = (
-            next((place for place, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1]), 0) - 1
-        )
-    return f"'{files[index].name}' before '{files[index + 1].name}'" if 0 <= index < len(files) - 1 else ""
+    steps = [_step(*pair) for pair in pairwise(names)]
+    usual = min((step for step in steps if step), default=())
+    index = next((index for index, step in enumerate(steps) if step != usual), None)
+    return "" if index is None else f"'{files[index].name}' before '{files[index + 1].name}'"
 
 
-def _numbered(one: str, other: str) -> tuple[str, str, int, str] | None:
-    """Text before the number, its digits, the step to the other and the text after, if just one number differs."""
-    parts, others = re.split(r"(\d+)", one), re.split(r"(\d+)", other)
-    differ = [index for index, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
-    if len(parts) != len(others) or len(differ) != 1 or differ[0] % 2 == 0:
+def _step(one: Sequence[str], other: Sequence[str]) -> tuple[int, int] | None:
+    """Difference and place of the only number in which two names differ; None if more differs."""
+    differ = [place for place, (a, b) in enumerate(zip_longest(one, other)) if a != b]
+    if len(differ) != 1 or differ[0] % 2 == 0:
         return None
-    (at,) = differ
-    return "".join(parts[:at]), parts[at], int(others[at]) - int(parts[at]), "".join(parts[at + 1 :])
+    return int(other[differ[0]]) - int(one[differ[0]]), differ[0]
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:
