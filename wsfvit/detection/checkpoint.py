@@ -38,10 +38,8 @@ def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
     described = {
         "detector": {**asdict(config), "backbone_options": dict(config.backbone_options)},
         "categories": list(setting.categories.items()),
-        "short_side": setting.transform.short_side,
-        "long_side": setting.transform.long_side,
-        "mean": setting.normalize.mean,
-        "std": setting.normalize.std,
+        **asdict(setting.transform),
+        **asdict(setting.normalize),
         "multiple": setting.multiple,
     }
     return {"task": TASK, "config": described}

@@ -8,7 +8,7 @@ ONNX files hold only standard operators (RoiAlign, NonMaxSuppression, ...); a to
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -105,19 +105,17 @@ def _size(setting: Setting) -> tuple[int, int]:
 def describe(detector: Detector, setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
     """What a program needs to run the exported file; in shapes, -1 is the number of detections."""
     config = detector.config
+    dtypes = {"labels": "int64"}
     return {
         "format": format,
         "backbone": config.backbone,
         "stages": len(config.stages),
         "input": {"name": INPUT, "shape": [1, 3, *size], "dtype": "float32"},
         "outputs": [
-            {"name": name, "shape": SHAPES[name], "dtype": "int64" if name == "labels" else "float32"}
-            for name in Detections._fields
+            {"name": name, "shape": shape, "dtype": dtypes.get(name, "float32")} for name, shape in SHAPES.items()
         ],
-        "mean": setting.normalize.mean,
-        "std": setting.normalize.std,
-        "short_side": setting.transform.short_side,
-        "long_side": setting.transform.long_side,
+        **asdict(setting.normalize),
+        **asdict(setting.transform),
         "categories": [{"id": key, "name": name} for key, name in setting.categories.items()],
         **{key: getattr(config, key) for key in ("score_threshold", "nms_threshold", "max_detections")},
         "torch": torch.__version__,

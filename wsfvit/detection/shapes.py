@@ -19,11 +19,7 @@ ATTEMPTS = 20
 
 
 def run_shapes(args: argparse.Namespace) -> None:
-    """Writes a training and a validation folder of different images.
-
-    Raises:
-        UserError: see ``write_shapes``.
-    """
+    """Writes a training and a validation folder of different images; see ``write_shapes``."""
     for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
         annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
         print(f"{count} images: {annotations}")
@@ -52,6 +48,7 @@ def write_shapes(
         raise UserError(f"{count} images of {size[0]}x{size[1]} pixels: at least one, and 32 pixels, are needed")
     images, annotations = Path(folder, "images"), Path(folder, "instances.json")
     make_folder(images)
+    module = coco_mask_module()
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -63,7 +60,10 @@ def write_shapes(
         path = images / f"{number:06d}.png"
         write_png(path, pixels)
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
-        content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
+        for label, rle in zip(labels, encode_masks(masks), strict=True):
+            entry = {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
+            box, area = module.toBbox(rle).astype(int).tolist(), int(module.area(rle))
+            content["annotations"].append({**entry, "bbox": box, "area": area, "segmentation": rle})
     write_text_atomic(annotations, to_json(content))
     return annotations, images
 
@@ -103,14 +103,3 @@ def _rasterise(label: int, y: float, x: float, radius: float, height: int, width
     if CATEGORIES[label] == "square":
         return np.maximum(abs(dy), abs(dx)) <= radius
     return (dy <= radius) & (2 * abs(dx) <= dy + radius)
-
-
-def _annotate(image: int, labels: list[int], masks: np.ndarray, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of one image, with its masks as compressed RLE."""
-    module = coco_mask_module()
-    entries = []
-    for number, (label, rle) in enumerate(zip(labels, encode_masks(masks), strict=True), start=first_id):
-        entry = {"id": number, "image_id": image, "category_id": label + 1, "iscrowd": 0}
-        box, area = module.toBbox(rle).astype(int).tolist(), int(module.area(rle))
-        entries.append({**entry, "bbox": box, "area": area, "segmentation": rle})
-    return entries

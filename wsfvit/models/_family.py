@@ -85,14 +85,7 @@ def build_variant(
     `kwargs` are the keywords of `create_model`.
     """
     features = dict(feature_cls="getter", out_indices=out_indices)
+    options = dict(model_cfg=model_cfg, feature_cfg=features, pretrained_filter_fn=filter_fn)
     with torch.device(device) if device is not None else nullcontext():
-        model = build_model_with_cfg(
-            model_cls,
-            name,
-            pretrained,
-            model_cfg=model_cfg,
-            feature_cfg=features,
-            pretrained_filter_fn=filter_fn,
-            **kwargs,
-        )
+        model = build_model_with_cfg(model_cls, name, pretrained, **options, **kwargs)
     return model if dtype is None else model.to(dtype)

@@ -172,11 +172,8 @@ class WACNN(StagedClassifier):
 
     Args:
         cfg: The variant.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
+        in_chans, num_classes, global_pool, drop_path_rate: See `Classifier`.
         drop_rate: Dropout of the classifier; None for that of the configuration.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
         **overrides: Fields of WACNNCfg.
 
     Shape: images (B, in_chans, H, W) of any size -> logits (B, num_classes).
@@ -199,9 +196,7 @@ class WACNN(StagedClassifier):
         super().__init__()
         self.cfg = cfg = override_cfg(cfg, overrides)
         _check(cfg)
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.stem = ConvNormAct(in_chans, cfg.stem_width, 3, bias=cfg.backbone == "vgg")
         self.norm = nn.Identity()
         stages = list(_build_stages(cfg, drop_path_rate))
@@ -369,7 +364,6 @@ def _cfg(cfg: WACNNCfg) -> dict[str, Any]:
         input_size=(3, 32, 32),
         pool_size=(side, side),
         crop_pct=1.0,
-        interpolation="bicubic",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         first_conv="stem.conv",

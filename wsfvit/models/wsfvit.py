@@ -145,11 +145,7 @@ class WSFViT(StagedClassifier):
         cfg: The variant.
         img_size: Nominal image size, an int or (H, W). It only sets the window: any image of at least 32 x 32 runs.
         window_size: Window = grid, an int or (P, Q); default ceil(img_size / total stride), the last stage's map.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        in_chans, num_classes, global_pool, drop_rate, drop_path_rate: See `Classifier`.
         **overrides: Fields of WSFViTCfg.
 
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
@@ -174,18 +170,15 @@ class WSFViT(StagedClassifier):
         super().__init__()
         self.cfg = cfg = override_cfg(cfg, overrides)
         check_one_per_stage(cfg, "embed_dims", "depths", "inter_heads", "stage_strides")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.embed_dim = cfg.embed_dims[-1]
         self.img_size = to_2tuple(img_size)
         # The stem's conv1 is adapted to other channel counts together with its norm, by checkpoint_filter_fn.
         self._traits = {"first_conv": None}
         self.register_load_state_dict_pre_hook(resize_bias_tables)
 
-        self.stem = WaveletStem(
-            in_chans, cfg.stem_width, cfg.stem_stride, partial(GELU, approximate=cfg.gelu), cfg.conv_norm_eps
-        )
+        act_layer = partial(GELU, approximate=cfg.gelu)
+        self.stem = WaveletStem(in_chans, cfg.stem_width, cfg.stem_stride, act_layer, cfg.conv_norm_eps)
         self.feature_info = [dict(num_chs=cfg.stem_width, reduction=cfg.stem_stride, module="stem")]
         self.total_stride = cfg.stem_stride * math.prod(cfg.stage_strides)
         window = self._resolve_window(window_size)
@@ -308,7 +301,6 @@ def _cfg(name: str) -> dict[str, Any]:
         pool_size=(size // 32, size // 32),
         crop_pct=0.875 if small else 0.95,
         crop_mode="squash" if size == 384 else "center",
-        interpolation="bicubic",
         mean=IMAGENET_INCEPTION_MEAN if size == 384 else IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_INCEPTION_STD if size == 384 else IMAGENET_DEFAULT_STD,
         first_conv="stem.conv1",

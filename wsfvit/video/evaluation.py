@@ -94,9 +94,8 @@ def evaluate(
             raise UserError(
                 f"{title}: {', '.join(wrong)} of '{name}' are not finite: its predictions are far too large"
             )
-    return VideoResult(
-        computed, {name: metrics[name].per_frame(sums[name]) for name in sums}, kept, progress.per_second
-    )
+    per_frame = {name: metrics[name].per_frame(sums[name]) for name in sums}
+    return VideoResult(computed, per_frame, kept, progress.per_second)
 
 
 def check_finite(bad: float, frames: float, title: str, name: str = MODEL) -> None:

@@ -95,16 +95,8 @@ class VideoMetrics:
         finite = prediction.isfinite().flatten(2).all(-1)
         error = prediction - future
         clipped = prediction.clamp(0, 1)
-        values = torch.stack(
-            [
-                error.square().sum((-3, -2, -1)),
-                error.abs().sum((-3, -2, -1)),
-                ssim(clipped, future),
-                _psnr(clipped, future),
-                _psnr_uint8(clipped, future),
-            ],
-            dim=-1,
-        )
+        errors = [error.square().sum((-3, -2, -1)), error.abs().sum((-3, -2, -1))]
+        values = torch.stack([*errors, *(f(clipped, future) for f in (ssim, _psnr, _psnr_uint8))], dim=-1)
         values = values.masked_fill(~finite[..., None], math.nan)
         counts = torch.stack([~finite, torch.ones_like(finite)], dim=-1)
         batch = torch.cat([values, counts.to(values.dtype)], dim=-1)

@@ -73,12 +73,9 @@ class VideoPrediction(Task):
         return model
 
     def build_loaders(self, model: nn.Module) -> tuple[Loader, Loader]:
-        args, world, frames_in = self.args, self.world, self.config.frames_in
-        options = loader_options(args, world, args.batch_size)
-        return (
-            build_train_loader(self.train_set, frames_in, options, args.seed),
-            build_eval_loader(self.val_set, frames_in, self._eval_options()),
-        )
+        options, frames_in = loader_options(self.args, self.world, self.args.batch_size), self.config.frames_in
+        train_loader = build_train_loader(self.train_set, frames_in, options, self.args.seed)
+        return train_loader, build_eval_loader(self.val_set, frames_in, self._eval_options())
 
     def _eval_options(self) -> LoaderOptions:
         return loader_options(self.args, self.world, self.args.validation_batch_size or self.args.batch_size)
@@ -158,13 +155,8 @@ class VideoPrediction(Task):
         found = evaluate(predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures)
         if not world.is_main:
             return
-        described = {
-            **describe_data(loader, found),
-            "epoch": meta["epoch"],
-            "num_updates": meta["num_updates"],
-            "num_updates_of_the_run": trainer.state.num_updates,
-            "weights": meta["weights"],
-        }
+        described = describe_data(loader, found) | {key: meta[key] for key in ("epoch", "num_updates", "weights")}
+        described["num_updates_of_the_run"] = trainer.state.num_updates
         write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -56,11 +57,7 @@ class DetectionBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "DetectionBatch":
-        targets = [
-            {key: move(value) if isinstance(value, Tensor) else value for key, value in target.items()}
-            for target in self.targets
-        ]
-        return replace(self, images=move(self.images), targets=targets)
+        return replace(self, images=move(self.images), targets=tree_map_only(Tensor, move, self.targets))
 
 
 class DetectionDataset(Dataset[Any]):

@@ -3,6 +3,7 @@
 Coordinates of boxes and masks are continuous: pixel i reaches from i to i + 1.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -44,19 +45,19 @@ def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tens
     flat = torch.cat(boxes)
     images = torch.cat([torch.full_like(x[:, :1], index) for index, x in enumerate(boxes)])
     rois = torch.cat([images, flat], dim=1)
-    levels = pyramid_levels(flat, len(features))
+    level_of = pyramid_levels(flat, len(features))
+    levels = list(enumerate(zip(features, strides, strict=True)))
+    pool = partial(roi_align, output_size=side, sampling_ratio=0, aligned=True)
     if torch.compiler.is_exporting():
         # A graph's shapes cannot depend on how many RoIs a level has. An empty RoI is pooled to zero, at no cost.
-        return torch.stack(
-            [
-                roi_align(feature, rois * (levels == level)[:, None], side, 1 / stride, sampling_ratio=0, aligned=True)
-                for level, (feature, stride) in enumerate(zip(features, strides, strict=True))
-            ]
-        ).sum(dim=0)
+        parts = [
+            pool(x, rois * (level_of == level)[:, None], spatial_scale=1 / stride) for level, (x, stride) in levels
+        ]
+        return torch.stack(parts).sum(dim=0)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
-    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        chosen = (levels == level).nonzero()[:, 0]
-        pooled[chosen] = roi_align(feature, rois[chosen], side, 1 / stride, sampling_ratio=0, aligned=True)
+    for level, (x, stride) in levels:
+        chosen = (level_of == level).nonzero()[:, 0]
+        pooled[chosen] = pool(x, rois[chosen], spatial_scale=1 / stride)
     return pooled
 
 
