@@ -21,17 +21,7 @@ from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.detection.model.heads import MASK_SIDE
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.detection.shapes import draw_shapes
-from wsfvit.inference.export import (
-    INPUT,
-    TOLERANCE,
-    Runner,
-    export_model,
-    load_runner,
-    log,
-    output_path,
-    require_tools,
-    write_export,
-)
+from wsfvit.inference import export
 from wsfvit.utils.errors import UserError
 
 # Boxes that differ by no more are the same detection, in pixels.
@@ -52,27 +42,27 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
         UserError: something does not fit, a package is missing, the detector cannot be exported, or the result differs
             from PyTorch; then nothing is written.
     """
-    path = output_path(args.output, args.format)
+    path = export.output_path(args.output, args.format)
     if bool(args.checkpoint) == bool(args.model):
         raise UserError("pass either --checkpoint FILE, or --model NAME for a detector with random weights")
-    require_tools(args.format, args.check)
+    export.require_tools(args.format, args.check)
     detector, setting = _load(args)
     H, W = args.size or _size(setting)
     weights = "" if args.checkpoint else " untrained, random weights;"
-    log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
+    export.log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
     model = ExportableDetector(detector).eval()
     pixels = torch.from_numpy(draw_shapes(H, W, seed=0)[0]).permute(2, 0, 1)
     images = [setting.normalize(pixels)[None], torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))]
-    content = export_model(model, images[0], args.format, outputs=Detections._fields)
+    content = export.export_model(model, images[0], args.format, outputs=Detections._fields)
     description = describe(detector, setting, (H, W), args.format)
     if args.check:
-        log("exported; comparing with PyTorch")
-        result = check_export(model, load_runner(content, args.format), images)
-        log(str(result))
+        export.log("exported; comparing with PyTorch")
+        result = check_export(model, export.load_runner(content, args.format), images)
+        export.log(str(result))
         if not result.total:
-            log("note: the two images have no detections to compare; --score-threshold 0 gives some")
+            export.log("note: the two images have no detections to compare; --score-threshold 0 gives some")
         description["compared"] = result._asdict()
-    write_export(path, content, description)
+    export.write_export(path, content, description)
     return description
 
 
@@ -110,7 +100,7 @@ def describe(detector: Detector, setting: Setting, size: tuple[int, int], format
         "format": format,
         "backbone": config.backbone,
         "stages": len(config.stages),
-        "input": {"name": INPUT, "shape": [1, 3, *size], "dtype": "float32"},
+        "input": {"name": export.INPUT, "shape": [1, 3, *size], "dtype": "float32"},
         "outputs": [
             {"name": name, "shape": shape, "dtype": dtypes.get(name, "float32")} for name, shape in SHAPES.items()
         ],
@@ -173,7 +163,7 @@ def compare_detections(expected: Detections, found: Detections) -> Comparison:
 
 
 @torch.no_grad()
-def check_export(model: ExportableDetector, run: Runner, images: Sequence[Tensor]) -> Comparison:
+def check_export(model: ExportableDetector, run: export.Runner, images: Sequence[Tensor]) -> Comparison:
     """Runs a detector and its export on each of ``images``, (1, 3, H, W): sums of counts, largest differences.
 
     Raises:
@@ -184,6 +174,6 @@ def check_export(model: ExportableDetector, run: Runner, images: Sequence[Tensor
     # A tensor's largest value is NaN where there is one, and NaN is not below the tolerance.
     worst = torch.tensor([x[2:] for x in each], dtype=torch.float64).amax(dim=0)
     result = Comparison(total, unmatched, *worst.tolist())
-    if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= TOLERANCE).all():
+    if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= export.TOLERANCE).all():
         raise UserError(f"the export differs from PyTorch: {result}")
     return result

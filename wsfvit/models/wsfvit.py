@@ -186,29 +186,21 @@ class WSFViT(StagedClassifier):
         in_widths = (cfg.stem_width, *cfg.embed_dims[:-1])
         stages = []
         for i, (in_chs, dim) in enumerate(zip(in_widths, cfg.embed_dims, strict=True)):
+            # At the nominal size one window covers the map of the last stage.
+            explicit = cfg.explicit_dwt and i < len(cfg.embed_dims) - 1
+            heads, rates = cfg.inter_heads[i], drop_path_rates[i]
             block = partial(
-                WSFBlock,
-                out_chs=dim,
-                cfg=cfg,
-                inter_heads=cfg.inter_heads[i],
-                window_size=window,
-                # At the nominal size one window covers the map of the last stage.
-                explicit_dwt=cfg.explicit_dwt and i < len(cfg.embed_dims) - 1,
+                WSFBlock, out_chs=dim, cfg=cfg, inter_heads=heads, window_size=window, explicit_dwt=explicit
             )
-            rates = drop_path_rates[i]
             first = block(in_chs, stride=cfg.stage_strides[i], drop_path=rates[0])
             stages.append(Stage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
             reduction = self.feature_info[-1]["reduction"] * cfg.stage_strides[i]
             self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()
+        norm_layer = partial(LayerNorm2d, eps=cfg.norm_eps)
         self.head = NormMlpClassifierHead(
-            self.num_features,
-            num_classes,
-            hidden_size=cfg.head_hidden_size,
-            pool_type=global_pool,
-            drop_rate=drop_rate,
-            norm_layer=partial(LayerNorm2d, eps=cfg.norm_eps),
+            self.num_features, num_classes, cfg.head_hidden_size, global_pool, drop_rate, norm_layer
         )
         self.head_hidden_size = self.head.num_features
 

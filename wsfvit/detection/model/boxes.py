@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, nms
 
+from wsfvit.detection.model.config import DetectorConfig, StageConfig
+
 BACKGROUND = 0
 IGNORED = -1
 Sizes = list[tuple[int, int]]  # height and width of each image of a batch, without padding
@@ -124,25 +126,19 @@ class SampledRoIs(NamedTuple):
 
 
 def sample_rois(
-    proposals: Tensor,
-    target: dict[str, Tensor],
-    num_classes: int,
-    threshold: float,
-    low_quality: bool,
-    number: int,
-    positive_fraction: float,
+    proposals: Tensor, target: dict[str, Tensor], config: DetectorConfig, stage: StageConfig
 ) -> SampledRoIs:
-    """Adds the objects' own boxes to an image's proposals, (N, 4), and samples ``number`` of all of them.
+    """Adds the objects' own boxes to an image's proposals, (N, 4), and samples ``roi_samples`` of all of them.
 
-    A proposal with an IoU of at least ``threshold`` is an object. With ``low_quality`` each object also gets its best
-    proposals (see ``match_boxes``), at the same threshold.
+    A proposal with an IoU of at least the stage's threshold is an object. With ``low_quality_rois`` each object also
+    gets its best proposals (see ``match_boxes``), at the same threshold.
     """
-    objects = target["boxes"].float()
-    matches = match_boxes(proposals, objects, threshold, threshold, threshold if low_quality else None)
+    objects, iou = target["boxes"].float(), stage.iou_threshold
+    matches = match_boxes(proposals, objects, iou, iou, iou if config.low_quality_rois else None)
     own = torch.arange(1, len(objects) + 1, device=matches.device)
     matches = torch.cat([own, matches])
-    positives, negatives = sample_matches(matches, number, positive_fraction)
+    positives, negatives = sample_matches(matches, config.roi_samples, config.roi_positive_fraction)
     chosen = torch.cat([positives, negatives])
     matched = matches[positives] - 1
-    labels = torch.cat([target["labels"][matched], torch.full_like(negatives, num_classes)])
+    labels = torch.cat([target["labels"][matched], torch.full_like(negatives, config.num_classes)])
     return SampledRoIs(torch.cat([objects, proposals])[chosen], labels, matched, chosen < len(objects))

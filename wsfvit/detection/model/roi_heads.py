@@ -79,10 +79,8 @@ class CascadeRoIHeads(nn.Module):
         config = self.config
         losses: dict[str, Tensor] = {}
         for index, stage in enumerate(config.stages):
-            rule = (config.num_classes, stage.iou_threshold, config.low_quality_rois)
-            share = (config.roi_samples, config.roi_positive_fraction)
             each = zip(proposals, targets, strict=True)
-            rois = [sample_rois(boxes, target, *rule, *share) for boxes, target in each]
+            rois = [sample_rois(boxes, target, config, stage) for boxes, target in each]
             logits, offsets = self.box_heads[index](self.pool_boxes(features, [x.boxes for x in rois]))
             cls_loss, box_loss = self._box_losses(stage, logits, offsets, rois, targets)
             mask_loss = self._mask_loss(index, features, rois, targets) * config.mask_loss_weight

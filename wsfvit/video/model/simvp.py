@@ -238,15 +238,9 @@ class TranslatorBlock(nn.Module):
             norm_eps=1e-6,
             inter_norm_eps=1e-5,
         )
-        self.block = WSFBlock(
-            width,
-            width,
-            cfg,
-            config.inter_heads,
-            (config.window_size, config.window_size),
-            explicit_dwt=config.family == "dwt",
-            drop_path=drop_path,
-        )
+        window, explicit = (config.window_size, config.window_size), config.family == "dwt"
+        heads = config.inter_heads
+        self.block = WSFBlock(width, width, cfg, heads, window, explicit_dwt=explicit, drop_path=drop_path)
         self.proj = nn.Conv2d(width, next_width, 1) if width != next_width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
