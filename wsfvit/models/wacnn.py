@@ -120,14 +120,9 @@ class InvertedResidual(nn.Module):
 class Head(nn.Module):
     """Global pooling, hidden layers with ReLU and dropout, dropout, classifier; per position without pooling.
 
-    Args:
-        in_features: Input channels C.
-        num_classes: Classes; 0 leaves the classifier out.
-        hidden_sizes: Widths of the hidden layers.
-        pool_type: As in timm, "" for no pooling.
-        drop_rate: Dropout after each hidden layer, or before the classifier without hidden layers.
+    Without hidden layers the only dropout is the one before the classifier.
 
-    Shape: (B, C, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling.
+    Shape: (B, in_features, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling, `pool_type` "".
     """
 
     def __init__(

@@ -105,12 +105,7 @@ class SubbandConv2d(nn.Conv2d):
     The published order of 4 * C subband channels is cA of all channels, then cH, cV and cD of channel 0, those of
     channel 1, and so on. Reordering the small weight avoids a copy of the map.
 
-    Args:
-        in_chs: Input channels: 4 * C subband channels, then any others.
-        out_chs: Output channels.
-        subband_chs: C.
-
-    Shape: (B, in_chs, H, W) -> (B, out_chs, H, W).
+    Shape: (B, in_chs, H, W), the 4 * C subband channels, C = subband_chs, then any others -> (B, out_chs, H, W).
     """
 
     def __init__(self, in_chs: int, out_chs: int, subband_chs: int) -> None:

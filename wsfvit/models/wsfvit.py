@@ -76,8 +76,6 @@ class WSFBlock(nn.Module):
     """MBConv, local (window), inter-subband (channel) and global (grid) attention, each with its residuals.
 
     Args:
-        in_chs: Input channels C.
-        out_chs: Output channels D.
         cfg: Configuration of the block, or of the variant.
         inter_heads: Heads of the inter-subband attention.
         window_size: Window and grid (P, Q).
@@ -85,7 +83,7 @@ class WSFBlock(nn.Module):
         explicit_dwt: Attend on explicit Haar subbands instead of in the pixel domain.
         drop_path: Stochastic depth rate of every residual.
 
-    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)), channels-last memory.
+    Shape: (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride)), channels-last memory.
     """
 
     def __init__(

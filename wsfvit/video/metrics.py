@@ -52,9 +52,7 @@ class VideoMetrics:
     """Sums of the metrics over the batches of one process; the module's docstring defines them.
 
     Args:
-        frames_out: Number of predicted frames.
-        channels: Channels of a frame.
-        size: (height, width) of a frame.
+        frames_out, channels, size: Predicted frames, and channels and (height, width) of each.
         device: Device of the sums; that of the batches, so that adding needs no synchronisation.
 
     Raises:

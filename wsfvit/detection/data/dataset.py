@@ -65,9 +65,8 @@ class DetectionDataset(Dataset[Any]):
 
     Args:
         data: Images and annotations; for training from ``CocoData.for_training``.
-        transform: Flips, resizes and crops.
+        transform, normalize: Flips, resizes and crops; mean and standard deviation of the backbone.
         with_targets: Whether items have boxes, labels and masks.
-        normalize: Mean and standard deviation of the backbone.
     """
 
     def __init__(

@@ -33,14 +33,8 @@ def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tens
 
     torchvision's ``MultiScaleRoIAlign`` lacks the half-pixel shift (``aligned``) that this needs.
 
-    Args:
-        features: Maps of the levels, float32 (B, C, H / stride, W / stride).
-        strides: Stride of each level in pixels.
-        boxes: Boxes (N, 4) of each image.
-        side: Height and width of the result.
-
-    Returns:
-        float32 (N of all images, C, side, side).
+    Shape: maps of the levels, float32 (B, C, H / stride, W / stride), and boxes (N, 4) of each image -> float32 (N of
+    all images, C, side, side).
     """
     flat = torch.cat(boxes)
     images = torch.cat([torch.full_like(x[:, :1], index) for index, x in enumerate(boxes)])
@@ -110,13 +104,8 @@ class MaskHead(nn.Module):
 def build_mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     """Targets of the mask head: each object's mask averaged on a 28 x 28 grid over the box, thresholded at one half.
 
-    Args:
-        masks: Masks of the image's objects, uint8 or bool (G, H, W).
-        boxes: Boxes in the image, (P, 4).
-        objects: Index of each box's object, int64 (P,).
-
-    Returns:
-        Zeros and ones, float32 (P, 28, 28).
+    Shape: masks of an image's objects, uint8 or bool (G, H, W), boxes (P, 4) and the index of each box's object, int64
+    (P,) -> zeros and ones, float32 (P, 28, 28).
     """
     if not len(boxes):
         return boxes.new_zeros(0, MASK_SIDE, MASK_SIDE)
@@ -130,16 +119,11 @@ def build_mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Pastes masks into their boxes: bilinear interpolation in continuous coordinates, then a threshold.
 
-    torchvision's pasting is not used: it rounds the boxes to integers.
+    A pixel belongs to the object at or above the threshold. torchvision's pasting is not used: it rounds the boxes to
+    integers.
 
-    Args:
-        probs: Probabilities in the boxes, (M, S, S).
-        boxes: Boxes in pixels of the image, (M, 4).
-        size: Height and width of the image.
-        threshold: A pixel belongs to the object at or above this probability.
-
-    Returns:
-        bool (M, height, width).
+    Shape: probabilities in the boxes (M, S, S), boxes (M, 4) in pixels of an image of ``size`` (height, width) -> bool
+    (M, height, width).
     """
     pasted = torch.empty(len(boxes), *size, dtype=torch.bool, device=boxes.device)
     step = max(1, PASTE_ELEMENTS // max(1, size[0] * size[1]))

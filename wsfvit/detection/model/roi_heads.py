@@ -38,12 +38,7 @@ class Detections(NamedTuple):
 
 
 class CascadeRoIHeads(nn.Module):
-    """Box and mask heads of all stages.
-
-    Args:
-        config: The detector's settings.
-        strides: Stride of each level that RoIs are pooled from, in pixels.
-    """
+    """Box and mask heads of all stages; ``strides`` are those of the levels that RoIs are pooled from, in pixels."""
 
     def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
         super().__init__()

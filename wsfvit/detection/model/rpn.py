@@ -31,12 +31,7 @@ MIN_SIDE = 1e-3
 
 
 class RegionProposalNetwork(nn.Module):
-    """One convolutional head for all levels of the pyramid, with selection of proposals and losses.
-
-    Args:
-        config: The detector's settings.
-        strides: Stride of each level in pixels.
-    """
+    """One convolutional head for all levels of the pyramid, with their ``strides`` in pixels; proposals and losses."""
 
     def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
         super().__init__()

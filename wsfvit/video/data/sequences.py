@@ -72,16 +72,9 @@ class SequenceDataset(Dataset[Tensor], ABC):
 
 
 class ArrayClip:
-    """One sequence of an array, with the attributes of every clip.
+    """One sequence of an array: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
 
-    Args:
-        name: For messages.
-        frames: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
-
-    Attributes:
-        name: For messages.
-        num_frames: Number of frames.
-        shape: (C, H, W) of each frame.
+    It has the attributes of every clip: ``name``, for messages, ``num_frames``, and ``shape``, (C, H, W) of each frame.
     """
 
     def __init__(self, name: str, frames: np.ndarray) -> None:
@@ -107,15 +100,11 @@ class ArrayClip:
 class ImageClip:
     """The images of a folder as one clip, in the order of the numbers in their names (2 before 10).
 
-    Args:
-        files: The images.
-        channels: 1 reads them grey, 3 in colour.
+    1 channel reads them grey, 3 in colour. ``gap`` names the first two images that follow each other although their
+    numbers do not, or is "".
 
     Raises:
         UserError: the first one cannot be read, or is animated.
-
-    Attributes:
-        gap: The first two images that follow each other although their numbers do not, or "".
     """
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:

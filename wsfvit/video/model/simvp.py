@@ -84,10 +84,8 @@ class SimVP(nn.Module):
     The skip connection takes the first encoder map of an input frame to each predicted one: that of the last frame to
     the last, and so on backwards, cyclically where more frames are predicted than seen. Frames whose sides are not
     multiples of the encoder's stride are padded with zeros after the front-end, like its convolutions, and cropped at
-    the end. Windows that do not divide the map are padded in the attention.
-
-    Args:
-        config: Sizes and family (default: the published system).
+    the end. Windows that do not divide the map are padded in the attention. Without a configuration it is the published
+    system.
 
     Shape: frames (B, frames_in, C, H, W), values in [0, 1] -> (B, frames_out, C, H, W), not limited to [0, 1].
     """
