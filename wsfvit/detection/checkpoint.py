@@ -46,11 +46,7 @@ def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
 
 
 def read_description(described: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[DetectorConfig, Setting]:
-    """Reads the ``config`` that ``describe`` made; ``path`` is for messages.
-
-    Raises:
-        UserError: it describes no detector.
-    """
+    """Reads the ``config`` that ``describe`` made, or raises a ``UserError`` that names ``path``."""
     try:
         fields = dict(described["detector"])
         stages = ({**stage, "box_stds": tuple(stage["box_stds"])} for stage in fields["stages"])

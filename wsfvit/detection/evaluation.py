@@ -47,10 +47,9 @@ class ImageDetections:
 
 @contextlib.contextmanager
 def finite_outputs(detector: nn.Module) -> Iterator[None]:
-    """Checks the outputs of a detector's parts: NaN has no score above a threshold, so that detections hide it.
+    """Raises a ``UserError`` at the end if a detector's parts had outputs that are NaN or infinite.
 
-    Raises:
-        UserError: at the end, if one is NaN or infinite.
+    NaN has no score above a threshold, so that detections hide it.
     """
     bad: dict[str, Tensor] = {}
     hooks = []
@@ -125,11 +124,7 @@ class CocoEvaluator:
         self._results: dict[str, Result] = {}
 
     def add(self, found: ImageDetections) -> None:
-        """Adds the detections of one image.
-
-        Raises:
-            ValueError: the ground truth has no such image.
-        """
+        """Adds the detections of one image, which must be in the ground truth (else a ``ValueError``)."""
         if found.image_id not in self._image_ids:
             raise ValueError(f"the ground truth has no image {found.image_id}")
         self._results.clear()

@@ -164,10 +164,9 @@ def compare_detections(expected: Detections, found: Detections) -> Comparison:
 
 @torch.no_grad()
 def check_export(model: ExportableDetector, run: export.Runner, images: Sequence[Tensor]) -> Comparison:
-    """Runs a detector and its export on each of ``images``, (1, 3, H, W): sums of counts, largest differences.
+    """Sums of counts and largest differences of a detector and its export on each of ``images``, (1, 3, H, W).
 
-    Raises:
-        UserError: the two differ.
+    Raises a ``UserError`` if the two differ.
     """
     each = [compare_detections(Detections(*model(image)), Detections(*run(image))) for image in images]
     total, unmatched = sum(x.total for x in each), sum(x.unmatched for x in each)

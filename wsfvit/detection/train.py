@@ -160,11 +160,7 @@ def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
 
 
 def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
-    """The detector that the arguments describe.
-
-    Raises:
-        UserError: an unknown setting.
-    """
+    """The detector that the arguments describe; an unknown setting is a ``UserError``."""
     changes: dict[str, Any] = dict(args.detector_kwargs)
     if args.proposals is not None:
         counts = ("candidates_train", "candidates_test", "proposals_train", "proposals_test")
@@ -215,11 +211,7 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
 
 
 def build_sizes(args: argparse.Namespace) -> TrainSizes:
-    """The published sizes scaled to ``--long-side``, changed where the arguments say so.
-
-    Raises:
-        UserError: an empty range.
-    """
+    """The published sizes scaled to ``--long-side``, changed by other arguments; an empty range is a ``UserError``."""
     given = {name: getattr(args, name) for name in ("short_sides", "crop_short_sides", "crop_range")}
     changes: dict[str, Any] = {name: tuple(value) for name, value in given.items() if value is not None}
     try:

@@ -93,9 +93,9 @@ class VideoMetrics:
         finite = prediction.isfinite().flatten(2).all(-1)
         error = prediction - future
         clipped = prediction.clamp(0, 1)
-        errors = [error.square().sum((-3, -2, -1)), error.abs().sum((-3, -2, -1))]
-        values = torch.stack([*errors, *(f(clipped, future) for f in (ssim, _psnr, _psnr_uint8))], dim=-1)
-        values = values.masked_fill(~finite[..., None], math.nan)
+        mse, mae = error.square().sum((-3, -2, -1)), error.abs().sum((-3, -2, -1))
+        on_clipped = [metric(clipped, future) for metric in (ssim, _psnr, _psnr_uint8)]
+        values = torch.stack([mse, mae, *on_clipped], dim=-1).masked_fill(~finite[..., None], math.nan)
         counts = torch.stack([~finite, torch.ones_like(finite)], dim=-1)
         batch = torch.cat([values, counts.to(values.dtype)], dim=-1)
         self._sums += batch.to(self._sums.device).double().sum(0)
@@ -107,10 +107,7 @@ class VideoMetrics:
     def compute(self, sums: Tensor | None = None) -> dict[str, float]:
         """Metrics over all sequences and frames: those of ``DEFINITIONS``, and ``sequences``, ``non_finite_frames``.
 
-        ``sums`` are ``sums()`` added over the processes (default: this process's own).
-
-        Raises:
-            UserError: there are no sequences.
+        ``sums`` are ``sums()`` added over the processes (default: this process's own); none at all is a ``UserError``.
         """
         sums = self._sums if sums is None else sums
         frames = {name: sum(values) / len(values) for name, values in self.per_frame(sums).items()}

@@ -93,9 +93,10 @@ class VideoPrediction(Task):
 
     def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
         assert isinstance(model, SimVP)
-        predictors, dtype = {evaluation.MODEL: model.predict}, amp_dtype(self.args)
-        shown = (title, self.args.log_interval, self.args.pictures)
-        found = evaluation.evaluate(predictors, loader, self.world, dtype, *shown)
+        args, predictors = self.args, {evaluation.MODEL: model.predict}
+        found = evaluation.evaluate(
+            predictors, loader, self.world, amp_dtype(args), title, args.log_interval, args.pictures
+        )
         self.kept = found.kept
         return {name: found.metrics[evaluation.MODEL][name] for name in evaluation.SHOWN_METRICS}
 
@@ -143,8 +144,9 @@ class VideoPrediction(Task):
         if args.dry_run:
             loader = FirstBatches(loader, 1)
         predictors = {evaluation.MODEL: model.predict, **evaluation.BASELINES}
-        shown = ("test", args.log_interval, args.pictures)
-        found = evaluation.evaluate(predictors, loader, world, amp_dtype(args), *shown)
+        found = evaluation.evaluate(
+            predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures
+        )
         if not world.is_main:
             return
         described = evaluation.describe_data(loader, found)

@@ -116,11 +116,7 @@ def _why_not_trained_on(entry: Entry, image: CocoImage) -> str:
 
 
 def check_categories(data: CocoData, expected: Mapping[int, str], owner: str) -> None:
-    """Checks that data has the categories of a detector; ``owner`` names the detector or its data.
-
-    Raises:
-        UserError: naming the first that differs.
-    """
+    """Raises a ``UserError`` for the first category that differs from those of ``owner``, a detector or its data."""
     for key in sorted(data.categories.keys() | expected.keys()):
         here, there = data.categories.get(key, "none"), expected.get(key, "none")
         if here != there:

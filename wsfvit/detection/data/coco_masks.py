@@ -17,11 +17,7 @@ MAX_REACH = 4
 
 
 def coco_mask_module() -> Any:
-    """``pycocotools.mask``.
-
-    Raises:
-        UserError: pycocotools is not installed.
-    """
+    """Import ``pycocotools.mask``, or raise a ``UserError`` that says how to install it."""
     advice = "COCO masks and COCO evaluation need pycocotools: pip install pycocotools"
     return import_optional("pycocotools.mask", advice)
 

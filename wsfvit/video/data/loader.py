@@ -61,11 +61,7 @@ class SequenceLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
-
-        Raises:
-            UserError: a sequence cannot be read.
-        """
+        """Yield the batches; a sequence that cannot be read is a ``UserError``."""
         for batch in self._loader:
             if isinstance(batch, str):
                 raise UserError(batch)
@@ -73,11 +69,7 @@ class SequenceLoader:
             yield sequences[:, : self.frames_in], sequences[:, self.frames_in :]
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Select the training epoch of the next passes and their first batch; not during a pass.
-
-        Raises:
-            ValueError: an epoch has fewer batches.
-        """
+        """Select the training epoch of the next passes and their first batch; see ``TrainSampler``."""
         assert isinstance(self._sampler, TrainSampler)
         self.dataset.set_epoch(epoch)
         self._sampler.set_position(epoch, first_batch)
@@ -106,8 +98,7 @@ def build_train_loader(
 def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderOptions) -> SequenceLoader:
     """Build the evaluation loader: over all processes every sequence once, in order, without padding.
 
-    Raises:
-        UserError: sequences shorter than ``frames_in``.
+    Sequences shorter than ``frames_in`` are a ``UserError``.
     """
     if not 1 <= frames_in <= dataset.shape[0]:
         raise UserError(f"sequences of {dataset.shape[0]} frames cannot give {frames_in} input frames")
@@ -167,8 +158,7 @@ def open_split(
 def find_splits(root: str | Path) -> dict[Split, Path]:
     """Folders of the splits directly below ``root``, by the names in ``SPLIT_OF`` in any case.
 
-    Raises:
-        UserError: a split has two folders.
+    Two folders of one split are a ``UserError``.
     """
     found: dict[Split, Path] = {}
     for path in sorted(Path(root).iterdir()) if Path(root).is_dir() else ():
