@@ -33,10 +33,7 @@ SHAPES = {"boxes": [-1, 4], "scores": [-1], "labels": [-1], "mask_probs": [-1, M
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
-    """Exports a detector, compares it with PyTorch and writes it.
-
-    Returns:
-        Content of the JSON file, see `describe`.
+    """Exports a detector, compares it with PyTorch and writes it; returns the content of the JSON file.
 
     Raises:
         UserError: something does not fit, a package is missing, the detector cannot be exported, or the result differs

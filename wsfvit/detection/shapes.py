@@ -34,12 +34,8 @@ def write_shapes(
     Each image depends only on (seed, its number, size). Every third one is in portrait format, so that batches meet
     both aspect ratios.
 
-    Args:
-        folder: Gets ``images/*.png`` and ``instances.json``.
-        size: Short and long side in pixels, at least 32.
-
-    Returns:
-        The annotation file and the folder of images, as ``read_coco`` takes them.
+    The folder gets ``images/*.png`` and ``instances.json``, and ``size`` is the short and the long side in pixels, at
+    least 32. Returns the annotation file and the folder of images, as ``read_coco`` takes them.
 
     Raises:
         UserError: a size below 32 pixels, or the folder cannot be written.

@@ -141,7 +141,8 @@ class DetectionTask(Task):
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups without and with weight decay, by the published rule (``NOT_DECAYED``)."""
-    kept, decayed = [], []
+    kept: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (kept if any(part in name for part in NOT_DECAYED) else decayed).append(parameter)

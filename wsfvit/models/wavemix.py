@@ -118,9 +118,7 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
         self.drop_rate = drop_rate
         self.global_pool = global_pool
         self.head_hidden_size = cfg.embed_dim if cfg.head_dim is None else cfg.head_dim
-        self.final: nn.Module = nn.Identity()
-        if cfg.head_dim is not None:
-            self.final = nn.Conv2d(cfg.embed_dim, cfg.head_dim, 1)
+        self.final = nn.Identity() if cfg.head_dim is None else nn.Conv2d(cfg.embed_dim, cfg.head_dim, 1)
         self.reset_classifier(num_classes)
 
     @torch.jit.ignore

@@ -112,14 +112,12 @@ class DetectionBackbone(nn.Module):
     ) -> list[str]:
         """Loads an image classifier's checkpoint into the model; every key and shape has to match.
 
-        The classifier's head and last norm, which a backbone does not have, are left out and logged.
+        The classifier's head and last norm, which a backbone does not have, are left out and logged; returns their
+        keys.
 
         Args:
             path, use_ema, trust: See `wsfvit.checkpoint.io.load_state_dict_file`.
             resize_bias_tables: Interpolate the position bias tables of a classifier with another window.
-
-        Returns:
-            The keys that were left out.
 
         Raises:
             UserError: the file cannot be read, or it holds another model.

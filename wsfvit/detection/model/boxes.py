@@ -71,7 +71,7 @@ def split_images(values: Tensor, boxes: list[Tensor]) -> list[Tensor]:
 def match_boxes(
     boxes: Tensor, objects: Tensor, positive: float, negative: float, low_quality: float | None = None
 ) -> Tensor:
-    """Matches each box to the object that it overlaps most, or to the background.
+    """Matches each box to the object that it overlaps most, or to the background: int64 (N,).
 
     Args:
         boxes: Anchors or proposals, (N, 4).
@@ -80,9 +80,6 @@ def match_boxes(
         negative: A box is background below this IoU; between the two it is ignored.
         low_quality: Lowest IoU at which an object also gets the boxes that overlap it most, all ties, even those that
             overlap another object more; of several such objects the last gets a box. None: no such rule.
-
-    Returns:
-        int64 (N,).
     """
     matches = torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
     if not len(boxes) or not len(objects):
