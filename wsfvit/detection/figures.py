@@ -65,14 +65,9 @@ def enlarge(image: Image.Image, found: ImageDetections) -> tuple[Image.Image, Im
 def draw_detections(
     image: Image.Image, found: ImageDetections, names: Sequence[str], min_score: float = 0.3, with_masks: bool = True
 ) -> Image.Image:
-    """Draws detections on a copy of an RGB image, the best on top.
+    """Draws detections that score at least ``min_score`` on a copy of an RGB image, the best on top.
 
-    Args:
-        image: The image file's pixels.
-        found: Detections in it.
-        names: Name of each label.
-        min_score: Detections with a lower score are left out.
-        with_masks: Also fill the masks.
+    ``names`` has the name of each label; with ``with_masks`` masks are filled.
     """
     # Ascending scores, so that the best ones end up on top.
     order = [index for index in found.scores.argsort().tolist() if found.scores[index] >= min_score]
