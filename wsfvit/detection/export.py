@@ -50,8 +50,8 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
     model = ExportableDetector(detector).eval()
     pixels = torch.from_numpy(draw_shapes(H, W, seed=0)[0]).permute(2, 0, 1)
     images = [setting.normalize(pixels)[None], torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))]
-    content = export.export_model(model, images[0], args.format, outputs=Detections._fields)
-    description = describe(detector, setting, (H, W), args.format)
+    content = export.export_model(model, images[0], args.format, outputs=model.outputs)
+    description = describe(model, setting, (H, W), args.format)
     if args.check:
         export.log("exported; comparing with PyTorch")
         result = check_export(model, export.load_runner(content, args.format), images)
@@ -89,9 +89,9 @@ def _size(setting: Setting) -> tuple[int, int]:
     return height, width
 
 
-def describe(detector: Detector, setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
+def describe(model: "ExportableDetector", setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
     """What a program needs to run the exported file; in shapes, -1 is the number of detections."""
-    config = detector.config
+    config = model.detector.config
     dtypes = {"labels": "int64"}
     return {
         "format": format,
@@ -99,7 +99,7 @@ def describe(detector: Detector, setting: Setting, size: tuple[int, int], format
         "stages": len(config.stages),
         "input": {"name": export.INPUT, "shape": [1, 3, *size], "dtype": "float32"},
         "outputs": [
-            {"name": name, "shape": shape, "dtype": dtypes.get(name, "float32")} for name, shape in SHAPES.items()
+            {"name": name, "shape": SHAPES[name], "dtype": dtypes.get(name, "float32")} for name in model.outputs
         ],
         **asdict(setting.normalize),
         **asdict(setting.transform),
@@ -113,17 +113,19 @@ class ExportableDetector(nn.Module):
     """A detector as a function of one image, the only form that can be exported.
 
     Shape: (1, 3, H, W), normalised -> boxes (M, 4), scores (M,), labels (M,) and mask_probs (M, 28, 28), as in
-    `Detections`. All of H x W counts as image: boxes reach into padding unless the caller clips them.
+    `Detections`; no masks if it was trained on boxes only. All of H x W counts as image: boxes reach into padding
+    unless the caller clips them.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
+        self.outputs = Detections._fields if detector.config.mask_loss_weight else Detections._fields[:-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         _, _, H, W = images.shape
         (found,) = self.detector(images, [(H, W)])
-        return tuple(found)
+        return tuple(found)[: len(self.outputs)]
 
 
 class Comparison(NamedTuple):
@@ -165,7 +167,7 @@ def check_export(model: ExportableDetector, run: export.Runner, images: Sequence
 
     Raises a ``UserError`` if the two differ.
     """
-    each = [compare_detections(Detections(*model(image)), Detections(*run(image))) for image in images]
+    each = [compare_detections(_with_masks(model(image)), _with_masks(run(image))) for image in images]
     total, unmatched = sum(x.total for x in each), sum(x.unmatched for x in each)
     # A tensor's largest value is NaN where there is one, and NaN is not below the tolerance.
     worst = torch.tensor([x[2:] for x in each], dtype=torch.float64).amax(dim=0)
@@ -173,3 +175,9 @@ def check_export(model: ExportableDetector, run: export.Runner, images: Sequence
     if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= export.TOLERANCE).all():
         raise UserError(f"the export differs from PyTorch: {result}")
     return result
+
+
+def _with_masks(outputs: Sequence[Tensor]) -> Detections:
+    """The outputs of an exported detector, with empty masks where it has none."""
+    boxes, scores, labels, *masks = outputs
+    return Detections(boxes, scores, labels, *masks or [boxes.new_zeros(len(boxes), 0, 0)])

@@ -41,12 +41,18 @@ def draw_targets(batch: DetectionBatch, normalize: Normalize, names: Sequence[st
 
 
 def draw_found(
-    found: Sequence[ImageDetections], paths: Mapping[int, Path], names: Sequence[str], log: RunLog, update: int
+    found: Sequence[ImageDetections],
+    paths: Mapping[int, Path],
+    names: Sequence[str],
+    log: RunLog,
+    update: int,
+    with_masks: bool,
 ) -> None:
     """Draws detections on their images, side by side, to ``FILE`` in the run folder and to TensorBoard."""
     drawings = []
     for detections in found:
-        image = draw_detections(*enlarge(read_image(paths[detections.image_id]), detections), names)
+        enlarged = enlarge(read_image(paths[detections.image_id]), detections)
+        image = draw_detections(*enlarged, names, with_masks=with_masks)
         drawings.append(np.asarray(image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))))
     if drawings:
         row = np.concatenate(drawings, axis=1)

@@ -135,7 +135,8 @@ class DetectionTask(Task):
 
     def after_epoch(self, log: RunLog, update: int) -> None:
         paths = {image.id: image.path for image in self.val_data.images}
-        draw_found(self.validation.kept, paths, self.setting.names, log, update)
+        with_masks = bool(self.config.mask_loss_weight)
+        draw_found(self.validation.kept, paths, self.setting.names, log, update, with_masks)
         self.validation.kept = []
 
 
