@@ -260,7 +260,7 @@ class _Reader:
     problems: list[str] = field(default_factory=list)
     _bad_images: set[int] = field(default_factory=set)
     _annotation_ids: set[int] = field(default_factory=set)
-    _folders: dict[Path, set[str]] = field(default_factory=dict)
+    _folders: dict[Path, dict[str, bool]] = field(default_factory=dict)  # whether an entry names each of its files
     _missing: list[Path] = field(default_factory=list)
     _lost: int = 0
 
@@ -286,21 +286,25 @@ class _Reader:
         if not isinstance(name, str) or not name:
             return "it has no file_name"
         path = self.folder / name
-        # Each folder is listed once: network disks are slow per file.
-        if path.parent not in self._folders:
-            self._folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        if path.name in self._folders[path.parent]:
+        folder = path.parent
+        if folder not in self._folders:  # each is listed once: network disks are slow per file
+            self._folders[folder] = dict.fromkeys(os.listdir(folder) if folder.is_dir() else (), False)
+        if path.name in self._folders[folder]:
+            self._folders[folder][path.name] = True
             return ""
         self._missing.append(path)
         return f"there is no file '{path}'"
 
     def compare_folder(self) -> str:
         """Numbers and an example of the images that only the file or only the folder has; empty if there are none."""
-        named = {image.path for image in self.images.values()}
-        there = (folder / name for folder, names in self._folders.items() for name in names)
-        images = (path for path in there if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+        unnamed = [
+            name
+            for files in self._folders.values()
+            for name, named in files.items()
+            if not named and not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
         parts = []
-        if unnamed := [path.name for path in images if path not in named]:
+        if unnamed:
             parts.append(f"{len(unnamed)} images of the folder have no entry (such as {min(unnamed)})")
         if self._missing:
             lost = f", with {self._lost} annotations of left-out images" if self._lost else ""
