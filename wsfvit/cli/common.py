@@ -93,7 +93,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """argparse's help with a usage of one line: the flags follow below it."""
         shapes: dict[object, str] = {None: "{}", "?": "[{}]"}
-        places = []
+        places: list[str] = []
         for action in self._actions:
             if action.required or not action.option_strings:
                 places += action.option_strings[:1]

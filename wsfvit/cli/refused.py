@@ -44,7 +44,7 @@ class Refuse(argparse.Action):
 def add_refused(group: Group, refused: dict[str, str] = REFUSED) -> None:
     """Add every refused flag, hidden from ``--help``."""
     for flag, reason in refused.items():
-        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         group.add_argument(flag, action=Refuse, nargs="*", const=f"{flag} is not supported: {reason}", **hidden)
 
 

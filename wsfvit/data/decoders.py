@@ -110,8 +110,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
         file.seek(0)
         encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
         with contextlib.suppress(RuntimeError):
-            pixels: torch.Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
-            return pixels
+            return decode_jpeg(encoded, ImageReadMode.RGB)
     return convert_image(image, mode)
 
 

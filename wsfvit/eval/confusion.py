@@ -37,11 +37,7 @@ class Confusion:
 
 
 def check_confusion_files(names: Sequence[str]) -> None:
-    """Check early that the files can be written.
-
-    Raises:
-        UserError: A folder does not exist, or a name ends in no known format.
-    """
+    """Raise a ``UserError`` early for a folder that does not exist, or a name that ends in no known format."""
     for name in names:
         output_file("--confusion-matrix", name)
         if not name.lower().endswith(".csv"):

@@ -189,11 +189,7 @@ class SelectedClasses(nn.Module):
 
 
 def read_valid_labels(path: str, num_classes: int) -> list[int]:
-    """Read a text file of class indices, one per line.
-
-    Raises:
-        UserError: It cannot be read, or holds anything but distinct classes of the model.
-    """
+    """Read class indices, one per line, or raise a ``UserError`` for anything but distinct classes of the model."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             classes = [int(line) for line in file if line.strip()]
@@ -207,11 +203,7 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
 
 
 def file_names(dataset: Any, indices: Sequence[int]) -> list[str]:
-    """File names of some of a dataset's images.
-
-    Raises:
-        UserError: The dataset has none.
-    """
+    """File names of some of a dataset's images; raise a ``UserError`` if it has none."""
     if not callable(getattr(dataset, "filename", None)):
         raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
     return [dataset.filename(index) for index in indices]

@@ -159,11 +159,7 @@ def build_train_loader(
 def build_val_loader(
     args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
 ) -> data.EvalLoader:
-    """Build the validation loader of this process for a training; see ``build_eval_loader``.
-
-    Raises:
-        UserError: the data is missing or has too many classes.
-    """
+    """Build the validation loader of this process for a training; see ``build_eval_loader`` and ``check_classes``."""
     val_set = build_dataset(
         args,
         args.val_split,

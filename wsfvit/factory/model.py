@@ -55,12 +55,11 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
     """
     kwargs = resolve_model_kwargs(args)
     try:
-        model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
+        return timm.create_model(args.model, **kwargs, **extra)
     # The first three report an invalid size or argument, the last a missing package of a wavelet.
     except (AssertionError, TypeError, ValueError, ImportError) as err:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
-    return model
 
 
 def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
@@ -132,11 +131,7 @@ def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> An
 
 @contextmanager
 def fetching_weights(name: str, instead: str) -> Iterator[None]:
-    """Turn any error while fetching timm's weights into one line; see ``build_pretrained``.
-
-    Raises:
-        UserError: anything went wrong.
-    """
+    """Turn any error while fetching timm's weights into a ``UserError`` of one line; see ``build_pretrained``."""
     try:
         yield
     except UserError:

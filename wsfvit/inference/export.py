@@ -86,11 +86,7 @@ def log(text: str) -> None:
 
 
 def output_path(output: str, format: str) -> Path:
-    """The file to write.
-
-    Raises:
-        UserError: It does not have the suffix of the format, or its folder does not exist.
-    """
+    """The file to write; raise a ``UserError`` if it lacks the suffix of the format, or its folder does not exist."""
     path = output_file("--output", output)
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--output {path}: a file of --format {format} ends in {SUFFIXES[format]}")
@@ -107,11 +103,7 @@ def write_export(path: Path, content: bytes, description: dict[str, Any]) -> Non
 
 
 def require_tools(format: str, check: bool) -> None:
-    """Check early for the packages and the compiler that a format needs.
-
-    Raises:
-        UserError: A package or the C++ compiler is missing.
-    """
+    """Raise a ``UserError`` early if a package or the C++ compiler that a format needs is missing."""
     if format == "onnx":
         wanted = ("onnx", "onnxscript", *(("onnxruntime",) if check else ()))
         missing = [name for name in wanted if importlib.util.find_spec(name) is None]
@@ -221,13 +213,11 @@ def load_runner(content: bytes, format: str) -> Runner:
         return run
     if format == "torch":
         with _quiet():
-            module: Runner = torch.export.load(io.BytesIO(content)).module()
-        return module
+            return torch.export.load(io.BytesIO(content)).module()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt2")
         path.write_bytes(content)
-        compiled: Runner = torch._inductor.aoti_load_package(str(path))
-    return compiled
+        return torch._inductor.aoti_load_package(str(path))
 
 
 @torch.no_grad()

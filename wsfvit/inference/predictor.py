@@ -63,11 +63,7 @@ class Classifier:
 
     @property
     def mode(self) -> str:
-        """The PIL mode of the model's images.
-
-        Raises:
-            UserError: No mode has the model's number of channels.
-        """
+        """The PIL mode of the model's images; raise a ``UserError`` if none has its number of channels."""
         return image_mode(self.data_config["input_size"][0], self.input_img_mode)
 
     def convert(self, image: Image.Image) -> Image.Image:

@@ -70,11 +70,7 @@ def compile_options(device: str, training: bool, mode: str | None, settings: Ite
 
 
 def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
-    """Parse settings of inductor: ``["max_autotune=true"]`` -> ``{"max_autotune": True}``.
-
-    Raises:
-        UserError: One is not NAME=VALUE, or inductor does not have it.
-    """
+    """Parse ``["max_autotune=true"]`` to ``{"max_autotune": True}``; raise a ``UserError`` for what inductor lacks."""
     options = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

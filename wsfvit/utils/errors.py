@@ -26,11 +26,7 @@ def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: s
 
 
 def import_optional(module: str, otherwise: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        UserError: It is not installed; the message is ``otherwise``, which says how to install it.
-    """
+    """Import an optional package, or raise a ``UserError`` whose message ``otherwise`` says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as err:

@@ -50,11 +50,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """JSON text of ``content``.
-
-    Raises:
-        UserError: It holds NaN or infinity, which JSON has no form for.
-    """
+    """JSON text of ``content``; raise a ``UserError`` for NaN or infinity, which JSON has no form for."""
     try:
         return json.dumps(content, indent=indent, allow_nan=False)
     except ValueError as err:
@@ -99,11 +95,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents if they are missing.
-
-    Raises:
-        UserError: The operating system refused.
-    """
+    """Create a folder and its parents if they are missing, or raise a ``UserError``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -111,11 +103,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_can_be_made(folder: Path) -> None:
-    """Check early that a folder exists or can be created, without creating it.
-
-    Raises:
-        UserError: Neither is the case.
-    """
+    """Raise a ``UserError`` early if a folder neither exists nor can be created, without creating it."""
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise UserError(f"the folder '{folder}' cannot be made: '{there}' is not a folder")
@@ -124,11 +112,7 @@ def check_can_be_made(folder: Path) -> None:
 
 
 def output_file(flag: str, name: str) -> Path:
-    """The file that ``flag`` names, after checking that its folder exists.
-
-    Raises:
-        UserError: It does not.
-    """
+    """The file that ``flag`` names; raise a ``UserError`` if its folder does not exist."""
     path = Path(name)
     if not path.parent.is_dir():
         raise UserError(f"{flag} {name}: the folder '{path.parent}' does not exist")
