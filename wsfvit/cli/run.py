@@ -53,7 +53,7 @@ def parse_with_config(
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
     """Names of the arguments that a command line holds."""
-    absent = object()
+    absent: list[Any] = []  # of this type because --import appends to a copy
     names = {action.dest for action in parser._actions}
     found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
     # A positional argument that is left out is set to its default.

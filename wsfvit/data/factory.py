@@ -9,12 +9,11 @@ import timm.data
 import torch.utils.data
 
 from wsfvit.data.decoders import DECODERS, convert_image, image_mode
-from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
+from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits, Synthetic
 from wsfvit.data.folders import FolderReader, TarReader, find_split
 from wsfvit.data.image_files import EXTENSIONS
 from wsfvit.data.images import ImageDataset, describe
 from wsfvit.data.labels import read_class_map
-from wsfvit.data.synthetic import Synthetic
 from wsfvit.utils.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]

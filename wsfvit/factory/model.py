@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import wsfvit  # noqa: F401  importing the package registers its models with timm
-from wsfvit.checkpoint.io import load_checkpoint
+from wsfvit.checkpoint.io import apply_state_dict, load_checkpoint, load_state_dict_file, with_checkpoint_defaults
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 from wsfvit.utils.errors import UserError, first_line
 
@@ -62,6 +62,26 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
 
 
+def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
+    """Build the model of ``--checkpoint`` with its weights; without one, with timm's pretrained or random weights.
+
+    Returns:
+        The arguments completed by the checkpoint, the model, and the checkpoint's metadata.
+
+    Raises:
+        UserError: the checkpoint, the model or an argument does not fit.
+    """
+    if not args.checkpoint and pretrained:
+        return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
+    if not args.checkpoint:
+        return args, build_model(args), {}
+    state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
+    args = with_checkpoint_defaults(args, meta)
+    model = build_model(args)
+    apply_state_dict(model, state_dict, args.checkpoint)
+    return args, model, meta
+
+
 def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
     """Build the model on the CPU in float32.
 
@@ -80,7 +100,10 @@ def build_train_model(args: argparse.Namespace, start: bool = True, log: Callabl
         )
     if args.fast_norm:
         set_fast_norm()
-    model = _build(args, pretrained=args.pretrained and not files and start)
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
+    given = {key: value for key, value in rates.items() if value is not None}
+    pretrained = args.pretrained and not files and start
+    model: Any = build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
     if files and start:
         meta = load_checkpoint(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
         log(f"starting from the {meta['weights']} weights of {files[0]}")
@@ -111,12 +134,6 @@ def synchronize_batch_norm(model: nn.Module) -> Any:
     timm's conversion: torch's drops the activation of a ``BatchNormAct2d``.
     """
     return convert_sync_batchnorm(model)
-
-
-def _build(args: argparse.Namespace, pretrained: bool) -> Any:
-    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
-    given = {key: value for key, value in rates.items() if value is not None}
-    return build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
 
 
 def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:

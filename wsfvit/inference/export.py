@@ -224,14 +224,7 @@ def load_runner(content: bytes, format: str) -> Runner:
 def compare_outputs(
     model: nn.Module, run: Runner, input_size: Sequence[int], batches: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Compare a model with its export on random images.
-
-    Args:
-        model: In eval mode.
-        run: The exported model.
-        input_size: (C, H, W).
-        batches: Sizes of the batches.
-        device: Device of the model.
+    """Compare a model, in eval mode, with its export on batches of random images of ``input_size`` (C, H, W).
 
     Returns:
         The largest absolute difference, and the largest absolute output of the model.

@@ -19,17 +19,11 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.utils import random_seed
 from torch import Tensor
 
-from wsfvit.checkpoint.io import (
-    apply_state_dict,
-    load_state_dict_file,
-    note_on_other_model,
-    saved_data_config,
-    with_checkpoint_defaults,
-)
+from wsfvit.checkpoint.io import note_on_other_model, saved_data_config
 from wsfvit.data.decoders import convert_image, image_mode
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.factory.data import DataConfig, resolve_data
-from wsfvit.factory.model import build_model, build_pretrained, fuse_model
+from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
@@ -123,18 +117,12 @@ def load_classifier(
     if checkpoint == PRETRAINED and not Path(checkpoint).exists():
         args.pretrained, checkpoint = True, None
     args.model, args.checkpoint = model_name, checkpoint
-    device, state_dict = resolve_device(args.device), None
-    meta: dict[str, Any] = {}
-    if checkpoint:
-        if args.pretrained:
-            raise UserError("--checkpoint and --pretrained both name weights: leave one out")
-        state_dict, meta = load_state_dict_file(checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
-        args = with_checkpoint_defaults(args, meta)
+    device = resolve_device(args.device)
+    if checkpoint and args.pretrained:
+        raise UserError("--checkpoint and --pretrained both name weights: leave one out")
     random_seed(0)  # untrained models have the same weights at every call
-    model: Any = build_pretrained(args, "--checkpoint") if args.pretrained else build_model(args)
+    args, model, meta = load_model(args, args.pretrained)
     data_config = resolve_data(args, model, saved_data_config(args.model, meta))
-    if state_dict is not None:
-        apply_state_dict(model, state_dict, str(checkpoint))
     if note := note_on_other_model(args, meta):
         print(note, file=sys.stderr)  # stdout may be parsed
     model.to(device).eval().requires_grad_(False)
@@ -220,10 +208,7 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
 def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndarray], title: str) -> Any:
     """A figure with each image, as the model receives it, beside bars of its most probable classes.
 
-    Args:
-        results: Results of ``run_predict``.
-        images: (H, W, C) from 0 to 1, one per result.
-        title: Title of the figure.
+    There is one image, (H, W, C) from 0 to 1, per result of ``run_predict``.
     """
     columns = 1 if len(images) == 1 else 2
     rows = -(-len(images) // columns)

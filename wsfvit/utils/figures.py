@@ -83,10 +83,7 @@ def style_curves(axis: Any, title: str, label: str) -> None:
 def draw_subbands(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], title: str = "") -> Any:
     """A figure with one row per image: the image, then its subbands.
 
-    Args:
-        rows: Label, image (H, W, C) from 0 to 1, and subbands (K, h, w) for each row.
-        names: The K names of the subbands.
-        title: Title of the figure.
+    A row is a label, an image (H, W, C) from 0 to 1, and subbands (K, h, w), which have the K ``names``.
     """
     aspect = max(image.shape[0] / image.shape[1] for _, image, _ in rows)
     figure, panels = new_panels(len(rows), 1 + len(names), 1.75, 1.75 * aspect + 0.35)

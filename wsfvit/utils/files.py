@@ -41,7 +41,12 @@ def write_atomic(
         raise UserError(f"cannot write '{path}': {err.strerror or err}") from err
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if os.name == "posix":  # only there can a folder be opened, which makes the rename durable
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -117,14 +122,3 @@ def output_file(flag: str, name: str) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"{flag} {name}: the folder '{path.parent}' does not exist")
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable; only POSIX systems can open a folder for that."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -44,13 +44,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]], floats: str = "") -> str:
 class ResultsFile:
     """A CSV or JSON file of results, rewritten atomically at every call of ``write``.
 
-    Args:
-        name: The file.
-        kind: ``csv`` or ``json``, for a name that ends in neither.
-        flag: The flag that named it, for errors.
-
-    Raises:
-        UserError: Its folder does not exist.
+    ``kind`` is for a name that ends in neither .csv nor .json. A missing folder raises a ``UserError`` that names
+    ``flag``.
     """
 
     def __init__(self, name: str, kind: str = "csv", flag: str = "--results-file") -> None:
