@@ -18,7 +18,7 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module with its submodules: path from the model ("": the model itself), parameters, and forward cost."""
+    """One module with its submodules: path from the model ("" for the model itself), parameters and cost."""
 
     name: str
     params: int

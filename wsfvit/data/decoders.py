@@ -12,8 +12,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from wsfvit.utils.errors import UserError
 
 DECODERS = ("pillow", "torchvision")
-
-
 # PIL modes of 8 bits per channel that the transforms work on, and their numbers of channels.
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "RGBA": 4, "CMYK": 4}
 # An integer image whose largest value needs this many bits less than its type has comes out black.

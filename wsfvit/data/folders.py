@@ -108,10 +108,8 @@ def _list_members(archive: tarfile.TarFile, prefix: str, start: int) -> Iterable
 def find_split(root: str, split: str) -> str:
     """The folder or .tar file of a split below ``root``, whatever the case of its name and by timm's synonyms.
 
-    Data without any split is one for both default names, ``train`` and ``validation``.
-
-    Raises:
-        UserError: There is no such split.
+    Data without any split is one for both default names, ``train`` and ``validation``. A missing split raises a
+    ``UserError``.
     """
     names = (split, *next((names for names in (TRAIN_SPLITS, VALIDATION_SPLITS) if split.lower() in names), ()))
     entries = {}

@@ -85,12 +85,8 @@ def build_train_transform(
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise UserError(f"--crop-padding replaces the random resized crop: leave {flags} out")
     try:
-        transform: Any = create_transform(
-            **{key: data_config[key] for key in ("input_size", "mean", "std")},
-            **options,
-            is_training=True,
-            use_prefetcher=use_prefetcher,
-        )
+        options |= {key: data_config[key] for key in ("input_size", "mean", "std")}
+        transform: Any = create_transform(**options, is_training=True, use_prefetcher=use_prefetcher)
     except (AssertionError, KeyError, TypeError, ValueError) as err:
         raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
     if padding:

@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader
 
 # Seconds for the last step and its checkpoint; schedulers kill a run about as long after the signal.
 GRACE_SECONDS = 30
-
-
 _loaders: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 
 

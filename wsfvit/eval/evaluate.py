@@ -140,7 +140,14 @@ class RealLabels:
     def __init__(self, path: str, dataset: Any, indices: Iterable[int]) -> None:
         if not callable(getattr(dataset, "filename", None)):
             raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
-        table = _read_table(path)
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                table = json.load(file)
+        except (OSError, ValueError) as err:
+            raise UserError(f"--real-labels {path} cannot be read: {err}") from err
+        rows = table if isinstance(table, list) else [None]
+        if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
+            raise UserError(f"--real-labels {path} is not a JSON list of lists of classes, which are integers from 0")
         self.answers: list[list[int]] = []
         self.position = 0
         for name in map(dataset.filename, indices):
@@ -186,15 +193,3 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
         found = f"class {wrong[0]}" if wrong else "a class twice" if classes else "nothing"
         raise UserError(f"--valid-labels {path}: {found}, expected distinct classes from 0 to {num_classes - 1}")
     return classes
-
-
-def _read_table(path: str) -> list[list[int]]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            table = json.load(file)
-    except (OSError, ValueError) as err:
-        raise UserError(f"--real-labels {path} cannot be read: {err}") from err
-    rows = table if isinstance(table, list) else [None]
-    if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
-        raise UserError(f"--real-labels {path} is not a JSON list of lists of classes, which are integers from 0")
-    return table

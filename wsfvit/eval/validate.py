@@ -24,14 +24,7 @@ from wsfvit.eval.evaluate import (
     reduce_metrics,
 )
 from wsfvit.eval.jobs import Job, list_jobs
-from wsfvit.factory.data import (
-    DataConfig,
-    build_dataset,
-    build_eval_loader,
-    check_class_order,
-    check_classes,
-    resolve_data,
-)
+from wsfvit.factory.data import build_dataset, build_eval_loader, check_class_order, check_classes, resolve_data
 from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.models.fuse import can_fuse
 from wsfvit.utils.compiling import compile_model
@@ -178,20 +171,19 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     for text in dataset_notes(dataset):
         world.log(f"note: {text}")
     check_classes(dataset, classes)
+    names, saved_names = dataset_class_names(dataset), meta.get("class_names")
     if not args.valid_labels and not args.labels_by_position:
-        names = dataset_class_names(dataset)
-        check_class_order(names, meta.get("class_names"), f"checkpoint '{args.checkpoint}'", "--labels-by-position")
+        check_class_order(names, saved_names, f"checkpoint '{args.checkpoint}'", "--labels-by-position")
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
-        world.log(
-            f"note: the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
-        )
+        note = f"the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
+        world.log(f"note: {note}")
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world, classes)
     matcher: LabelMatcher = match_labels
     if args.real_labels:
         matcher = RealLabels(args.real_labels, dataset, range(world.rank, len(dataset), world.size))
     confusion = None
     if args.confusion_matrix:
-        names = dataset_class_names(dataset) or meta.get("class_names") or []
+        names = names or saved_names or []
         confusion = Confusion(classes), [*names, *map(str, range(len(names), classes))]
         matcher = confusion[0]
     started = time.perf_counter()
@@ -210,7 +202,7 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     return sums, _describe_source(args, meta, data_config) | speed
 
 
-def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:
+def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: dict[str, Any]) -> Row:
     forms = {"reparameterized": args.reparam, "fused": args.fuse, "compiled": args.torchcompile}
     setting = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
     return {

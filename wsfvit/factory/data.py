@@ -89,10 +89,8 @@ def build_eval_loader(
 ) -> data.EvalLoader:
     """Build the loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
 
-    The labels are integers below ``num_classes``, or their batch raises UserError.
-
-    Raises:
-        UserError: a value of the evaluation configuration is invalid.
+    The labels are integers below ``num_classes``, or their batch raises a ``UserError``, as an invalid evaluation
+    configuration does here.
     """
     return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world, num_classes))
 

@@ -30,10 +30,8 @@ def check_model_name(name: str) -> None:
 def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``create_model`` for the model that ``args`` describes.
 
-    They include the image size only for models that are built for one.
-
-    Raises:
-        UserError: unknown model, or contradictory sizes.
+    They include the image size only for models that are built for one. An unknown model or contradictory sizes raise a
+    ``UserError``.
     """
     check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
@@ -139,8 +137,7 @@ def synchronize_batch_norm(model: nn.Module) -> Any:
 def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:
     """Build the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
 
-    Raises:
-        UserError: the model cannot be built, or its weights cannot be fetched.
+    A model that cannot be built and weights that cannot be fetched raise a ``UserError``.
     """
     with fetching_weights(args.model, instead):
         return build_model(args, pretrained=True, **extra)

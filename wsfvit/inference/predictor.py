@@ -61,11 +61,7 @@ class Classifier:
         return image_mode(self.data_config["input_size"][0], self.input_img_mode)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The image in the mode of the model.
-
-        Raises:
-            UserError: That is not grey or RGB, and the image has another one, so that a channel would be made up.
-        """
+        """The image in the mode of the model; a ``UserError`` if that would make up a channel, beyond grey and RGB."""
         if image.mode != self.mode and self.mode not in ("L", "RGB"):
             raise UserError(
                 f"{self.name} takes {self.mode} images, this one is {image.mode}: wsfvit predict reads them"
@@ -134,10 +130,8 @@ def load_classifier(
 def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
     """One name per class: those of the file ``class_map``, else ``names``, else ImageNet's, else numbers.
 
-    WordNet ids, the names of ImageNet's folders, are replaced by words.
-
-    Raises:
-        UserError: The file cannot be read, or its number of names is not the model's number of classes.
+    WordNet ids, the names of ImageNet's folders, are replaced by words. A file that cannot be read or has another
+    number of names than the model has classes raises a ``UserError``.
     """
     if class_map:
         try:
@@ -215,9 +209,8 @@ def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndar
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     figure, panels = new_panels(rows, 2 * columns, 2.3, max(1.2, 2.1 * min(aspect, 1.5)))
     pairs = panels.reshape(-1, 2)
-    for pair in pairs[len(images) :]:
-        pair[0].set_axis_off()
-        pair[1].set_axis_off()
+    for axis in pairs[len(images) :].flat:
+        axis.set_axis_off()
     for (left, right), result, image in zip(pairs, results, images, strict=False):
         show_image(left, image)
         left.set_title(textwrap.fill(Path(result["image"]).name, 36), fontsize=8)
@@ -259,11 +252,9 @@ def _batches(
 
 
 def _top(probabilities: Tensor, topk: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    values, classes = probabilities.topk(min(topk, len(probabilities)))
-    return [
-        {"class": index, "name": names[index], "probability": value}
-        for value, index in zip(values.tolist(), classes.tolist(), strict=True)
-    ]
+    best = probabilities.topk(min(topk, len(probabilities)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"class": index, "name": names[index], "probability": value} for index, value in pairs]
 
 
 def _as_text(result: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ DPI = 150
 
 
 def figure_path(name: str, flag: str = "--out") -> Path:
-    """The path of a figure; raise a ``UserError`` if matplotlib has no such format or the folder cannot be created."""
+    """The path of a figure; raise a ``UserError`` if matplotlib has no such format or no folder can be created."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path, formats = Path(name), FigureCanvasAgg.get_supported_filetypes()

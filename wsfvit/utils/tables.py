@@ -14,8 +14,7 @@ Row = dict[str, Any]
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], aligned: bool = True) -> str:
     """A Markdown table; ``aligned`` pads the columns for a terminal, the first to the left and the others to the right.
 
-    Raises:
-        ValueError: A row has another number of cells than ``header``.
+    A row with another number of cells than ``header`` raises a ``ValueError``.
     """
     if not aligned:
         first, *others = (f"| {' | '.join(line)} |" for line in (header, *rows))
