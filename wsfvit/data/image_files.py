@@ -66,7 +66,7 @@ def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
 
 
 def write_sample_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the two photographs of scikit-learn (Creative Commons) and their credits, or raise a ``UserError``."""
+    """Write scikit-learn's two photographs (Creative Commons) and credits to ``folder``, or raise a ``UserError``."""
     folder = Path(folder)
     try:
         source = importlib.resources.files("sklearn.datasets.images")

@@ -133,13 +133,13 @@ def _fail_together(world: World, step: Callable[[], Result]) -> Result:
         error = err
     out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
     reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
-    if any(report and report[0] for report in reports) and not any(report and not report[0] for report in reports):
-        raise torch.OutOfMemoryError(next(report[1] for report in reports if report)) from error
+    failed = [(rank, *report) for rank, report in enumerate(reports) if report]
+    if failed and all(memory for _, memory, _ in failed):
+        raise torch.OutOfMemoryError(failed[0][2]) from error
     if error is not None:
         raise error
-    for rank, report in enumerate(reports):
-        if report:
-            raise UserError(f"process {rank}: {report[1]}")
+    if failed:
+        raise UserError(f"process {failed[0][0]}: {failed[0][2]}")
     return result
 
 

@@ -81,12 +81,7 @@ def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Nam
 
 
 def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
-    """Build the model on the CPU in float32.
-
-    Args:
-        args: Arguments of train.py.
-        start: Whether to load the weights to start from; False where a run is resumed.
-        log: Called with a line about the weights.
+    """Build the model on the CPU in float32, with the weights to start from unless a run is resumed (not ``start``).
 
     Raises:
         UserError: the model cannot be built with these arguments, or its initial weights are missing or do not fit.

@@ -59,15 +59,10 @@ def build_optimizer(
     model: nn.Module,
     group_parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build an optimizer with timm's factory.
+    """Build an optimizer of ``model`` with timm's factory, from the flags of ``cli.recipe.add_optimizer`` and ``lr``.
 
-    Args:
-        args: Flags of ``cli.recipe.add_optimizer``, and ``lr``.
-        model: What it optimizes.
-        group_parameters: Makes the parameter groups; by default there is no weight decay on biases and norms.
-
-    Raises:
-        UserError: unknown optimizer, or a value it does not take.
+    ``group_parameters`` makes the parameter groups; by default there is no weight decay on biases and norms. An unknown
+    optimizer and a value that it does not take raise a ``UserError``.
     """
     try:
         return create_optimizer_v2(model, param_group_fn=group_parameters, **optimizer_kwargs(args), **args.opt_kwargs)

@@ -66,14 +66,9 @@ def to_json(content: Any, indent: int | None = None) -> str:
 def held(lock: Path, patience: float = 0) -> Iterator[bool]:
     """Hold an exclusive lock until the block or the process ends; yields whether it was acquired.
 
-    Without lock support in the operating or file system, locking is a no-op that succeeds.
-
-    Args:
-        lock: A file for this purpose, created if it is missing.
-        patience: Seconds to wait for another process to release it.
-
-    Raises:
-        UserError: The file cannot be created.
+    ``lock`` is a file for this purpose, created if it is missing (else a ``UserError``), and ``patience`` the seconds
+    to wait for another process to release it. Without lock support in the operating or file system, locking is a no-op
+    that succeeds.
     """
     try:
         file = open(lock, "a")
