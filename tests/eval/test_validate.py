@@ -112,7 +112,8 @@ def test_seven_images_on_several_processes(weights, tmp_path, processes):
     argv = [str(data), *MODEL, "--checkpoint", str(weights), "-b", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*launch, str(ROOT / "validate.py"), *argv, "--results-file", str(tmp_path / "r.json")],
+        [*launch, str(ROOT / "validate.py"), *argv, "--results-file", str(tmp_path / "r.json")]
+        + ["--confusion-matrix", str(tmp_path / "together.csv")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -120,7 +121,8 @@ def test_seven_images_on_several_processes(weights, tmp_path, processes):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("7 images: top-1") == 1  # only rank 0 logs
-    [alone] = run_validation(parse_validate_args(argv))
+    [alone] = run_validation(parse_validate_args([*argv, "--confusion-matrix", str(tmp_path / "alone.csv")]))
+    assert (tmp_path / "together.csv").read_text() == (tmp_path / "alone.csv").read_text()
     together = json.loads((tmp_path / "r.json").read_text())
     for key in ("top1", "top5", "images"):
         assert together[key] == alone[key]
