@@ -372,10 +372,16 @@ def _scan(path: Path) -> Iterator[Path]:
 
 def _find_gap(files: Sequence[Path]) -> str:
     """The first two of ordered images whose numbers do not differ by the smallest step between others, or ""."""
-    names = [re.split(r"(\d+)", file.stem) for file in files]  # text and numbers in turn
-    if all(len(name) == 1 for name in names):
-        return ""  # names without numbers have no gaps
-    steps = [_step(*pair) for pair in pairwise(names)]
+    names = [file.name for file in files]
+    start = len(os.path.commonprefix((min(names), max(names))).rstrip("0123456789"))
+    numbers = [name[start:].partition(".")[0] for name in names]
+    if all(map(str.isdecimal, numbers)):  # the fast path of a million frames
+        steps: list[Any] = [int(b) - int(a) for a, b in pairwise(numbers)]
+    else:
+        parts = [re.split(r"(\d+)", file.stem) for file in files]  # text and numbers in turn
+        if all(len(part) == 1 for part in parts):
+            return ""  # names without numbers have no gaps
+        steps = [_step(*pair) for pair in pairwise(parts)]
     usual = min((step for step in steps if step), default=())
     index = next((index for index, step in enumerate(steps) if step != usual), None)
     return "" if index is None else f"'{files[index].name}' before '{files[index + 1].name}'"
