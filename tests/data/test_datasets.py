@@ -13,6 +13,7 @@ from PIL import Image
 
 from wsfvit.data import create_dataset, dataset_num_classes, same_images
 from wsfvit.data.digits import _load_rows
+from wsfvit.data.factory import splits_overlap
 from wsfvit.utils.errors import UserError
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
@@ -179,3 +180,22 @@ def test_data_imports_nothing_above_it():
                 assert node.module.startswith(("wsfvit.data", "wsfvit.utils.errors")), (
                     f"{path.name} imports {node.module}"
                 )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("train", "test", False),
+        ("train", "train", True),
+        ("train", "train[:100]", True),
+        ("train[:90%]", "train[90%:]", False),
+        ("train[:90%]", "train[85%:95%]", True),
+        ("train[100:]", "train[:101]", True),
+        ("train[100:]", "train[:90%]", False),
+        ("train+test", "test[:10%]", True),
+        ("train[-100:]", "train[:100]", False),
+        ("train-{0..3}.tar|40", "val-{0..3}.tar|4", False),
+    ],
+)
+def test_splits_with_images_in_common(one, other, expected):
+    assert splits_overlap(one, other) == splits_overlap(other, one) == expected

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from tiny_data import CLASSES, TINY_RUN, write_folder
 from tiny_run import TINY
 
@@ -106,6 +107,23 @@ def test_a_run_is_not_overwritten(trained, monkeypatch, error_of):
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, error_of, more, expected):
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--output", str(tmp_path), *more])
     assert expected in error_of(train.main)
+
+
+def test_splits_must_not_overlap(tmp_path, monkeypatch, error_of, capsys):
+    datasets = pytest.importorskip("datasets", reason="hfds/ needs the extra [data]")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets.disable_progress_bars()
+    table = {"image": [Image.new("RGB", (32, 32))] * 8, "label": [0, 1] * 4}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    (tmp_path / "pets").mkdir()
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "pets" / "train.parquet"))
+    argv = ["--dataset", f"hfds/{tmp_path}/pets", "--data-dir", str(tmp_path / "cache"), "--num-classes", "2"]
+    argv += ["--model", "test_resnet", "--img-size", "32", "-b", "4", "-j", "0", "--device", "cpu", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv, "--val-split", "train[:25%]"])
+    assert "--train-split train and --val-split train[:25%] have images in common" in error_of(train.main)
+    monkeypatch.setattr(sys, "argv", ["train.py", *argv, "--val-split", "train"])
+    train.main()
+    assert "validation runs on the training images" in capsys.readouterr().out
 
 
 def test_forgotten_settings_are_noted(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,10 @@
 
 import functools
 import os
+import re
+import sys
 import tarfile
+from itertools import product
 from typing import Any
 
 import timm.data
@@ -22,6 +25,8 @@ BUILT_IN = ("digits", "synthetic")
 TWO_SPLITS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
+# A split or a slice of it, as Hugging Face datasets and TFDS name them.
+_SLICE = re.compile(r"(?P<name>[^\[]+)(\[(?P<start>\d*)%?:(?P<stop>\d*)%?\])?")
 
 
 def create_dataset(
@@ -134,6 +139,24 @@ def same_images(dataset: Dataset, other: Dataset) -> bool:
         both = " and ".join(sorted(roots))
         raise UserError(f"one split contains the other, {both}: divide the data into two folders")
     return roots[0] == roots[1]
+
+
+def splits_overlap(split: str, other: str) -> bool:
+    """Whether two splits of a dataset, such as ``train[:90%]`` and ``train[90%:]``, have images in common.
+
+    False where the names do not tell: slices counted from the end, or one in images and one in percent.
+    """
+    return any(_overlap(*map(_SLICE.fullmatch, parts)) for parts in product(split.split("+"), other.split("+")))
+
+
+def _overlap(one: re.Match[str] | None, other: re.Match[str] | None) -> bool:
+    if one is None or other is None or one["name"] != other["name"]:
+        return False
+    bounds = [(int(part["start"] or 0), int(part["stop"] or sys.maxsize)) for part in (one, other)]
+    sliced = [part for part, limits in zip((one, other), bounds, strict=True) if limits != (0, sys.maxsize)]
+    if len(sliced) == 2 and ("%" in one[0]) != ("%" in other[0]):
+        return False
+    return max(start for start, _ in bounds) < min(stop for _, stop in bounds)
 
 
 def _class_to_index(dataset: Dataset) -> dict[Any, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wsfvit.data import dataset_class_names, dataset_notes, dataset_num_classes, same_images
+from wsfvit.data.factory import splits_overlap
 from wsfvit.eval.evaluate import evaluate
 from wsfvit.factory.data import Loader, build_train_loader, build_val_loader, check_class_order, resolve_data
 from wsfvit.factory.model import build_train_model, resolve_model_kwargs
@@ -15,6 +16,7 @@ from wsfvit.factory.recipe import build_erasing, build_loss, build_mixup
 from wsfvit.train.task import Task
 from wsfvit.train.trainer import Result, run_task
 from wsfvit.utils.distributed import World
+from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -73,7 +75,15 @@ class Classification(Task):
         yield from dict.fromkeys(dataset_notes(train_set) + dataset_notes(val_set))
         if args.num_classes is None and classes is not None and classes < self.num_classes:
             yield f"the data has {classes} classes, the model {self.num_classes}: pass --num-classes {classes}"
-        if same_images(train_set, val_set):
+        same = same_images(train_set, val_set)
+        if args.dataset and splits_overlap(args.train_split, args.val_split):
+            same = args.train_split == args.val_split
+            if not same:
+                raise UserError(
+                    f"--train-split {args.train_split} and --val-split {args.val_split} have images in common: divide "
+                    "them, as in train[:90%] and train[90%:]"
+                )
+        if same:
             yield "validation runs on the training images: divide them into train/ and val/, or train.tar and val.tar"
         if args.sched != "none" and not args.warmup_prefix and args.epochs <= args.warmup_epochs:
             yield (
