@@ -224,6 +224,13 @@ def add_device(group: Group) -> None:
 
 def add_workers(group: Group) -> None:
     group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="dataloader workers")
+    group.add_argument(
+        "--loader-timeout",
+        type=natural_float,
+        default=0.0,
+        metavar="S",
+        help="end the run after S seconds without a batch from a dataloader worker (0: wait, and name the worker)",
+    )
     add_switch(group, "--pin-mem", "pin host memory for faster transfers to the GPU")
 
 

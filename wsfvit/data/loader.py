@@ -24,7 +24,7 @@ from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate,
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
-from wsfvit.data.workers import end_workers_at_exit, outlive_stop_signals
+from wsfvit.data.workers import WorkerLoader
 from wsfvit.utils.errors import UserError
 
 
@@ -44,6 +44,7 @@ class LoaderOptions:
         rank: This process among them.
         on_bad_image: ``raise`` or ``skip``, see ``CheckedBatches``.
         num_classes: Refuse labels that are not integers below it; None for no check.
+        timeout: Seconds to wait for a batch of a worker; 0 for no limit.
     """
 
     batch_size: int
@@ -56,6 +57,7 @@ class LoaderOptions:
     rank: int = 0
     on_bad_image: OnBadImage = "raise"
     num_classes: int | None = None
+    timeout: float = 0.0
 
 
 class EvalLoader:
@@ -210,7 +212,7 @@ def build_map_style(
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
     arguments = loader_arguments(options, ReportingCollate(collate, options.num_classes))
-    return end_workers_at_exit(DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0))
+    return WorkerLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0)
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
@@ -220,7 +222,7 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
     arguments = loader_arguments(options, ReportingCollate(_collate(options), options.num_classes))
-    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
+    return WorkerLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
 
 
 def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
@@ -228,14 +230,14 @@ def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
 
 
 def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
-    """Arguments of a ``DataLoader`` that do not depend on the dataset."""
+    """Arguments of a ``WorkerLoader`` that do not depend on the dataset."""
     # torch warns twice per loader if there are more workers than cores; the time spent waiting for data is shown.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return {
         "num_workers": options.num_workers,
         "collate_fn": collate,
         "pin_memory": options.pin_memory,
-        "worker_init_fn": outlive_stop_signals,
+        "patience": options.timeout,
         "prefetch_factor": options.prefetch_factor if options.num_workers else None,
         # A separate generator: a pass does not draw from the global one.
         "generator": torch.Generator(),

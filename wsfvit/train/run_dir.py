@@ -23,8 +23,8 @@ PLACES = {
 }  # fmt: skip
 # Arguments that may differ between runs without a note: places, and what is printed.
 UNREMARKABLE = PLACES | {
-    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
-    "resume", "trust_checkpoint", "workers",
+    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "loader_timeout", "log_interval", "pretrained",
+    "pretrained_path", "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
 
 # Arguments that a resumed run never takes from the earlier one: what to resume, where to write, and what imports code.

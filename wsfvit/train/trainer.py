@@ -64,7 +64,9 @@ def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
             importlib.import_module(module)
         except ImportError as err:
             raise UserError(f"--device-modules {module}: {err}") from err
-    with joined_world(args.device) as world, StopRequests() as stop:
+    # Signals are caught until the process group is left, which takes a while; while it is joined they end the process.
+    with ExitStack() as until_left, joined_world(args.device) as world:
+        stop = until_left.enter_context(StopRequests())
         with temporary_output(args, world) if args.dry_run else nullcontext():
             return Trainer(args, task_class(args, world), world, stop).fit()
 
@@ -112,6 +114,8 @@ class Trainer(LoopEvents):
                     self.task.at_end(self)
             finally:
                 self.close()
+        # torchrun ends the other processes 30 seconds after the first one.
+        self.world.barrier()
         self.world.log(self._summary(finished))
         return Result(finished, self.state.rows, self.best, self.run_dir)
 

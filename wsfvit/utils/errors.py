@@ -38,7 +38,8 @@ def import_optional(module: str, otherwise: str) -> Any:
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Run a command; after a ``UserError``, print one line to stderr and end the process with exit code 2.
+    """Run a command; after a ``UserError`` or the death of a dataloader worker, print one line to stderr and end with
+    exit code 2.
 
     Ctrl-C and a closed output pipe (``| head``) end it with 128 plus the number of the signal. Every other exception is
     a defect and keeps its traceback; under torchrun, the launcher repeats the traceback of the process that failed
@@ -69,9 +70,14 @@ def _run(main: Callable[[], object]) -> None:
             main()
         finally:
             sys.stdout.flush()
-    except UserError as err:
+    except (UserError, RuntimeError) as err:
+        # torch raises this one in the main process, wherever that is when a worker ends.
+        dead_worker = str(err).startswith("DataLoader worker (pid")
+        if not isinstance(err, UserError) and not dead_worker:
+            raise
         if _reports_first():
-            print(f"error: {err}", file=sys.stderr)
+            advice = f"{first_line(err).rstrip('.')} (if memory ran out, pass fewer --workers)"
+            print(f"error: {advice if dead_worker else err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

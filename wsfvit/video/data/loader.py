@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from wsfvit.data import EvalSampler, LoaderOptions, TrainSampler
 from wsfvit.data.loader import loader_arguments
-from wsfvit.data.workers import end_workers_at_exit
+from wsfvit.data.workers import WorkerLoader
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
 from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, to_unit_range
@@ -44,7 +43,7 @@ class SequenceLoader:
         self._device = options.device
         read: Any = range(len(dataset))  # workers collate indices into a batch
         arguments = loader_arguments(options, partial(_read_batch, dataset)) | batches
-        self._loader = end_workers_at_exit(DataLoader(read, **arguments, persistent_workers=options.num_workers > 0))
+        self._loader = WorkerLoader(read, **arguments, persistent_workers=options.num_workers > 0)
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
