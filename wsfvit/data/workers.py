@@ -29,9 +29,7 @@ class WorkerLoader(DataLoader[Any]):
     RuntimeError, which ``run_main`` turns into one line.
 
     Args:
-        dataset: As for ``DataLoader``.
         patience: Seconds without a batch until that worker is killed, which ends the run; 0 for no limit.
-        options: Those of ``DataLoader``, except ``worker_init_fn``.
     """
 
     def __init__(self, dataset: Any, patience: float = 0.0, **options: Any) -> None:
@@ -47,7 +45,7 @@ class WorkerLoader(DataLoader[Any]):
         finally:
             if masked:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._latest = weakref.ref(iterator)
+        self._latest, self._asked = weakref.ref(iterator), time.monotonic()
         _workers.update(getattr(iterator, "_workers", ()))
         return iterator
 
@@ -70,32 +68,22 @@ class WorkerLoader(DataLoader[Any]):
         while not over.wait(0.5):
             waited = time.monotonic() - self._asked
             ended = 0 < self.patience < waited
-            if ended or waited > stall:
+            iterator: Any = self._latest()  # None while workers start
+            if iterator is not None and (ended or waited > stall):
                 stall *= 2
-                workers = self._owing()
+                task = iterator._task_info.get(iterator._rcvd_idx)  # none while a pass is beginning
+                workers = [iterator._workers[task[0]]] if task else iterator._workers
                 names = ", ".join(str(worker.pid) for worker in workers)
                 end = "ended, see --loader-timeout" if ended else "is it stopped, or the data slow?"
                 _logger.warning("no batch from dataloader worker (pid %s) for %.0f s: %s", names, waited, end)
                 for worker in workers if ended else ():
                     worker.kill()
-            if ended:
-                return
-
-    def _owing(self) -> list[Any]:
-        """The worker of the next batch; all of them where a pass is only beginning."""
-        iterator: Any = self._latest()
-        task = iterator._task_info.get(iterator._rcvd_idx)
-        return [iterator._workers[task[0]]] if task else iterator._workers
+                    over.set()
 
 
 def start_worker(worker_id: int = 0) -> None:
-    """Make this process a worker that ignores the signals which stop a run, and ends with its parent.
-
-    Args:
-        worker_id: Unused; ``DataLoader(worker_init_fn=...)`` passes it. Must be called there: torch sets its own
-            SIGTERM handler when a worker starts.
-    """
-    ignore_stop_signals()
+    """Let this worker ignore the signals that stop a run, and end with its parent; a ``worker_init_fn``."""
+    ignore_stop_signals()  # only now: torch sets its own SIGTERM handler when a worker starts
     # torch looks for the parent between two batches only.
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

@@ -24,12 +24,6 @@ class StopRequests:
 
     Attributes:
         reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
-
-    Example:
-        >>> with StopRequests() as stop:
-        ...     for batch in range(3):
-        ...         if stop.requested:
-        ...             break
     """
 
     def __init__(self) -> None:

@@ -68,16 +68,15 @@ def _run(main: Callable[[], object]) -> None:
     try:
         try:
             main()
+        except RuntimeError as err:  # torch raises it wherever the main process is when a dataloader worker ends
+            if not str(err).startswith("DataLoader worker (pid"):
+                raise
+            raise UserError(f"{first_line(err).rstrip('.')} (if memory ran out, pass fewer --workers)") from err
         finally:
             sys.stdout.flush()
-    except (UserError, RuntimeError) as err:
-        # torch raises this one in the main process, wherever that is when a worker ends.
-        dead_worker = str(err).startswith("DataLoader worker (pid")
-        if not isinstance(err, UserError) and not dead_worker:
-            raise
+    except UserError as err:
         if _reports_first():
-            advice = f"{first_line(err).rstrip('.')} (if memory ran out, pass fewer --workers)"
-            print(f"error: {advice if dead_worker else err}", file=sys.stderr)
+            print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -68,21 +68,26 @@ def held(lock: Path, patience: float = 0) -> Iterator[bool]:
     Without lock support in the operating or file system, locking is a no-op that succeeds.
 
     Args:
-        lock: A file for this purpose, created if it is missing.
+        lock: A file for this purpose, created with its folder if it is missing.
         patience: Seconds to wait for another process to release it.
 
     Raises:
         UserError: The file cannot be created.
     """
-    try:
-        file = open(lock, "a")
-    except OSError as err:
-        raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
-    with file:
-        until = time.monotonic() + patience
-        while not (acquired := _lock(file)) and time.monotonic() < until:
-            time.sleep(0.2)
-        yield acquired
+    until = time.monotonic() + patience
+    while True:
+        make_folder(lock.parent)
+        try:
+            file = open(lock, "a")
+        except OSError as err:
+            raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
+        with file:
+            # Its last holder may have removed the file; then another process does not find this one.
+            acquired = _lock(file) and lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            if acquired or time.monotonic() >= until:
+                yield acquired
+                return
+        time.sleep(0.2)
 
 
 def _lock(file: IO[str]) -> bool:

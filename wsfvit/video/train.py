@@ -147,8 +147,6 @@ class VideoPrediction(Task):
         if self.test_set is None:
             return
         args, world = self.args, self.world
-        trainer.store.wait()
-        world.barrier()
         use_ema = trainer.eval_model is not trainer.state.model
         model, meta = load_model(trainer.run_dir / BEST, world.device, use_ema=use_ema)
         loader: Any = build_eval_loader(self.test_set, model.config.frames_in, self._eval_options())
@@ -156,7 +154,7 @@ class VideoPrediction(Task):
             loader = FirstBatches(loader, 1)
         predictors = {MODEL: model.predict, **BASELINES}
         found = evaluate(predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures)
-        if not world.is_main:
+        if trainer.log is None:  # not the main process
             return
         described = {
             **describe_data(loader, found),
@@ -165,11 +163,12 @@ class VideoPrediction(Task):
             "num_updates_of_the_run": trainer.state.num_updates,
             "weights": meta["weights"],
         }
-        write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
             f"{meta['epoch']}\n{format_metrics(found.metrics)}"
         )
+        with trainer.log.attempt("the test report"):
+            write_report(trainer.run_dir, "test", described, found)
 
 
 def _open_splits(

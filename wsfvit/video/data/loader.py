@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from wsfvit.data import EvalSampler, LoaderOptions, TrainSampler
-from wsfvit.data.loader import loader_arguments
-from wsfvit.data.workers import WorkerLoader
+from wsfvit.data.loader import build_worker_loader
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
 from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, to_unit_range
@@ -42,8 +41,8 @@ class SequenceLoader:
         self.frames_out = dataset.shape[0] - frames_in
         self._device = options.device
         read: Any = range(len(dataset))  # workers collate indices into a batch
-        arguments = loader_arguments(options, partial(_read_batch, dataset)) | batches
-        self._loader = WorkerLoader(read, **arguments, persistent_workers=options.num_workers > 0)
+        batches["persistent_workers"] = options.num_workers > 0
+        self._loader = build_worker_loader(read, options, partial(_read_batch, dataset), **batches)
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
