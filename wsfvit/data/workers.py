@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -34,7 +34,8 @@ class WorkerLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Any, patience: float = 0.0, **options: Any) -> None:
         super().__init__(dataset, worker_init_fn=start_worker, **options)
-        self.patience, self._asked, self._latest = patience, math.inf, lambda: None
+        self.patience, self._asked = patience, math.inf
+        self._latest: Callable[[], Any] = lambda: None
 
     def _get_iterator(self) -> Any:
         # New workers inherit the mask: a signal must not end one before ``start_worker`` runs.
@@ -68,8 +69,7 @@ class WorkerLoader(DataLoader[Any]):
         while not over.wait(0.5):
             waited = time.monotonic() - self._asked
             ended = 0 < self.patience < waited
-            iterator: Any = self._latest()  # None while workers start
-            if iterator is not None and (ended or waited > stall):
+            if (ended or waited > stall) and (iterator := self._latest()) is not None:
                 stall *= 2
                 task = iterator._task_info.get(iterator._rcvd_idx)  # none while a pass is beginning
                 workers = [iterator._workers[task[0]]] if task else iterator._workers

@@ -38,8 +38,7 @@ def import_optional(module: str, otherwise: str) -> Any:
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Run a command; after a ``UserError`` or the death of a dataloader worker, print one line to stderr and end with
-    exit code 2.
+    """Run a command; after a ``UserError`` or the end of a dataloader worker, print one line and exit with code 2.
 
     Ctrl-C and a closed output pipe (``| head``) end it with 128 plus the number of the signal. Every other exception is
     a defect and keeps its traceback; under torchrun, the launcher repeats the traceback of the process that failed
