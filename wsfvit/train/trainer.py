@@ -121,8 +121,7 @@ class Trainer(LoopEvents):
                     self.task.at_end(self)
             finally:
                 self.close()
-        # torchrun ends the other processes 30 seconds after the first one.
-        self.world.barrier()
+        self.world.barrier()  # torchrun ends the other processes 30 seconds after the first one
         self.world.log(self._summary(finished))
         return Result(finished, self.state.rows, self.best, self.run_dir)
 
