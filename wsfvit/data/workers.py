@@ -25,8 +25,8 @@ _workers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 class WorkerLoader(DataLoader[Any]):
     """A ``DataLoader`` whose workers ignore the signals that stop a run and end when their parent does.
 
-    The worker that owes the next batch is named after ``STALL_SECONDS`` and killed after ``patience`` seconds (0: never).
-    A worker that ends early is torch's RuntimeError, which ``run_main`` turns into one line.
+    The worker that owes the next batch is named after ``STALL_SECONDS`` and killed after ``patience`` seconds, unless
+    that is 0. A worker that ends early is torch's RuntimeError, which ``run_main`` turns into one line.
     """
 
     def __init__(self, dataset: Any, patience: float = 0.0, **options: Any) -> None:
