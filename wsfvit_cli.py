@@ -110,6 +110,7 @@ def run_command(
     an integer is the exit code. Everything else is success.
     """
     from wsfvit.cli.run import parse_with_config
+    from wsfvit.data.workers import ignore_stop_signals
     from wsfvit.train.run_dir import read_arguments
     from wsfvit.train.signals import STOPPED_EXIT_CODE
 
@@ -119,6 +120,8 @@ def run_command(
         import_file(file)
     result = run(args)
     code = STOPPED_EXIT_CODE if not getattr(result, "finished", True) else result if isinstance(result, int) else 0
+    if code == STOPPED_EXIT_CODE:
+        ignore_stop_signals()  # all is saved, and a repeated one must not change the exit code
     if code:
         sys.exit(code)
 

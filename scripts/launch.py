@@ -5,6 +5,7 @@ python scripts/launch.py [-m torch.distributed.run] --nproc-per-node 4 train.py 
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import wsfvit_cli
@@ -21,6 +23,9 @@ from wsfvit.factory.recipe import resolve_grad_accum_steps
 from wsfvit.train.run_dir import PLACES, read_arguments
 from wsfvit.train.signals import STOPPED_EXIT_CODE
 from wsfvit.utils.errors import UserError, run_main
+
+# Seconds that processes get to finish a step and save it after a signal; torchrun alone gives 30.
+GRACE_SECONDS = 300
 
 
 def main() -> None:
@@ -33,6 +38,9 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it, which warns about it
     logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
     logger.setLevel(logging.CRITICAL)  # its other messages repeat the exit codes
+    if hasattr(launched, "signals_to_handle"):
+        launched.signals_to_handle += ",SIGUSR1"
+    codes = wait_for_stops()
     try:
         torchrun.run(launched)
     except ChildFailedError as err:
@@ -40,6 +48,27 @@ def main() -> None:
         if code not in (2, STOPPED_EXIT_CODE):
             raise
         sys.exit(code)
+    except SignalException as err:
+        agreed = codes[0] if len(set(codes)) == 1 else None
+        sys.exit(agreed if agreed in (0, STOPPED_EXIT_CODE) else 128 + err.sigval)
+
+
+def wait_for_stops() -> list[int]:
+    """After a signal, give the processes ``GRACE_SECONDS`` and ignore repeated ones; returns the list of exit codes,
+    which is filled then."""
+    codes: list[int] = []
+    close = SubprocessContext.close
+
+    def patient_close(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
+        if isinstance(sys.exc_info()[1], SignalException):
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
+            timeout = GRACE_SECONDS
+        close(self, death_sig, timeout)
+        codes[:] = [handler.proc.returncode for handler in self.subprocess_handlers.values()]
+
+    SubprocessContext.close = patient_close
+    return codes
 
 
 def check(launched: Any) -> None:

@@ -196,6 +196,33 @@ def test_ranking_does_not_speak_of_files_that_are_elsewhere(tmp_path):
     assert value_in(new / "model_best.pth.tar") == 3 and epochs_in(new) == {3}
 
 
+def test_ranking_is_of_what_the_files_hold(tmp_path):
+    """Files of another run have the same names."""
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.mkdir(), other.mkdir()
+    saved(here, [10, 50, 30])
+    content, _ = saved(other, [10, 5, 3]).load_newest()
+    store = CheckpointStore(here, background=False)
+    store.restore(content)
+    assert store._top == [(10, 0)]
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_a_damaged_best_checkpoint_is_named_and_restored(tmp_path, capsys, intact):
+    store = saved(tmp_path, [1, 5, 3])
+    store.check_best()
+    assert not capsys.readouterr().out
+    best = tmp_path / "model_best.pth.tar"
+    blob = best.read_bytes()
+    if intact:
+        best.unlink()  # otherwise one file under two names
+    best.write_bytes(blob[:1200] + bytes([blob[1200] ^ 255]) + blob[1201:])
+    store.check_best()
+    ending = "restored from checkpoint-1.pth.tar" if intact else "and checkpoint-1.pth.tar is no copy of it"
+    assert capsys.readouterr().out == f"warning: '{best}' is damaged or not of epoch 1: {ending}\n"
+    assert best.read_bytes() == blob or not intact
+
+
 def test_empty_folder_has_no_newest(tmp_path):
     assert CheckpointStore(tmp_path).load_newest() is None
 

@@ -50,7 +50,16 @@ def test_first_reason_stays_and_repeated_schedulers_signals_do_no_harm():
         assert stop.reason == "SIGUSR1"
 
 
-def test_second_interrupt_stops_at_once(capfd):
+def test_repeated_interrupt_is_the_same_request():
+    """torchrun passes on the Ctrl-C that the terminal has sent to every process."""
+    with StopRequests() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == "SIGINT"
+
+
+def test_later_interrupt_stops_at_once(monkeypatch):
+    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), StopRequests() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -95,7 +104,7 @@ def test_forked_process_heeds_sigterm_alone():
 GROUP = """
 import os, signal, sys, time
 import torch
-from workers import outlive_stop_signals
+from workers import WorkerLoader
 from signals import STOPPED_EXIT_CODE, StopRequests
 
 class Slow(torch.utils.data.Dataset):
@@ -107,9 +116,9 @@ class Slow(torch.utils.data.Dataset):
 
 with StopRequests() as stop:
     seen = []
-    for batch in torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=2, worker_init_fn=outlive_stop_signals):
+    for batch in WorkerLoader(Slow(), batch_size=2, num_workers=2):
         seen += batch.tolist()
-        if len(seen) == 10:
+        if len(seen) in (10, 20):
             os.killpg(0, signal.SIGTERM)
 print(len(seen), stop.reason)
 sys.exit(STOPPED_EXIT_CODE if stop.requested else 1)

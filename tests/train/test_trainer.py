@@ -8,76 +8,12 @@ import threading
 import pytest
 import torch
 from other_process import holding
+from tiny_task import Points, Regression, parse
 
 from wsfvit.checkpoint.io import load_state_dict_file
-from wsfvit.cli.common import build_parser
-from wsfvit.cli.precision import add_compile
-from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer, add_schedule
-from wsfvit.cli.run import add_batches, add_logs, add_resume, add_running, add_training_device
-from wsfvit.train import run_dir
-from wsfvit.train.task import Task
+from wsfvit.train import loop, run_dir
 from wsfvit.train.trainer import run_task
 from wsfvit.utils.errors import UserError
-
-SLOPES = torch.tensor([[2.0], [-3.0]])
-
-
-class Points:
-    """Six batches of four points on a plane; the third one of the second epoch can ask for a stop."""
-
-    bad_images = ()
-
-    def __init__(self, stop=None):
-        self.stop, self.epoch, self.first = stop, 0, 0
-
-    def __len__(self):
-        return 6
-
-    def set_position(self, epoch, batch=0):
-        self.epoch, self.first = epoch, batch
-
-    def batch_indices(self, batch):
-        return [4 * batch + place for place in range(4)]
-
-    def __iter__(self):
-        for batch in range(self.first, 6):
-            if self.stop and (self.epoch, batch) == (1, 3):
-                self.stop()
-            points = torch.randn(4, 2, generator=torch.Generator().manual_seed(10 * self.epoch + batch))
-            yield points, points @ SLOPES
-
-
-class Regression(Task):
-    unit = "points"
-    metric, lower_is_better = "mse", True
-
-    def build_model(self, start):
-        torch.manual_seed(0)
-        return torch.nn.Linear(2, 1)
-
-    def build_loaders(self, model):
-        return Points(), Points()
-
-    def prepare(self, batch, device):
-        return [part.to(device) for part in batch]
-
-    def count(self, batch):
-        return len(batch[0])
-
-    def loss(self, forward, batch):
-        error = (forward(batch[0]) - batch[1]).square().mean(0)
-        return error.mean(), {"rmse": error.mean().detach().sqrt()}
-
-    def evaluate(self, model, loader, title):
-        with torch.no_grad():
-            errors = [(model(points) - heights).square().mean().item() for points, heights in loader]
-        return {"mse": sum(errors) / len(errors)}
-
-    def name(self):
-        return "plane"
-
-    def describe(self):
-        return {"task": "regression", "config": {"inputs": 2}}
 
 
 class Interrupted(Regression):
@@ -85,16 +21,6 @@ class Interrupted(Regression):
 
     def build_loaders(self, model):
         return Points(stop=lambda: os.kill(os.getpid(), signal.SIGTERM)), Points()
-
-
-def parse(tmp_path, *argv):
-    parser = build_parser("Fit a plane.")
-    recipe = (add_optimizer, add_schedule, add_batch_norm, add_ema)
-    for add in (*recipe, add_batches, add_training_device, add_compile, add_resume, add_running, add_logs):
-        add(parser)
-    parser.set_defaults(channels_last=False)
-    fixed = ["--device", "cpu", "--lr", "0.1", "--output", str(tmp_path), "--experiment", "plane", "--epochs", "3"]
-    return parser.parse_args([*fixed, "--warmup-epochs", "0", "--log-interval", "2", *argv])
 
 
 def test_a_task_of_ones_own_is_trained_logged_and_resumed(tmp_path, capsys):
@@ -171,3 +97,69 @@ def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path):
     (tmp_path / "plane" / ".run.lock").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot write '.*\.run\.lock': Is a directory"):
         run_task(parse(tmp_path), Regression)
+
+
+def test_the_directory_is_claimed_before_anything_is_built(tmp_path):
+    """Of trainings that start at once in a new directory, one goes on."""
+
+    class Looking(Regression):
+        def build_model(self, start):
+            assert (tmp_path / "plane" / ".run.lock").exists()
+            raise UserError("no model")
+
+    with pytest.raises(UserError, match="no model"):
+        run_task(parse(tmp_path), Looking)
+    assert not list(tmp_path.iterdir()), "a start that failed leaves no directory"
+
+
+@pytest.mark.parametrize("name", ["last", "last-previous", "checkpoint-0", "model_best"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_directory_that_holds_another_run_is_refused(tmp_path, name, resume):
+    (tmp_path / "plane").mkdir()
+    (tmp_path / "plane" / f"{name}.pth.tar").write_bytes(b"weights of a week")
+    other = run_task(parse(tmp_path / "other", "--epochs", "1"), Regression).run_dir
+    with pytest.raises(UserError, match="plane' already holds a run"):
+        run_task(parse(tmp_path, *(["--resume", str(other / "last.pth.tar")] if resume else [])), Regression)
+    assert (tmp_path / "plane" / f"{name}.pth.tar").read_bytes() == b"weights of a week"
+
+
+def test_a_start_removes_what_killed_writes_have_left(tmp_path):
+    for name in (".last.pth.tar.123.tmp", "bad-steps/.epoch-0-batch-1.pth.tar.123.tmp", "kept.tmp"):
+        (tmp_path / "plane" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "plane" / name).touch()
+    run_task(parse(tmp_path, "--epochs", "1"), Regression)
+    assert [path.name for path in (tmp_path / "plane").rglob("*.tmp")] == ["kept.tmp"]
+
+
+class Unmeasured(Regression):
+    """The metric of the first epoch is NaN."""
+
+    def evaluate(self, model, loader, title):
+        return {"mse": float("nan")} if title == "validate 0" else super().evaluate(model, loader, title)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_best_epoch_is_not_one_with_nan(tmp_path, capsys, epochs):
+    best = run_task(parse(tmp_path, "--epochs", str(epochs)), Unmeasured).best
+    assert best is None if epochs == 1 else best["epoch"] > 0
+    assert "no epoch has a mse" in capsys.readouterr().out or epochs > 1
+
+
+def test_an_ema_that_became_nan_is_said(tmp_path, monkeypatch, capsys):
+    def broken_update(state, cfg, plain=loop.update):
+        norm = plain(state, cfg)
+        next(state.ema.module.parameters()).data.fill_(float("nan"))
+        return norm
+
+    monkeypatch.setattr(loop, "update", broken_update)
+    run_task(parse(tmp_path, "--epochs", "1", "--model-ema"), Regression)
+    assert "warning: the EMA of the weights is NaN" in capsys.readouterr().out
+
+
+def test_a_damaged_best_checkpoint_is_restored_at_the_end(tmp_path, capsys):
+    folder = run_task(parse(tmp_path, "--epochs", "2"), Regression).run_dir
+    (folder / "model_best.pth.tar").unlink()
+    (folder / "model_best.pth.tar").write_bytes(b"torn")
+    rest = run_task(parse(tmp_path, "--epochs", "2", "--resume", "auto"), Regression)
+    assert f"is damaged or not of epoch {rest.best['epoch']}: restored from" in capsys.readouterr().out
+    assert load_state_dict_file(folder / "model_best.pth.tar", task="regression")[1]["epoch"] == rest.best["epoch"]

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from wsfvit.checkpoint.integrity import write_sealed
+from wsfvit.checkpoint.integrity import find_damage, write_sealed
 from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.files import write_atomic
@@ -116,7 +116,7 @@ class CheckpointStore:
         """
         self.wait()
         damaged = []
-        for path in self._newest_first():
+        for path in self.files():
             try:
                 content = read_checkpoint(path)
             except UserError as err:
@@ -133,30 +133,50 @@ class CheckpointStore:
         return None
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Restore the ranking from a checkpoint, dropping entries whose files are missing."""
+        """Restore the ranking from a checkpoint, dropping entries whose files are missing or hold another epoch."""
         ranking = content.get("ranking", {})  # files of other programs have none
-        known = (self.folder / BEST).exists()
-        self.best_metric = ranking.get("best_metric") if known else None
-        self.best_epoch = ranking.get("best_epoch") if known else None
-        self._top = [(metric, epoch) for metric, epoch in ranking.get("top", []) if self._epoch_file(epoch).exists()]
+        best = ranking if (self.folder / BEST).exists() else {}
+        self.best_metric, self.best_epoch = best.get("best_metric"), best.get("best_epoch")
+        top = map(tuple, ranking.get("top", []))
+        self._top = [entry for entry in top if self._holds(self._epoch_file(entry[1]), entry)]
+
+    def check_best(self) -> None:
+        """Log a best checkpoint that is damaged or of another epoch; restore it from the other file of its epoch."""
+        best, entry = self.folder / BEST, (self.best_metric, self.best_epoch)
+        if self.best_epoch is None or self._holds(best, entry, whole=True):
+            return
+        other = self._epoch_file(self.best_epoch)
+        if found := self._holds(other, entry, whole=True):
+            _link(other, best)
+        how = f"restored from {other.name}" if found else f"and {other.name} is no copy of it"
+        print(f"warning: '{best}' is damaged or not of epoch {self.best_epoch}: {how}", flush=True)
+
+    def _holds(self, path: Path, entry: tuple[Any, ...], whole: bool = False) -> bool:
+        """Whether a file is the state of this metric and epoch, by its content; ``whole``: with intact tensors."""
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            same = (self._score(content["metric"]), content["epoch"]) == entry
+            return same and not (whole and find_damage(path))
+        except Exception:  # a damaged file raises almost any
+            return False
+
+    def _score(self, metric: float) -> float:
+        """A metric that compares: NaN is the worst."""
+        return (math.inf if self.lower_is_better else -math.inf) if math.isnan(metric) else metric
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}.pth.tar"
 
-    def _newest_first(self) -> list[Path]:
-        numbered = {}
-        for path in self.folder.glob("checkpoint-*.pth.tar"):
-            if match := re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name):
-                numbered[int(match[1])] = path
-        epochs = [numbered[epoch] for epoch in sorted(numbered, reverse=True)]
-        return [
-            path for path in (self.folder / LAST, self.folder / PREVIOUS, *epochs, self.folder / BEST) if path.exists()
-        ]
+    def files(self) -> list[Path]:
+        """The checkpoints of the folder, newest first."""
+        found = (re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name) for path in self.folder.glob("checkpoint-*"))
+        epochs = sorted((int(match[1]) for match in found if match), reverse=True)
+        paths = (self.folder / LAST, self.folder / PREVIOUS, *map(self._epoch_file, epochs), self.folder / BEST)
+        return [path for path in paths if path.exists()]
 
     def _rank(self, metric: float, epoch: int) -> tuple[list[Path], list[Path]]:
         """Rank an epoch; returns the further names of its state besides ``last.pth.tar``, and the files to remove."""
-        # NaN does not compare.
-        score = (math.inf if self.lower_is_better else -math.inf) if math.isnan(metric) else metric
+        score = self._score(metric)
         others = [entry for entry in self._top if entry[1] != epoch]
         ranked = sorted([*others, (score, epoch)], key=lambda entry: entry[0], reverse=not self.lower_is_better)
         self._top = ranked[: self.keep]
@@ -217,8 +237,6 @@ class CheckpointStore:
                 path.unlink(missing_ok=True)
 
         try:
-            for leftover in self.folder.glob(f".{LAST}.*.tmp"):  # of a killed process
-                leftover.unlink(missing_ok=True)
             write_atomic(last, lambda file: write_sealed(snapshot, file), publish)
         except (OSError, UserError) as err:
             hint = "; earlier checkpoints are unchanged: --resume auto continues from there"

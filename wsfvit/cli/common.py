@@ -193,6 +193,8 @@ def add_device(group: Group) -> None:
 
 def add_workers(group: Group) -> None:
     group.add_argument("-j", "--workers", type=natural_int, default=4, metavar="N", help="dataloader workers")
+    text = "seconds without a batch of a dataloader worker until the run ends (0: it is only named)"
+    group.add_argument("--loader-timeout", type=natural_float, default=0.0, metavar="S", help=text)
     add_switch(group, "--pin-mem", "pin host memory for faster transfers to the GPU")
 
 

@@ -24,7 +24,7 @@ from wsfvit.data.bad_images import CheckedBatches, OnBadImage, ReportingCollate,
 from wsfvit.data.sampling import EvalSampler, TrainSampler
 from wsfvit.data.seeding import SeededDataset, derive_seed
 from wsfvit.data.transforms import Augmentation, build_eval_transform, build_train_transform
-from wsfvit.data.workers import end_workers_at_exit, outlive_stop_signals
+from wsfvit.data.workers import WorkerLoader
 from wsfvit.utils.errors import UserError
 
 
@@ -44,6 +44,7 @@ class LoaderOptions:
         rank: This process among them.
         on_bad_image: ``raise`` or ``skip``, see ``CheckedBatches``.
         num_classes: Refuse labels that are not integers below it; None for no check.
+        timeout: Seconds to wait for a batch of a worker; 0 for no limit.
     """
 
     batch_size: int
@@ -56,6 +57,7 @@ class LoaderOptions:
     rank: int = 0
     on_bad_image: OnBadImage = "raise"
     num_classes: int | None = None
+    timeout: float = 0.0
 
 
 class EvalLoader:
@@ -197,8 +199,8 @@ def build_map_style(
         collate: Collates a list of items.
         batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
     """
-    arguments = loader_arguments(options, ReportingCollate(collate, options.num_classes))
-    return end_workers_at_exit(DataLoader(dataset, **batches, **arguments, persistent_workers=options.num_workers > 0))
+    collate = ReportingCollate(collate, options.num_classes)
+    return build_worker_loader(dataset, options, collate, persistent_workers=options.num_workers > 0, **batches)
 
 
 def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_last: bool) -> DataLoader[Any]:
@@ -207,24 +209,25 @@ def _build_stream(dataset: Any, transform: Any, options: LoaderOptions, drop_las
     dataset.set_loader_cfg(num_workers=options.num_workers)
     if not len(dataset):
         raise UserError("this streaming dataset does not know its size: pass --train-num-samples or --val-num-samples")
-    arguments = loader_arguments(options, ReportingCollate(_collate(options), options.num_classes))
-    return DataLoader(dataset, batch_size=options.batch_size, drop_last=drop_last, **arguments)
+    collate = ReportingCollate(_collate(options), options.num_classes)
+    return build_worker_loader(dataset, options, collate, batch_size=options.batch_size, drop_last=drop_last)
 
 
 def _collate(options: LoaderOptions) -> Callable[[list[Any]], Any]:
     return fast_collate if options.use_prefetcher else default_collate
 
 
-def loader_arguments(options: LoaderOptions, collate: Callable[[Any], Any]) -> dict[str, Any]:
-    """Arguments of a ``DataLoader`` that do not depend on the dataset."""
+def build_worker_loader(dataset: Any, options: LoaderOptions, collate: Callable[..., Any], **more: Any) -> WorkerLoader:
+    """A ``WorkerLoader`` whose batches ``more`` describes."""
     # torch warns twice per loader if there are more workers than cores; the time spent waiting for data is shown.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    return {
-        "num_workers": options.num_workers,
-        "collate_fn": collate,
-        "pin_memory": options.pin_memory,
-        "worker_init_fn": outlive_stop_signals,
-        "prefetch_factor": options.prefetch_factor if options.num_workers else None,
-        # A separate generator: a pass does not draw from the global one.
-        "generator": torch.Generator(),
-    }
+    return WorkerLoader(
+        dataset,
+        options.timeout,
+        num_workers=options.num_workers,
+        collate_fn=collate,
+        pin_memory=options.pin_memory,
+        prefetch_factor=options.prefetch_factor if options.num_workers else None,
+        generator=torch.Generator(),  # a separate one: a pass does not draw from the global one
+        **more,
+    )

@@ -176,6 +176,7 @@ def loader_options(args: argparse.Namespace, world: World, batch_size: int, **mo
         pin_memory=args.pin_mem,
         world_size=world.size,
         rank=world.rank,
+        timeout=args.loader_timeout,
         **more,
     )
 

@@ -1,12 +1,19 @@
-"""Logs of a run: summary.csv, TensorBoard, Weights & Biases, Trackio, images of its batches."""
+"""Logs of a run: summary.csv, TensorBoard, Weights & Biases, Trackio, images of its batches, standard output.
+
+None of them ends a training: one that fails, on a full disk for example, is a warning.
+"""
 
 import argparse
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wsfvit.utils.errors import import_optional
+from wsfvit.utils.errors import first_line, import_optional
 from wsfvit.utils.files import write_text_atomic
 from wsfvit.utils.tables import csv_text
 
@@ -27,11 +34,30 @@ class RunLog:
     def __init__(self, folder: Path, args: argparse.Namespace, described: dict[str, Any], num_updates: int = 0) -> None:
         self.folder = folder
         self.save_images = args.save_images
-        self.writer = None if args.no_tensorboard else _tensorboard(folder, num_updates)
-        # Both have log(figures, step=) and finish().
-        self.trackers = [_wandb(args, folder, described)] if args.log_wandb else []
-        if args.log_trackio:
-            self.trackers.append(_trackio(args, folder, described, resumed=num_updates > 0))
+        self._failed: set[str] = set()
+        self.trackers: dict[str, Any] = {}  # all have log(figures, step=) and finish()
+        trackers: dict[str, tuple[bool, Callable[[], Any]]] = {
+            "TensorBoard": (not args.no_tensorboard, lambda: _tensorboard(folder, num_updates)),
+            "Weights & Biases": (args.log_wandb, lambda: _wandb(args, folder, described)),
+            "Trackio": (args.log_trackio, lambda: _trackio(args, folder, described, resumed=num_updates > 0)),
+        }
+        for name, (wanted, create) in trackers.items():
+            if wanted:
+                with self.attempt(name):
+                    self.trackers[name] = create()
+
+    @contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Turn an error of the block into a warning, the first time that ``name`` fails, and switch a tracker off."""
+        try:
+            yield
+        except Exception as err:
+            if isinstance(err.__cause__, ImportError):
+                raise
+            if name not in self._failed:
+                print(f"warning: from here on without {name}: {first_line(err)}", flush=True)
+            self._failed.add(name)
+            self.trackers.pop(name, None)
 
     def log_update(self, update: int, figures: dict[str, float]) -> None:
         """Log figures of the training loop after ``update`` optimizer updates."""
@@ -39,7 +65,8 @@ class RunLog:
 
     def log_epoch(self, update: int, rows: list[dict[str, Any]]) -> None:
         """Rewrite summary.csv and log its last row."""
-        write_text_atomic(self.folder / "summary.csv", csv_text(rows, ".6g"))
+        with self.attempt("summary.csv"):
+            write_text_atomic(self.folder / "summary.csv", csv_text(rows, ".6g"))
         self._log({f"epoch/{key}": value for key, value in rows[-1].items()}, update)
 
     def log_images(self, images: torch.Tensor | None, epoch: int, batch: int) -> None:
@@ -48,32 +75,57 @@ class RunLog:
             return
         from torchvision.utils import save_image
 
-        save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
+        with self.attempt("--save-images"):
+            save_image(images.float(), self.folder / f"train-{epoch}-{batch}.png", normalize=True, scale_each=True)
 
     def log_image(self, name: str, image: torch.Tensor, update: int) -> None:
         """Log an image (C, H, W), float in [0, 1] or uint8, to TensorBoard."""
-        if self.writer is not None:
-            self.writer.add_image(name, image, update)
+        if (board := self.trackers.get("TensorBoard")) is not None:
+            with self.attempt("TensorBoard"):
+                board.add_image(name, image, update)
 
     def close(self) -> None:
         """Flush and close all logs."""
-        if self.writer is not None:
-            self.writer.close()
-        for tracker in self.trackers:
-            tracker.finish()
+        for name, tracker in list(self.trackers.items()):
+            with self.attempt(name):
+                tracker.finish()
 
     def _log(self, figures: dict[str, float], update: int) -> None:
-        if self.writer is not None:
-            for key, value in figures.items():
-                self.writer.add_scalar(key, value, update)
-        for tracker in self.trackers:
-            tracker.log(figures, step=update)
+        for name, tracker in list(self.trackers.items()):
+            with self.attempt(name):
+                tracker.log(figures, step=update)
+
+
+class SteadyOutput:
+    """A standard output whose lines are left out once it cannot be written; a closed pipe still raises."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as err:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # takes what is buffered, too
+            with suppress(OSError):
+                os.write(2, f"warning: from here on without standard output: {err.strerror}\n".encode())
 
 
 def _tensorboard(folder: Path, num_updates: int) -> Any:
     advice = "TensorBoard is not installed: pip install tensorboard, or pass --no-tensorboard"
     tensorboard = import_optional("torch.utils.tensorboard", advice)
-    return tensorboard.SummaryWriter(str(folder), purge_step=num_updates + 1 if num_updates else None)
+    report = threading.excepthook  # the writer's thread keeps its error for the next call
+    threading.excepthook = lambda args: None if type(args.thread).__name__ == "_AsyncWriterThread" else report(args)
+    writer = tensorboard.SummaryWriter(str(folder), purge_step=num_updates + 1 if num_updates else None)
+    writer.finish = writer.close
+    writer.log = lambda figures, step: [writer.add_scalar(key, value, step) for key, value in figures.items()]
+    return writer
 
 
 def _wandb(args: argparse.Namespace, folder: Path, described: dict[str, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from wsfvit.checkpoint.store import CheckpointStore
 from wsfvit.cli.config import read_config
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import held, make_folder
+from wsfvit.utils.files import held
 
 # Seconds for a run that is stopping to save its state, and for a network file system to notice a dead process.
 PATIENCE = 100.0
@@ -23,8 +24,8 @@ PLACES = {
 }  # fmt: skip
 # Arguments that may differ between runs without a note: places, and what is printed.
 UNREMARKABLE = PLACES | {
-    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "log_interval", "pretrained", "pretrained_path",
-    "resume", "trust_checkpoint", "workers",
+    "dataset_download", "dry_run", "experiment", "initial_checkpoint", "loader_timeout", "log_interval", "pretrained",
+    "pretrained_path", "resume", "trust_checkpoint", "workers",
 }  # fmt: skip
 
 # Arguments that a resumed run never takes from the earlier one: what to resume, where to write, and what imports code.
@@ -85,32 +86,32 @@ def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:
     return folder
 
 
-def create_run_dir(folder: Path, continued: bool) -> None:
-    """Create the run directory.
+@contextmanager
+def claimed_run_dir(folder: Path, world: World) -> Iterator[None]:
+    """Create the run directory and lock it against other trainings until the block or this process ends.
 
-    Raises:
-        UserError: it already holds another run, or cannot be created.
-    """
-    make_folder(folder)
-    if not continued and (folder / "last.pth.tar").exists():
-        raise UserError(
-            f"'{folder}' already holds a run: continue it with --resume auto, or choose another --experiment"
-        )
-
-
-def lock_run_dir(folder: Path, world: World, until: ExitStack) -> None:
-    """Lock the run directory, if it exists, against other trainings until ``until`` or this process ends.
+    What killed writes have left in it is removed; at the end the directory itself, if nothing has been written.
 
     Raises:
         UserError: another process still trains there after ``PATIENCE`` seconds, or it is not writable.
     """
-    if world.is_main and folder.is_dir():
-        lock = folder / ".run.lock"
-        if not until.enter_context(held(lock)):
-            world.log(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
-            if not until.enter_context(held(lock, PATIENCE)):
-                raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
-    world.barrier()  # the other processes read what is there only now
+    lock = folder / ".run.lock"
+    with ExitStack() as until:
+        if world.is_main:
+            if not until.enter_context(held(lock)):
+                world.log(f"another process trains in '{folder}': waiting up to {PATIENCE:.0f} s for it to end")
+                if not until.enter_context(held(lock, PATIENCE)):
+                    raise UserError(f"another process trains in '{folder}': stop it, or choose another --experiment")
+            for left in (*folder.glob(".*.tmp"), *folder.glob("bad-steps/.*.tmp")):
+                left.unlink(missing_ok=True)
+        world.barrier()  # the other processes read what is there only now
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if world.is_main and os.listdir(folder) == [lock.name]:
+                    lock.unlink()
+                    folder.rmdir()
 
 
 def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:
@@ -122,23 +123,31 @@ def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World)
         world: The processes.
 
     Raises:
-        UserError: the file cannot be used, or ``auto`` without an experiment's name.
+        UserError: the file cannot be used, ``auto`` without an experiment's name, or the run directory holds a run
+            that is not the resumed one.
     """
+    auto, named = args.resume == "auto", Path(args.resume)
+    if auto and not args.experiment:
+        raise UserError("--resume auto looks in the folder of --experiment: pass --experiment NAME")
+    is_file = bool(args.resume) and not auto and not named.is_dir()
+    content = read_checkpoint(named, trust=args.trust_checkpoint) if is_file else None
+    directory = store.folder if auto else named.parent if is_file else named
+    inside = bool(args.resume) and directory.resolve() == store.folder.resolve()
+    if world.is_main and not inside and store.files():
+        raise UserError(
+            f"'{store.folder}' already holds a run: continue it with --resume auto, or choose another --experiment"
+        )
     if not args.resume:
         return None
-    directory = Path(args.resume)
-    if args.resume != "auto" and not directory.is_dir():
-        content = read_checkpoint(args.resume, trust=args.trust_checkpoint)
+    if content is not None:
         store.restore(content)
-        world.log(f"resuming from '{args.resume}'")
+        world.log(f"resuming from '{named}'")
         return content
-    if args.resume != "auto" and not (store.folder.is_dir() and directory.samefile(store.folder)):
+    if not inside:
         store = CheckpointStore(directory)  # continued elsewhere, with a ranking of its own
-    elif not args.experiment:
-        raise UserError("--resume auto looks in the folder of --experiment: pass --experiment NAME")
     found = store.load_newest() if world.is_main else None
     path = world.gather(found and found[1])[0]
-    if path is None and args.resume != "auto":
+    if path is None and not auto:
         raise UserError(f"--resume {args.resume}: the folder holds no checkpoint")
     if path is None:
         world.log(f"nothing to resume in '{store.folder}': starting from scratch")

@@ -1,36 +1,34 @@
 """Preemption: a signal requests a stop, the loop saves and ends."""
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 # EX_TEMPFAIL of sysexits.h: the state is saved, start the same command again. A launcher can act on it.
 STOPPED_EXIT_CODE = 75
+# Seconds in which a repeated Ctrl-C is the same one: torchrun passes on what the terminal sent to every process.
+SAME_REQUEST_SECONDS = 5.0
 
 
 class StopRequests:
     """Turn SIGTERM, SIGUSR1 and Ctrl-C into a request that the loop reads between two steps.
 
     Schedulers send SIGTERM (or what ``sbatch --signal`` names) some time before they kill a job. The loop reads
-    ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. A second Ctrl-C raises
-    ``KeyboardInterrupt`` at once. Signals can only be caught in the main thread; elsewhere nothing is ever requested.
-    Dataloader workers need ``wsfvit.data.workers.outlive_stop_signals``: schedulers signal every process of a run.
+    ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. Repeated signals are the same
+    request; a Ctrl-C more than ``SAME_REQUEST_SECONDS`` after the first raises ``KeyboardInterrupt`` at once. Signals
+    can only be caught in the main thread; elsewhere nothing is ever requested.
 
     Attributes:
         reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
-
-    Example:
-        >>> with StopRequests() as stop:
-        ...     for batch in range(3):
-        ...         if stop.requested:
-        ...             break
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        self._interrupts = 0
+        self._interrupted = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
 
@@ -61,11 +59,11 @@ class StopRequests:
                 os.kill(os.getpid(), signal.SIGTERM)
             return
         if number == signal.SIGINT:
-            self._interrupts += 1
-            if self._interrupts > 1:
+            self._interrupted = self._interrupted or time.monotonic()
+            if time.monotonic() - self._interrupted > SAME_REQUEST_SECONDS:
                 raise KeyboardInterrupt
         if not self.reason:
             self.reason = signal.Signals(number).name
-            again = "; Ctrl-C again stops at once, unsaved" if number == signal.SIGINT else ""
-            # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\n{self.reason}: saving after this step, then stopping{again}\n".encode())
+            again = f"; Ctrl-C after {SAME_REQUEST_SECONDS:.0f} s stops unsaved" if number == signal.SIGINT else ""
+            with contextlib.suppress(OSError):  # Not print: the signal may have come in the middle of one.
+                os.write(2, f"\n{self.reason}: saving after this step, then stopping{again}\n".encode())

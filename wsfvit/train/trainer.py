@@ -5,10 +5,11 @@ import copy
 import importlib
 import itertools
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ from torch import nn
 from wsfvit.checkpoint.store import BEST, LAST, CheckpointStore
 from wsfvit.factory.data import Loader, count_bad_images
 from wsfvit.factory.recipe import resolve_grad_accum_steps, resolve_lr
-from wsfvit.train.loggers import RunLog
+from wsfvit.train.loggers import RunLog, SteadyOutput
 from wsfvit.train.loop import LoopEvents, StepConfig, train_one_epoch
 from wsfvit.train.nonfinite import report_bad_step
-from wsfvit.train.run_dir import create_run_dir, lock_run_dir, name_run_dir, primitive, read_resumed
+from wsfvit.train.run_dir import claimed_run_dir, name_run_dir, primitive, read_resumed
 from wsfvit.train.setup import build_state, build_step_config, check_agreement, move_schedule, restore, set_up_torch
 from wsfvit.train.signals import StopRequests
 from wsfvit.train.state import TrainState
 from wsfvit.train.task import Task
 from wsfvit.utils.distributed import World, joined_world
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import write_text_atomic
+from wsfvit.utils.files import make_folder, write_text_atomic
 from wsfvit.utils.progress import duration
 
 
@@ -64,9 +65,14 @@ def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
             importlib.import_module(module)
         except ImportError as err:
             raise UserError(f"--device-modules {module}: {err}") from err
-    with joined_world(args.device) as world, StopRequests() as stop:
-        with temporary_output(args, world) if args.dry_run else nullcontext():
-            return Trainer(args, task_class(args, world), world, stop).fit()
+    # Signals are caught until the process group is left, which takes a while; while it is joined they end the process.
+    with ExitStack() as until_left, joined_world(args.device) as world:
+        stop = until_left.enter_context(StopRequests())
+        until_left.enter_context(redirect_stdout(SteadyOutput(sys.stdout)))  # type: ignore[type-var]
+        if args.dry_run:  # resumes nothing and leaves nothing
+            folder = until_left.enter_context(tempfile.TemporaryDirectory())
+            args.output, args.experiment, args.resume = world.gather(folder)[0], "", ""
+        return Trainer(args, task_class(args, world), world, stop).fit()
 
 
 class Trainer(LoopEvents):
@@ -101,17 +107,21 @@ class Trainer(LoopEvents):
     def fit(self) -> Result:
         """Train until the last epoch or a request to stop."""
         set_up_torch(self.args, self.world)
-        with ExitStack() as lock:
-            lock_run_dir(self.run_dir, self.world, lock)
+        with claimed_run_dir(self.run_dir, self.world):
             resumed = read_resumed(self.args, self.store, self.world)
             self.build(resumed)
-            self.open_run_dir(lock, continued=resumed is not None)
+            self.open_run_dir()
             try:
                 finished = self.train_epochs()
                 if finished:
+                    self.store.wait()
+                    if self.world.is_main:
+                        self.store.check_best()
+                    self.world.barrier()
                     self.task.at_end(self)
             finally:
                 self.close()
+        self.world.barrier()  # torchrun ends the other processes 30 seconds after the first one
         self.world.log(self._summary(finished))
         return Result(finished, self.state.rows, self.best, self.run_dir)
 
@@ -134,24 +144,22 @@ class Trainer(LoopEvents):
             restore(self.state, resumed, args, self.described, world, task.unit)
         move_schedule(self.state, args, updates_per_epoch)
 
-    def open_run_dir(self, lock: ExitStack, continued: bool) -> None:
-        """Create and lock the run directory, write args.yaml, open the logs and print what is going to be trained."""
+    def open_run_dir(self) -> None:
+        """Write args.yaml, open the logs and print what is going to be trained."""
         args, world, state = self.args, self.world, self.state
         if state.epoch >= self.epochs:
             world.log(f"all {self.epochs} epochs are done: increase --epochs to train further")
         if world.is_main:
-            create_run_dir(self.run_dir, continued)
-        lock_run_dir(self.run_dir, world, lock)  # of a new run: only now is there a directory
-        if world.is_main:
             write_text_atomic(self.run_dir / "args.yaml", yaml.safe_dump(self.described["args"], sort_keys=False))
+            self.log = RunLog(self.run_dir, args, self.described["args"], state.num_updates)
+            if state.rows and not state.batch:  # a killed run may have saved the epoch but not logged it
+                self.log.log_epoch(state.num_updates, state.rows)
         world.log(
             f"{self.task.title()}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters, "
             f"{world.size} x {world.device.type}, {args.batch_size * world.size * args.grad_accum_steps} "
             f"{self.task.unit} per update, {len(self.train_loader)} training and {len(self.val_loader)} validation "
             f"batches, lr {args.lr:.3g}, {self.epochs} epochs\nrun directory: {self.run_dir}"
         )
-        if world.is_main:
-            self.log = RunLog(self.run_dir, args, self.described["args"], state.num_updates)
 
     def train_epochs(self) -> bool:
         """Train the remaining epochs; return False after a request to stop, with the state saved."""
@@ -164,11 +172,12 @@ class Trainer(LoopEvents):
             if not trained["finished"]:
                 return False
             row = self.finish_epoch(trained, started)
-            if self.log is not None:
-                self.log.log_epoch(state.num_updates, state.rows)
-                self.task.after_epoch(self.log, state.num_updates)
             state.begin_epoch(state.epoch + 1)
             self.save(row["epoch"], row.get(self.task.metric))
+            if self.log is not None:
+                self.log.log_epoch(state.num_updates, state.rows)
+                with self.log.attempt("figures of epochs"):
+                    self.task.after_epoch(self.log, state.num_updates)
             if state.epoch < self.cfg.epochs and self.world.any(self.stop.requested):
                 return False
         return True
@@ -180,6 +189,8 @@ class Trainer(LoopEvents):
             distribute_bn(state.model, world.size, args.dist_bn == "reduce")
             if state.ema is not None:
                 distribute_bn(state.ema.module, world.size, args.dist_bn == "reduce")
+        if state.ema is not None and any(not value.isfinite().all() for value in state.ema.state_dict().values()):
+            world.log("warning: the EMA of the weights is NaN or infinite: resume from an earlier epoch")
         due = (state.epoch + 1) % args.eval_interval == 0 or state.epoch + 1 == self.cfg.epochs
         figures = self.task.evaluate(self.eval_model, self.val_loader, f"validate {state.epoch}") if due else {}
         row = {
@@ -212,13 +223,14 @@ class Trainer(LoopEvents):
     def best(self) -> dict[str, Any] | None:
         """The row of summary.csv with the best metric, the first of equals; None before the first validation."""
         sign, metric = -1 if self.task.lower_is_better else 1, self.task.metric
-        evaluated = (row for row in self.state.rows if metric in row)
+        evaluated = (row for row in self.state.rows if not math.isnan(row.get(metric, math.nan)))
         return max(evaluated, key=lambda row: sign * row[metric], default=None)
 
     def save(self, epoch: int, metric: float | None = None) -> None:
         """Save the state after ``epoch`` with its ``metric``, or within it; every process must call it."""
         content = self.described | self.state.state_dict(self.world)
         if self.world.is_main:
+            make_folder(self.run_dir)  # it may have been deleted
             self.store.save(content, epoch=epoch, batch=self.state.batch, metric=metric)
 
     def close(self) -> None:
@@ -271,14 +283,10 @@ class Trainer(LoopEvents):
         if not finished:
             return f"stopped on request, saved at epoch {state.epoch}, batch {state.batch}: --resume auto continues"
         if best is None:
-            return f"no epoch has been validated in '{run_dir}'"
+            return f"no epoch has a {metric} in '{run_dir}'"
         files = {"best": BEST, "last": LAST, "table": "summary.csv"}
-        return "\n".join(
-            [
-                f"best {metric} {best[metric]:.4g} (epoch {best['epoch']})",
-                *(f"{key}: {run_dir / name}" for key, name in files.items()),
-            ]
-        )
+        lines = [f"{key}: {run_dir / name}" for key, name in files.items()]
+        return "\n".join([f"best {metric} {best[metric]:.4g} (epoch {best['epoch']})", *lines])
 
 
 class FirstBatches:
@@ -295,11 +303,3 @@ class FirstBatches:
 
     def __iter__(self) -> Iterator[Any]:
         return itertools.islice(iter(self.loader), self.count)
-
-
-@contextmanager
-def temporary_output(args: argparse.Namespace, world: World) -> Iterator[None]:
-    """Write the run to a temporary directory and resume nothing, for ``--dry-run``."""
-    with tempfile.TemporaryDirectory() as folder:
-        args.output, args.experiment, args.resume = world.gather(folder)[0], "", ""
-        yield

@@ -34,7 +34,7 @@ def import_optional(module: str, otherwise: str) -> Any:
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Run a command; after a ``UserError``, print one line to stderr and end the process with exit code 2.
+    """Run a command; after a ``UserError`` or the end of a dataloader worker, print one line and exit with code 2.
 
     Ctrl-C and a closed output pipe (``| head``) end it with 128 plus the number of the signal. Every other exception is
     a defect and keeps its traceback; under torchrun, the launcher repeats the traceback of the process that failed
@@ -63,6 +63,10 @@ def _run(main: Callable[[], object]) -> None:
     try:
         try:
             main()
+        except RuntimeError as err:  # torch raises it wherever the main process is when a dataloader worker ends
+            if not str(err).startswith("DataLoader worker (pid"):
+                raise
+            raise UserError(f"{first_line(err).rstrip('.')} (if memory ran out, pass fewer --workers)") from err
         finally:
             sys.stdout.flush()
     except UserError as err:

@@ -66,19 +66,24 @@ def to_json(content: Any, indent: int | None = None) -> str:
 def held(lock: Path, patience: float = 0) -> Iterator[bool]:
     """Hold an exclusive lock until the block or the process ends; yields whether it was acquired.
 
-    ``lock`` is a file for this purpose, created if it is missing (else a ``UserError``), and ``patience`` the seconds
-    to wait for another process to release it. Without lock support in the operating or file system, locking is a no-op
-    that succeeds.
+    ``lock`` is a file for this purpose, created with its folder if missing (else a ``UserError``), and ``patience`` the
+    seconds to wait for another process to release it. Without lock support in the operating or file system, locking is
+    a no-op that succeeds.
     """
-    try:
-        file = open(lock, "a")
-    except OSError as err:
-        raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
-    with file:
-        until = time.monotonic() + patience
-        while not (acquired := _lock(file)) and time.monotonic() < until:
-            time.sleep(0.2)
-        yield acquired
+    until = time.monotonic() + patience
+    while True:
+        make_folder(lock.parent)
+        try:
+            file = open(lock, "a")
+        except OSError as err:
+            raise UserError(f"cannot write '{lock}': {err.strerror or err}") from err
+        with file:
+            # Its last holder may have removed the file; then another process does not find this one.
+            acquired = _lock(file) and lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            if acquired or time.monotonic() >= until:
+                yield acquired
+                return
+        time.sleep(0.2)
 
 
 def _lock(file: IO[str]) -> bool:

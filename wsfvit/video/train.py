@@ -136,8 +136,6 @@ class VideoPrediction(Task):
         if self.test_set is None:
             return
         args, world = self.args, self.world
-        trainer.store.wait()
-        world.barrier()
         use_ema = trainer.eval_model is not trainer.state.model
         model, meta = load_model(trainer.run_dir / BEST, world.device, use_ema=use_ema)
         loader: Any = build_eval_loader(self.test_set, model.config.frames_in, self._eval_options())
@@ -147,16 +145,17 @@ class VideoPrediction(Task):
         found = evaluation.evaluate(
             predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures
         )
-        if not world.is_main:
+        if trainer.log is None:  # not the main process
             return
         described = evaluation.describe_data(loader, found)
         described |= {key: meta[key] for key in ("epoch", "num_updates", "weights")}
         described["num_updates_of_the_run"] = trainer.state.num_updates
-        evaluation.write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
             f"{meta['epoch']}\n{evaluation.format_metrics(found.metrics)}"
         )
+        with trainer.log.attempt("the test report"):
+            evaluation.write_report(trainer.run_dir, "test", described, found)
 
 
 def _open_splits(

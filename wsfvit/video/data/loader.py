@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from wsfvit.data import EvalSampler, LoaderOptions, TrainSampler
-from wsfvit.data.loader import loader_arguments
-from wsfvit.data.workers import end_workers_at_exit
+from wsfvit.data.loader import build_worker_loader
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
 from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, to_unit_range
@@ -47,14 +45,13 @@ class SequenceLoader:
         self.frames_out = dataset.shape[0] - frames_in
         self._device = options.device
         read: Any = range(len(dataset))  # workers collate indices into a batch
-        arguments = loader_arguments(options, partial(_read_batch, dataset))
-        arguments |= {"persistent_workers": options.num_workers > 0}
+        batches: dict[str, Any] = {"persistent_workers": options.num_workers > 0}
         if isinstance(sampler, TrainSampler):
             self.batch_indices = sampler.batch_indices  # dataset indices of one batch of the epoch
-            arguments |= {"batch_sampler": sampler}
+            batches["batch_sampler"] = sampler
         else:
-            arguments |= {"batch_size": options.batch_size, "sampler": sampler}
-        self._loader = end_workers_at_exit(DataLoader(read, **arguments))
+            batches |= {"batch_size": options.batch_size, "sampler": sampler}
+        self._loader = build_worker_loader(read, options, partial(_read_batch, dataset), **batches)
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
