@@ -180,4 +180,4 @@ def check_export(model: ExportableDetector, run: export.Runner, images: Sequence
 def _with_masks(outputs: Sequence[Tensor]) -> Detections:
     """The outputs of an exported detector, with empty masks where it has none."""
     boxes, scores, labels, *masks = outputs
-    return Detections(boxes, scores, labels, *masks or [boxes.new_zeros(len(boxes), 0, 0)])
+    return Detections(boxes, scores, labels, *masks or [boxes.new_zeros(len(boxes), 1, 1)])
