@@ -25,9 +25,12 @@ Group = argparse._ActionsContainer
 
 def _integer(text: str) -> int:
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer, not '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be an integer, not '{text[:30]}'") from None
+    if value >= 1 << 32:  # NumPy's largest seed
+        raise argparse.ArgumentTypeError(f"must be below 2**32, not {text[:30]}")
+    return value
 
 
 def _number(text: str) -> float:

@@ -1,7 +1,9 @@
 """Class maps, and checks that labels are classes of the model."""
 
+import io
 import numbers
 import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +28,7 @@ def read_class_map(path: str, *folders: str) -> dict[Any, int]:
         raise UserError(f"--class-map {path} does not exist")
     try:
         if not found.lower().endswith(".txt"):
-            class_map: dict[Any, int] = load_class_map(found)
+            class_map: dict[Any, int] = _read_pickle(found) if found.lower().endswith(".pkl") else load_class_map(found)
         else:
             with open(found, encoding="utf-8-sig") as file:
                 names = file.read().rstrip().split("\n")
@@ -39,6 +41,22 @@ def read_class_map(path: str, *folders: str) -> dict[Any, int]:
         if wrong := wrong_label(label):
             raise UserError(f"--class-map {path}: class '{name}' has {wrong}")
     return class_map
+
+
+class _Unpickler(pickle._Unpickler):  # not the one in C, which allocates what the file claims
+    dispatch = {key: value for key, value in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"{module}.{name} is not text or a number")
+
+
+def _read_pickle(path: str) -> dict[Any, int]:
+    """A pickled dictionary of text and numbers."""
+    with open(path, "rb") as file:
+        content = _Unpickler(io.BytesIO(file.read())).load()
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
+    return content
 
 
 def wrong_label(label: Any, num_classes: int | None = None) -> str:

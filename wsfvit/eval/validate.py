@@ -43,7 +43,7 @@ from wsfvit.factory.model import build_model, build_pretrained, fuse_model
 from wsfvit.models.fuse import can_fuse
 from wsfvit.utils.compiling import compile_model
 from wsfvit.utils.distributed import World, joined_world
-from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.errors import UserError, first_line, is_out_of_memory
 from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 from wsfvit.utils.tables import ResultsFile, Row, markdown_table
 
@@ -151,8 +151,7 @@ def _fail_together(world: World, step: Callable[[], Result]) -> Result:
         # The frames hold the model and its activations, and a smaller batch needs that memory.
         traceback.clear_frames(err.__traceback__)
         error = err
-    out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
-    reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
+    reports = world.gather(None if error is None else (is_out_of_memory(error), _reason(error)))
     if any(report and report[0] for report in reports) and not any(report and not report[0] for report in reports):
         raise torch.OutOfMemoryError(next(report[1] for report in reports if report)) from error
     if error is not None:

@@ -7,14 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.checkpoint.io import apply_state_dict, check_model_kwargs, read_checkpoint
-from wsfvit.cli.train import parse_train_args
+from wsfvit.checkpoint.io import apply_state_dict, read_checkpoint
+from wsfvit.cli.config import apply_saved, refuse_code
+from wsfvit.cli.train import train_parser
 from wsfvit.factory.data import build_train_loader, resolve_data
 from wsfvit.factory.model import build_train_model
 from wsfvit.train.classify import Classification
 from wsfvit.train.loop import StepConfig, backward, prepare_batch
 from wsfvit.train.nonfinite import DEPTH, module_norms
-from wsfvit.train.run_dir import refuse_remote_data
+from wsfvit.train.run_dir import OWN
 from wsfvit.train.setup import build_state, build_step_config, set_up_torch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World, resolve_device
@@ -116,15 +117,16 @@ def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argpars
 
     The dump may come from anybody: it must not name data whose reader starts a process or opens a connection.
     """
+    source, parser = f"'{args.dump}'", train_parser()
     given = {"device": args.device, "data_dir": args.data_dir, "workers": args.workers}
     given = {key: value for key, value in given.items() if value is not None}
     uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
-    off = {**uncompiled, "model_ema": False, "sync_bn": False, "dataset_download": False}
-    found = argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
-    named = {key: value for key, value in vars(found).items() if key not in given}
-    refuse_remote_data(named, f"'{args.dump}'", "replay reads only local files")
-    check_model_kwargs(found.model_kwargs, f"'{args.dump}'")
-    return found
+    unlogged = {"log_wandb": False, "log_trackio": False}
+    off = {**uncompiled, **unlogged, "model_ema": False, "sync_bn": False, "dataset_download": False}
+    named = {key: value for key, value in saved.items() if key not in OWN | off.keys() | given.keys()}
+    refuse_code(named, source, "replay reads only local files")
+    apply_saved(parser, named, source)
+    return argparse.Namespace(**{**vars(parser.parse_args([])), **off, **given})
 
 
 def _compute(state: TrainState, cfg: StepConfig, loader: Any, step: dict[str, Any], watch: Watch) -> list[float]:

@@ -19,6 +19,13 @@ def first_line(err: BaseException) -> str:
     return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
 
 
+def is_out_of_memory(err: BaseException | None) -> bool:
+    """Whether Python or torch could not allocate memory."""
+    return isinstance(err, MemoryError) or (
+        isinstance(err, RuntimeError) and "memory" in str(err) and "allocate" in str(err)
+    )
+
+
 def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: str = "") -> str:
     """ ", did you mean 'x'?" with up to ``n`` names that are close to ``word``; ``otherwise`` if there are none."""
     near = difflib.get_close_matches(str(word), map(str, known), n=n)
@@ -69,9 +76,13 @@ def _run(main: Callable[[], object]) -> None:
             main()
         finally:
             sys.stdout.flush()
-    except UserError as err:
+    except (UserError, MemoryError, RuntimeError) as err:
+        if not isinstance(err, UserError) and not is_out_of_memory(err):
+            raise
         if _reports_first():
-            print(f"error: {err}", file=sys.stderr)
+            print(
+                f"error: {err if isinstance(err, UserError) else f'out of memory: {first_line(err)}'}", file=sys.stderr
+            )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,8 +3,9 @@
 import errno
 import json
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,47 @@ def write_atomic(
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading: one would wait for a FIFO, and read some devices without end.
+
+    Raises:
+        OSError: It cannot be opened, or is no such file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # open() itself refuses a folder
+            return handle
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+
+    return open(path, "rb", opener=opener)
+
+
+def refuse_overwriting(flag: str, outputs: Iterable[Path | str], inputs: Iterable[Path | str]) -> None:
+    """Refuse output files that are also input files, by any spelling or link.
+
+    Raises:
+        UserError: One is.
+    """
+    known = {(found.st_dev, found.st_ino): path for path in inputs if (found := _stat_file(path))}
+    for path in outputs:
+        found = _stat_file(path)
+        if found and (found.st_dev, found.st_ino) in known:
+            same = known[found.st_dev, found.st_ino]
+            raise UserError(f"{flag} would overwrite the input '{same}': choose another name")
+
+
+def _stat_file(path: Path | str) -> os.stat_result | None:
+    """What is known about a file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

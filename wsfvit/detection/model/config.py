@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,11 @@ class StageConfig:
     loss_weight: float = 1.0
     box_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
+
+MAX_STAGES = 16
 CASCADE_STAGES = (
     StageConfig(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
     StageConfig(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
@@ -95,8 +100,9 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise UserError(f"num_classes is {self.num_classes}: a detector needs at least one category")
-        if not self.stages:
-            raise UserError("stages is empty: a detector needs at least one stage")
+        if not 1 <= len(self.stages) <= MAX_STAGES:
+            raise UserError(f"{len(self.stages)} stages: a detector needs at least one stage, and at most {MAX_STAGES}")
+        check_numbers(self, low=1)
         known = {"box_head": ("2fc", "4conv1fc"), "box_loss": ("l1", "giou"), "rpn_box_loss": ("l1", "smooth_l1")}
         for name, choices in known.items():
             if getattr(self, name) not in choices:

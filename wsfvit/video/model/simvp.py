@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wsfvit.layers import PublishedHaarSWT2d
 from wsfvit.models.wsfvit import WSFBlock, WSFBlockCfg
+from wsfvit.utils.limits import check_numbers
 
 Family = Literal["published", "dwt"]
 # Stochastic depth of the translator's first block, which the published rule fixes.
@@ -60,6 +61,7 @@ class SimVPConfig:
     family: Family = "published"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, value in vars(self).items():
             if name not in ("drop_path", "family") and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
