@@ -95,8 +95,8 @@ def join_world(device: str | None = None) -> World:
         size = int(os.environ.get("WORLD_SIZE", 1))
         rank, local_rank = (int(os.environ[name]) if size != 1 else 0 for name in names[1:])
     except (KeyError, ValueError) as err:
-        found = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
-        raise UserError(f"the environment has {found}: start several processes with torchrun, or unset them") from err
+        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        raise UserError(f"the environment has {given}: start several processes with torchrun, or unset them") from err
     if size == 1:
         return World(resolve_device(device))
     gpus = torch.cuda.device_count() if device is None or device.startswith("cuda") else 0

@@ -83,8 +83,11 @@ def check_numbers(config: Any, low: float = -math.inf) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        kinds: tuple[type, ...] = {int: (int,), float: (int, float)}.get(field.type, ())  # type: ignore[call-overload]
-        if kinds and not (type(value) in kinds and (low if kinds == (int,) else -math.inf) <= value <= MAX_ARGUMENT):
+        is_integer = field.type is int
+        if not is_integer and field.type is not float:
+            continue
+        fits = type(value) is int or (type(value) is float and not is_integer)
+        if not fits or not (low if is_integer else -math.inf) <= value <= MAX_ARGUMENT:
             raise UserError(f"{field.name} is {str(value)[:20]}, not a number that fits")
 
 
