@@ -87,7 +87,8 @@ def canaries(monkeypatch, tmp_path):
     (tmp_path / "path" / f"{hostile_files.MODULE}.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     importlib.invalidate_caches()
-    return fired
+    yield fired
+    sys.modules.pop(hostile_files.MODULE, None)
 
 
 @pytest.mark.parametrize(("kind", "command"), CASES, ids=lambda part: part if isinstance(part, str) else None)

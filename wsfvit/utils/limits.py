@@ -95,18 +95,17 @@ def check_data_config(config: Mapping[str, Any], source: str) -> None:
     """Check the sizes and numbers of an evaluation setting: mean, std, crop_pct, input_size (C, H, W).
 
     Raises:
-        UserError: One is not a finite number, or an image would be resized to more than MAX_SIDE pixels.
+        UserError: One is not of finite numbers, or an image would be resized to no pixel or more than MAX_SIDE.
     """
     for key in ("mean", "std", "crop_pct", "input_size"):
-        value = config.get(key) or 1.0
-        for number in value if isinstance(value, (list, tuple)) else [value]:
-            if type(number) not in (int, float) or not math.isfinite(number):
-                raise UserError(f"{source} has {key} {str(value)[:60]}, not finite numbers")
+        value = config.get(key) or (1.0 if key == "crop_pct" else [1.0])
+        numbers = [value] if key == "crop_pct" else value if isinstance(value, (list, tuple)) else [None]
+        if not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
+            raise UserError(f"{source} has {key} {str(value)[:60]}, not finite numbers")
     sides, crop = (config.get("input_size") or [1])[1:], config.get("crop_pct") or 1.0
-    if crop < 0 or max(sides, default=1) / crop > MAX_SIDE:
-        raise UserError(
-            f"{source}: a crop of {crop:g} of {'x'.join(map(str, sides))} takes images of over {MAX_SIDE} pixels"
-        )
+    if not all(1 <= side / crop <= MAX_SIDE for side in sides) or min(config.get("std") or [1]) <= 0:
+        shown = f"crop_pct {crop:g} of {'x'.join(map(str, sides))} pixels, std {config.get('std')}"
+        raise UserError(f"{source} has {shown}: images of 1 to {MAX_SIDE} pixels and std above 0 are possible")
 
 
 def check_pixels(size: Sequence[Any], frames: int, what: str) -> None:
