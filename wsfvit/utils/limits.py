@@ -21,7 +21,7 @@ RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "ch
 MAX_PIXELS = 1 << 28  # of an image, or of the frames of a sequence
 MAX_SIDE = 1 << 14  # sides of an image, in pixels
 # The largest models of timm have 1.8k modules and 7e9 parameters.
-MAX_MODULES = 20_000
+MAX_MODULES = 10_000
 MAX_ELEMENTS = 1 << 33
 # A model may have other window sizes or classes than the file with its weights.
 ELEMENTS_PER_SAVED, ELEMENTS_BESIDE = 4, 1 << 24

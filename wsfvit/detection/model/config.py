@@ -24,6 +24,8 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        if len(self.box_stds) != 4 or not all(isinstance(std, (int, float)) and 0 < std < 1e6 for std in self.box_stds):
+            raise UserError(f"box_stds is {str(self.box_stds)[:40]}: four numbers above 0 are needed")
 
 
 MAX_STAGES = 16
@@ -103,6 +105,8 @@ class DetectorConfig:
         if not 1 <= len(self.stages) <= MAX_STAGES:
             raise UserError(f"{len(self.stages)} stages: a detector needs at least one stage, and at most {MAX_STAGES}")
         check_numbers(self, low=1)
+        if not isinstance(self.backbone, str) or not isinstance(self.backbone_options, Mapping):
+            raise UserError(f"the backbone is {str(self.backbone)[:40]}: a name, and options by name, are needed")
         known = {"box_head": ("2fc", "4conv1fc"), "box_loss": ("l1", "giou"), "rpn_box_loss": ("l1", "smooth_l1")}
         for name, choices in known.items():
             if getattr(self, name) not in choices:
