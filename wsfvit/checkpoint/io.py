@@ -28,7 +28,7 @@ from wsfvit.models._state_dict import adapt_stem_channels
 from wsfvit.models.wsfvit import WSFViT
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.files import write_atomic
-from wsfvit.utils.limits import check_content, check_model_kwargs
+from wsfvit.utils.limits import MAX_SIDE, check_content, check_model_kwargs
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 RAW_KEYS = ("state_dict", "model_state_dict", "model")
@@ -233,8 +233,10 @@ def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         if not isinstance(meta.get(key), (kind, NoneType)):
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
     size = meta.get("data_config", {}).get("input_size", (1, 1, 1))
-    if not isinstance(size, (list, tuple)) or [type(value) for value in size] != [int] * 3:
-        raise UserError(f"checkpoint '{path}': its input_size is {size!r}, not three integers (C, H, W)")
+    if not isinstance(size, (list, tuple)) or [type(value) for value in size] != [int] * 3 or max(size) > MAX_SIDE:
+        raise UserError(
+            f"checkpoint '{path}': its input_size is {str(size)[:60]}, not three integers (C, H, W) of an image"
+        )
     if "class_names" in meta:
         meta["class_names"] = [str(name) for name in meta["class_names"]]
     check_model_kwargs(meta.get("model_kwargs", {}), f"checkpoint '{path}'")

@@ -11,6 +11,7 @@ import numpy as np
 from timm.data.readers.class_map import load_class_map
 
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
 
 
 def read_class_map(path: str, *folders: str) -> dict[Any, int]:
@@ -28,7 +29,11 @@ def read_class_map(path: str, *folders: str) -> dict[Any, int]:
         raise UserError(f"--class-map {path} does not exist")
     try:
         if not found.lower().endswith(".txt"):
-            class_map: dict[Any, int] = _read_pickle(found) if found.lower().endswith(".pkl") else load_class_map(found)
+            with open_regular(found) as pickled:
+                is_pickle = found.lower().endswith(".pkl")
+                class_map: Any = _Unpickler(io.BytesIO(pickled.read())).load() if is_pickle else load_class_map(found)
+            if not isinstance(class_map, dict):
+                raise ValueError(f"it holds a {type(class_map).__name__}, not a dictionary")
         else:
             with open(found, encoding="utf-8-sig") as file:
                 names = file.read().rstrip().split("\n")
@@ -48,15 +53,6 @@ class _Unpickler(pickle._Unpickler):  # not the one in C, which allocates what t
 
     def find_class(self, module: str, name: str) -> Any:
         raise ValueError(f"{module}.{name} is not text or a number")
-
-
-def _read_pickle(path: str) -> dict[Any, int]:
-    """A pickled dictionary of text and numbers."""
-    with open(path, "rb") as file:
-        content = _Unpickler(io.BytesIO(file.read())).load()
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
-    return content
 
 
 def wrong_label(label: Any, num_classes: int | None = None) -> str:

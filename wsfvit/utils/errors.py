@@ -21,9 +21,8 @@ def first_line(err: BaseException) -> str:
 
 def is_out_of_memory(err: BaseException | None) -> bool:
     """Whether Python or torch could not allocate memory."""
-    return isinstance(err, MemoryError) or (
-        isinstance(err, RuntimeError) and "memory" in str(err) and "allocate" in str(err)
-    )
+    is_torchs = isinstance(err, RuntimeError) and "memory" in str(err) and "allocate" in str(err)
+    return is_torchs or isinstance(err, MemoryError)
 
 
 def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: str = "") -> str:
@@ -79,10 +78,9 @@ def _run(main: Callable[[], object]) -> None:
     except (UserError, MemoryError, RuntimeError) as err:
         if not isinstance(err, UserError) and not is_out_of_memory(err):
             raise
+        text = str(err) if isinstance(err, UserError) else f"out of memory: {first_line(err)}"
         if _reports_first():
-            print(
-                f"error: {err if isinstance(err, UserError) else f'out of memory: {first_line(err)}'}", file=sys.stderr
-            )
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -74,21 +74,10 @@ def refuse_overwriting(flag: str, outputs: Iterable[Path | str], inputs: Iterabl
     Raises:
         UserError: One is.
     """
-    known = {(found.st_dev, found.st_ino): path for path in inputs if (found := _stat_file(path))}
-    for path in outputs:
-        found = _stat_file(path)
-        if found and (found.st_dev, found.st_ino) in known:
-            same = known[found.st_dev, found.st_ino]
+    known = {os.stat(path)[1:3]: path for path in inputs if os.path.isfile(path)}  # inode and device
+    for path in filter(os.path.isfile, outputs):
+        if same := known.get(os.stat(path)[1:3]):
             raise UserError(f"{flag} would overwrite the input '{same}': choose another name")
-
-
-def _stat_file(path: Path | str) -> os.stat_result | None:
-    """What is known about a file; None where there is none."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

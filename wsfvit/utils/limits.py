@@ -1,10 +1,9 @@
 """Bounds on what a file may claim, checked before anything of that size is allocated, built or traversed."""
 
 import argparse
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,19 +43,17 @@ def check_content(content: Any, size: int, source: str) -> None:
         if isinstance(value, argparse.Namespace):
             value = vars(value)
         if isinstance(value, torch.Tensor):
-            _check_tensor(value, source)
+            plain = value.layout == torch.strided and value.device.type == "cpu"
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise UserError(
+                    f"{source} holds a {value.layout} tensor on {value.device} of {value.numel()} values, not all of "
+                    "them stored: save a plain copy"
+                )
         elif isinstance(value, int) and abs(value) >= 1 << 64:
             raise UserError(f"{source} holds an integer of {value.bit_length()} bits")
         elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
             inner = [*value, *value.values()] if isinstance(value, Mapping) else value
             parts += [(part, depth + 1) for part in inner]
-
-
-def _check_tensor(tensor: torch.Tensor, source: str) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise UserError(f"{source} holds a {tensor.layout} tensor on {tensor.device}: save plain tensors of the CPU")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise UserError(f"{source} holds a tensor of {tensor.numel()} values with fewer of them stored: save a copy")
 
 
 def check_model_kwargs(kwargs: Any, source: str) -> None:
@@ -82,12 +79,10 @@ def check_numbers(config: Any, low: float = -math.inf) -> None:
         UserError: One is something else.
     """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        is_integer = field.type is int
-        if not is_integer and field.type is not float:
-            continue
+        value, is_integer = getattr(config, field.name), field.type is int
         fits = type(value) is int or (type(value) is float and not is_integer)
-        if not fits or not (low if is_integer else -math.inf) <= value <= MAX_ARGUMENT:
+        bounded = fits and (low if is_integer else -math.inf) <= value <= MAX_ARGUMENT
+        if field.type in (int, float) and not bounded:
             raise UserError(f"{field.name} is {str(value)[:20]}, not a number that fits")
 
 
@@ -99,7 +94,7 @@ def check_data_config(config: Mapping[str, Any], source: str) -> None:
     """
     for key in ("mean", "std", "crop_pct", "input_size"):
         value = config.get(key) or (1.0 if key == "crop_pct" else [1.0])
-        numbers = [value] if key == "crop_pct" else value if isinstance(value, (list, tuple)) else [None]
+        numbers: Any = [value] if key == "crop_pct" else value if isinstance(value, (list, tuple)) else [None]
         if not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
             raise UserError(f"{source} has {key} {str(value)[:60]}, not finite numbers")
     sides, crop = (config.get("input_size") or [1])[1:], config.get("crop_pct") or 1.0
@@ -131,17 +126,6 @@ def check_build(build: Callable[[], object], saved: int | None = None, source: s
         UserError: It has too many modules, or parameters and buffers.
     """
     limit = MAX_ELEMENTS if saved is None else ELEMENTS_PER_SAVED * saved + ELEMENTS_BESIDE
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _counted(limit, source):
-        try:
-            build()
-        except UserError:
-            raise
-        except Exception:  # some models cannot be built without memory
-            return
-
-
-@contextlib.contextmanager
-def _counted(limit: int, source: str) -> Iterator[None]:
     modules = elements = 0
 
     def count(module: nn.Module, name: str, part: Any) -> None:
@@ -152,13 +136,16 @@ def _counted(limit: int, source: str) -> Iterator[None]:
             size = f"{MAX_MODULES} modules" if modules > MAX_MODULES else f"{limit} parameters"
             raise UserError(f"{source} describes a model of more than {size}")
 
-    hooks = [
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
         registration.register_module_module_registration_hook(count),
         registration.register_module_parameter_registration_hook(count),
         registration.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    ):
+        try:
+            build()
+        except UserError:
+            raise
+        except Exception:  # some models cannot be built without memory
+            return
