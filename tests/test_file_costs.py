@@ -215,6 +215,25 @@ def test_images_that_claim_more_pixels_than_bytes(tmp_path):
     assert "it claims 12000x12000 pixels in" in refused(read_image, tmp_path / "a.png")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"args": 1}, {"args": {"model_kwargs": 1}}, {"args": {"seed": 1 << 40}}, {"args": {"batch_size": "x"}},
+        {"bad_step": 1}, {"bad_step": {"rank": 1}}, {"bad_step": {"batches": [10**9]}},
+        {"bad_step": {"norms": {"fc": ["x", 1.0]}}}, {"bad_step": {"losses": ["x"]}}, {"bad_step": {"epoch": "x"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dumps_with_one_bad_value(tmp_path, changes):
+    step = {"rank": 0, "world_size": 1, "epoch": 0, "batches": [0], "indices": [[0]], "losses": [1.0], "norms": {}}
+    args = {"model": "test_resnet", "dataset": "digits", "in_chans": 1, "num_classes": 10, "batch_size": 4}
+    content = {"state_dict": WEIGHTS, "args": args, "bad_step": step}
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    torch.save(content, tmp_path / "dump.pth.tar")
+    refused(wsfvit_cli.dispatch, ["replay", str(tmp_path / "dump.pth.tar"), "-j", "0", "--device", "cpu"])
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 @pytest.mark.parametrize("kind", ["fifo", "/dev/zero"])
 def test_what_is_no_file_is_not_waited_for(tmp_path, kind):

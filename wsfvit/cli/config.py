@@ -96,6 +96,9 @@ def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], source
             if config.pop(key):
                 actions[key](parser, argparse.Namespace(), value)
             continue
+        if value is None and actions[key].default is not None and actions[key].type is not float:
+            del config[key]  # there is no such thing as no epochs; no colour jitter is
+            continue
         try:
             config[key] = _config_value(actions[key], value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as err:

@@ -17,7 +17,7 @@ import wsfvit  # noqa: F401  importing the package registers its models with tim
 from wsfvit.checkpoint.io import load_checkpoint
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 from wsfvit.utils.errors import UserError, first_line
-from wsfvit.utils.limits import RESERVED_KWARGS, check_build
+from wsfvit.utils.limits import MAX_SIDE, RESERVED_KWARGS, check_build
 
 
 def check_model_name(name: str) -> None:
@@ -39,6 +39,8 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
     try:
+        if max(side or 0 for side in (args.img_size, args.in_chans, *(args.input_size or ()))) > MAX_SIDE:
+            raise ValueError(f"images have at most {MAX_SIDE} pixels a side, and as many channels")
         kwargs = resolve_model_input_args(args.model, request, num_classes=args.num_classes, **args.model_kwargs)
     except Exception as err:  # of any type for values that fit no model
         raise UserError(f"model {args.model}: {first_line(err)}") from err

@@ -21,6 +21,9 @@ from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World, resolve_device
 from wsfvit.utils.errors import UserError
 
+# What a dump says about its step.
+STEP = {"rank": int, "world_size": int, "epoch": int, "batches": list, "indices": list, "losses": list, "norms": dict}
+
 
 class Watch:
     """Record where values stop being finite in a forward and backward pass.
@@ -78,6 +81,8 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"'{args.dump}' is not a dump of a non-finite update: those are in the folder bad-steps of a run"
         )
+    if not _is_step(step) or not isinstance(content.get("args"), dict) or "state_dict" not in content:
+        raise UserError(f"'{args.dump}' is damaged: it does not describe its step")
     if content.get("task", "classification") != "classification":
         raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay supports only classification")
     train_args = _train_arguments(args, content["args"])
@@ -93,8 +98,12 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     cfg = build_step_config(task, epochs)
     apply_state_dict(model, content["state_dict"], args.dump)
     state.epoch = step["epoch"]
-    loader.set_position(state.epoch, step["batches"][0])
-    if [loader.batch_indices(batch) for batch in step["batches"]] != step["indices"]:
+    try:
+        loader.set_position(state.epoch, step["batches"][0])
+        indices = [loader.batch_indices(batch) for batch in step["batches"]]
+    except (IndexError, OverflowError, TypeError, ValueError):
+        indices = []
+    if not indices or indices != step["indices"]:
         raise UserError("the batches differ from the run's: replay with the same data (--data-dir DIR)")
     print(
         f"{train_args.model}, epoch {state.epoch}, batches {step['batches'][0]} to {step['batches'][-1]}, process "
@@ -110,6 +119,15 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
         "first_gradient": watch.first_gradient,
         "norms": norms,
     }
+
+
+def _is_step(step: Any) -> bool:
+    """Whether the values in a dump have their types, and its process is one of the run's."""
+    if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in STEP.items()):
+        return False
+    norms = [norm for pair in step["norms"].values() for norm in (pair if isinstance(pair, list) else [""])]
+    figures = [*step["losses"], *(norm for norm in norms if norm is not None)]
+    return 0 <= step["rank"] < step["world_size"] and all(isinstance(figure, float) for figure in figures)
 
 
 def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:

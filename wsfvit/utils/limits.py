@@ -62,6 +62,8 @@ def check_model_kwargs(kwargs: Any, source: str) -> None:
     Raises:
         UserError: They would make ``create_model`` read other files, or an integer is larger than any width or depth.
     """
+    if not isinstance(kwargs, Mapping):
+        raise UserError(f"{source}: its model_kwargs are a {type(kwargs).__name__}, not arguments by name")
     if reserved := [key for key in RESERVED_KWARGS if key in kwargs]:
         raise UserError(f"{source}: its model_kwargs may not set {', '.join(reserved)}")
     parts = [kwargs]
