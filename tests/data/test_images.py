@@ -1,6 +1,7 @@
 """Images of all kinds load right, and those that cannot be read are named, or left out and counted."""
 
 import io
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_grey_of_12_bits_is_scaled_by_its_tag(tmp_path):
     image, _ = write(tmp_path, {"a.png": tiff_bytes(pixels, _281=4095)})[0]
     assert (np.asarray(image)[..., 0] == pixels >> 4).all()
     assert (np.asarray(read_image(tmp_path / "a" / "a.png")) == np.asarray(image)).all()
+
+
+def test_packed_grey_of_12_bits(tmp_path):
+    """Three bytes hold two pixels; Pillow reads such files and does not write them."""
+    pixels = (WHOLE * 4095).astype(">u2")
+    bits = np.unpackbits(pixels.view(np.uint8).reshape(40, 40, 2), axis=-1)[..., 4:]
+    data = np.packbits(bits.reshape(40, -1), axis=-1).tobytes()
+    tags = {256: 40, 257: 40, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(data)}  # pixels at byte 8
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    content = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+    image, _ = write(tmp_path, {"a.tif": content})[0]
+    assert (np.asarray(image)[..., 0] == pixels >> 4).all()
 
 
 DARK = {

@@ -64,12 +64,13 @@ def test_one_image_is_counted():
         evaluate(Model(1, 1), [(images, torch.zeros(4, dtype=torch.int64))], torch.device("cpu"))
 
 
-def test_overflow_of_half_precision(tmp_path, tiny_images):
+@pytest.mark.parametrize("half", [["--model-dtype", "float16"], ["--amp", "--amp-dtype", "float16"]], ids=" ".join)
+def test_overflow_of_half_precision(tmp_path, tiny_images, half):
     checkpoint = save(tmp_path / "a.pth", 1e5)
     argv = ["x", "--device", "cpu", "-j", "0", "--checkpoint", checkpoint]
     assert run_validation(parse_validate_args(argv))[0]["images"] == 24
     with pytest.raises(UserError, match="NaN or infinite"):
-        run_validation(parse_validate_args([*argv, "--model-dtype", "float16"]))
+        run_validation(parse_validate_args([*argv, *half]))
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

@@ -37,11 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines.
-
-    Raises:
-        UserError: The file cannot be read or holds something else.
-    """
+    """Read a YAML file of ``key: value`` lines; raise a ``UserError`` if it cannot be read or holds something else."""
     try:
         with open_regular(path) as file:
             config = yaml.load(file.read().decode(), _Loader) or {}
