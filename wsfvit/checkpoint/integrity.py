@@ -41,7 +41,8 @@ def write_sealed(content: object, file: IO[bytes]) -> None:
 def find_damage(path: Path) -> str | None:
     """Describe the damage in a zip-format checkpoint, or None; other formats have no checksum and are not checked.
 
-    A sealed file is compared with its SHA-256, another one with the CRC-32 of each record. torch checks neither.
+    A sealed file is compared with its SHA-256, another one with the CRC-32 of each record. torch checks neither. The
+    digest proves that a file is intact, not that it is harmless: the sizes in it are checked in any case.
 
     Raises:
         Exception: The archive itself is broken, which ``zipfile`` reports in several ways.
@@ -49,6 +50,12 @@ def find_damage(path: Path) -> str | None:
     if not is_zip_format(path):
         return None
     with zipfile.ZipFile(path) as archive:
+        # torch.save does not compress, and a small file that does, or names a record twice, may unpack to any size.
+        packed = next((info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
+        if packed:
+            return f"'{packed}' in it is compressed"
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            return "its records claim more bytes than it has"
         sealed = _COMMENT.fullmatch(archive.comment)
         if sealed:
             found = _sha256_before(path, len(archive.comment))
@@ -56,10 +63,6 @@ def find_damage(path: Path) -> str | None:
         names = archive.namelist()
         if len(set(names)) < len(names):
             return "it holds two records of one name"
-        # torch.save does not compress, and a small compressed file may unpack to more than the memory.
-        packed = next((info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
-        if packed:
-            return f"'{packed}' in it is compressed"
         broken = archive.testzip()
         return f"the checksum of '{broken}' in it is wrong" if broken else None
 

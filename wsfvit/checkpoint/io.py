@@ -8,11 +8,13 @@ import copy
 import hashlib
 import json
 import logging
+import numbers
 import os
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,15 +28,17 @@ from wsfvit.models._state_dict import adapt_stem_channels
 from wsfvit.models.wsfvit import WSFViT
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.files import write_atomic
+from wsfvit.utils.limits import MAX_SIDE, check_content, check_model_kwargs
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 RAW_KEYS = ("state_dict", "model_state_dict", "model")
 EMA_KEYS = ("state_dict_ema", "model_ema")
-META_KEYS = ("arch", "model_kwargs", "data_config", "class_names", "config", "epoch", "metric", "num_updates")
+META_KEYS = {
+    "arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict, "epoch": int,
+    "metric": numbers.Real, "num_updates": int,
+}  # fmt: skip
 # Arguments of a training that say how its images are made, where the file has no data_config.
 DATA_ARGS = ("input_size", "mean", "std", "interpolation", "crop_pct")
-# With these, create_model would fetch or read other files; a checkpoint must not be able to set them.
-RESERVED_KWARGS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 StateDict = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -62,11 +66,12 @@ def read_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
     if path.is_dir():
         raise UserError(f"checkpoint '{path}' is a directory: name the file in it")
     if not path.is_file():
-        raise UserError(f"checkpoint '{path}' does not exist")
+        raise UserError(f"checkpoint '{path}' {'is not a regular file' if path.exists() else 'does not exist'}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, trust)
     if not isinstance(content, Mapping):
         raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not weights")
     content = dict(content)
+    check_content(content, path.stat().st_size, f"checkpoint '{path}'")
     if isinstance(content.get("args"), argparse.Namespace):
         content["args"] = vars(content["args"])
     return content
@@ -84,10 +89,11 @@ def load_state_dict_file(
         task: The task that the weights must have been trained for, if the file names one.
 
     Returns:
-        The state dict on the CPU, without wrapper prefixes, and its metadata: ``weights`` ("ema" or "raw") and, where
-        present, ``arch``, ``model_kwargs``, ``data_config``, ``class_names`` of a classifier, ``input_img_mode``,
-        ``config`` of another model, ``epoch``, ``metric`` and ``num_updates``. Where the file has only the
-        arguments of a training, as those of timm's train.py, they are taken from there.
+        The state dict on the CPU, without wrapper prefixes, and its metadata: ``weights`` ("ema" or "raw"),
+        ``elements``, their number of values, and, where present, ``arch``, ``model_kwargs``, ``data_config``,
+        ``class_names`` of a classifier, ``input_img_mode``, ``config`` of another model, ``epoch``, ``metric`` and
+        ``num_updates``. Where the file has only the arguments of a training, as those of timm's train.py, they are
+        taken from there.
 
     Raises:
         UserError: As ``read_checkpoint``, or the file holds no weights, or those of another task.
@@ -97,7 +103,8 @@ def load_state_dict_file(
     if trained_for != task:
         raise UserError(f"checkpoint '{path}' was trained for {trained_for}, not for {task}")
     state_dict, weights = _find_state_dict(content, path, use_ema)
-    return strip_prefixes(state_dict), {"weights": weights, **_read_meta(content, path)}
+    elements = sum(value.numel() for value in state_dict.values())
+    return strip_prefixes(state_dict), {"weights": weights, "elements": elements, **_read_meta(content, path)}
 
 
 def load_checkpoint(
@@ -163,7 +170,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return content
     try:
         described = json.loads(sidecar.read_text())
-    except (OSError, ValueError) as err:
+    except (OSError, RecursionError, ValueError) as err:
         raise UserError(f"'{sidecar}', which describes '{path.name}', cannot be read ({first_line(err)})") from err
     if not isinstance(described, dict):
         raise UserError(f"'{sidecar}', which describes '{path.name}', is not a JSON object")
@@ -220,15 +227,16 @@ def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
     args = args if isinstance(args, dict) else {}
     if "model_kwargs" not in content and isinstance(args.get("model"), str):
         content = {**_describe_args(args), **content}
-    meta = {key: content[key] for key in META_KEYS if key in content and not isinstance(content[key], torch.Tensor)}
+    meta = {key: content[key] for key in META_KEYS if not isinstance(content.get(key), (torch.Tensor, NoneType))}
     meta |= {key: args[key] for key in ("input_img_mode",) if isinstance(args.get(key), str)}
-    expected = {"arch": str, "model_kwargs": dict, "data_config": dict, "class_names": list, "config": dict}
-    for key, kind in expected.items():
-        if key in meta and not isinstance(meta[key], kind):
+    for key, kind in META_KEYS.items():
+        if not isinstance(meta.get(key), (kind, NoneType)):
             raise UserError(f"checkpoint '{path}': its '{key}' is a {type(meta[key]).__name__}, not a {kind.__name__}")
     size = meta.get("data_config", {}).get("input_size", (1, 1, 1))
-    if not isinstance(size, (list, tuple)) or [type(value) for value in size] != [int] * 3:
-        raise UserError(f"checkpoint '{path}': its input_size is {size!r}, not three integers (C, H, W)")
+    if not isinstance(size, (list, tuple)) or [type(value) for value in size] != [int] * 3 or max(size) > MAX_SIDE:
+        raise UserError(
+            f"checkpoint '{path}': its input_size is {str(size)[:60]}, not three integers (C, H, W) of an image"
+        )
     if "class_names" in meta:
         meta["class_names"] = [str(name) for name in meta["class_names"]]
     check_model_kwargs(meta.get("model_kwargs", {}), f"checkpoint '{path}'")
@@ -238,18 +246,16 @@ def _read_meta(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
 def _describe_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata from the arguments of timm's train.py."""
     found = {"num_classes": args.get("num_classes"), "in_chans": args.get("in_chans"), "global_pool": args.get("gp")}
-    kwargs = {key: value for key, value in found.items() if value is not None} | (args.get("model_kwargs") or {})
+    kwargs = {key: value for key, value in found.items() if value is not None}
+    more = args.get("model_kwargs") or {}
     config = {key: args[key] for key in DATA_ARGS if args.get(key)}
     if size := args.get("img_size"):
         config.setdefault("input_size", (args.get("in_chans") or 3, size, size))
-    return {"arch": args["model"], "model_kwargs": kwargs, "data_config": config}
-
-
-def check_model_kwargs(kwargs: Any, source: str) -> None:
-    """Refuse model arguments from a file that would make ``create_model`` fetch or read other files."""
-    reserved = [key for key in RESERVED_KWARGS if key in kwargs]
-    if reserved:
-        raise UserError(f"{source}: its model_kwargs may not set {', '.join(reserved)}")
+    return {
+        "arch": args["model"],
+        "model_kwargs": kwargs | more if isinstance(more, dict) else more,
+        "data_config": config,
+    }
 
 
 def _adapt_channels(model: nn.Module, state_dict: StateDict) -> StateDict:
@@ -300,6 +306,7 @@ def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> 
         UserError: Neither the command line nor the checkpoint names a model.
     """
     args = copy.copy(args)
+    args.saved_elements = meta.get("elements")  # bounds the model
     saved = dict(meta.get("model_kwargs", {}))
     args.model = args.model or meta.get("arch")
     if not args.model:

@@ -28,7 +28,9 @@ def _parse(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], r
         value = kind(text)
     except ValueError:
         name = "an integer" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"must be {name}, not '{text}'") from None
+        raise argparse.ArgumentTypeError(f"must be {name}, not '{text[:30]}'") from None
+    if kind is int and value >= 1 << 32:  # NumPy's largest seed
+        raise argparse.ArgumentTypeError(f"must be below 2**32, not {text[:30]}")
     if not fits(value):
         raise argparse.ArgumentTypeError(f"must {rule}, not {text}")
     return value

@@ -6,12 +6,21 @@ The trainer reads them and those of ``recipe.add_optimizer``, ``recipe.add_sched
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from wsfvit.cli.common import Group, add_device, add_loader, add_switch, add_trust, natural_int, positive_int
-from wsfvit.cli.config import apply_config, read_config
+from wsfvit.cli.config import apply_config, apply_saved, read_config, refuse_code
 from wsfvit.cli.precision import add_precision
+from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import refuse_overwriting
+
+MAX_NAME = 255  # bytes of a file's name, on most file systems
+# Arguments that name files to write, and folders whose images are read.
+IMAGES = {"data", "data_dir", "images"}
+OUTPUTS = {"categories_file", "confusion_matrix", "detections", "out", "output", "results_file"}
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +49,43 @@ def parse_with_config(
         early_parser.add_argument("-c", "--config")
         early_parser.add_argument("--resume")
         early, _ = early_parser.parse_known_args(argv)
-        config = read_config(early.config) if early.config else {}
-        apply_config(parser, config, f"config '{early.config}'")
+        config, source = read_config(early.config) if early.config else {}, f"config '{early.config}'"
+        given = _given(parser, argv)
+        own = {key: value for key, value in config.items() if key not in given}
+        refuse_code(own, source)
+        if own.get("pretrained"):
+            raise UserError(f"{source} fetches pretrained weights: pass --pretrained on the command line")
+        files = [key for key in ("initial_checkpoint", "pretrained_path", "resume") if own.get(key)]
+        if files and "trust_checkpoint" in given:
+            raise UserError(f"--trust-checkpoint is for files named on the command line, {source} sets {files[0]}")
+        apply_config(parser, config, source)
         resume = parser.get_default("resume") if early.resume is None else early.resume
         if read_arguments is not None and resume not in (None, "", "auto"):
-            saved = read_arguments(resume, _given(parser, argv) | config.keys())
-            known = {action.dest for action in parser._actions if action.default is not argparse.SUPPRESS}
-            apply_config(parser, {key: saved[key] for key in saved.keys() & known}, f"the arguments of '{resume}'")
-            apply_config(parser, config, f"config '{early.config}'")
-    return parser.parse_args(argv)
+            saved = read_arguments(resume, given | config.keys() - {"trust_checkpoint"})
+            inherited = {key: saved[key] for key in saved.keys() - given - config.keys()}
+            refuse_code(inherited, f"--resume {resume}", "pass it again")
+            apply_saved(parser, saved, f"the arguments of '{resume}'")
+            apply_config(parser, config, source)
+    args = parser.parse_args(argv)
+    _check_texts(args)
+    return args
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    """Refuse text that no file system takes, and output files that are also input files."""
+    values = {key: value if isinstance(value, list) else [value] for key, value in vars(args).items()}
+    texts = {key: [text for text in value if isinstance(text, str)] for key, value in values.items()}
+    for key, text in ((key, text) for key, found in texts.items() for text in found):
+        encoded = text.encode(errors="replace")
+        if b"\0" in encoded or max(map(len, encoded.split(b"/"))) > MAX_NAME:
+            raise UserError(
+                f"--{key.replace('_', '-')}: a name of more than {MAX_NAME} bytes, or with a NUL: {text[:20]!r}"
+            )
+    inputs = [text for key, found in texts.items() for text in found if key not in OUTPUTS]
+    folders = [Path(text).resolve() for key in IMAGES & texts.keys() for text in texts[key] if os.path.isdir(text)]
+    for key in OUTPUTS & texts.keys():
+        inside = [text for text in texts[key] if any(map(Path(text).resolve().is_relative_to, folders))]
+        refuse_overwriting(f"--{key.replace('_', '-')}", texts[key], [*inputs, *inside])
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:

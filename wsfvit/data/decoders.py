@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from typing import Any
+import os
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ DECODERS = ("pillow", "torchvision")
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "RGBA": 4, "CMYK": 4}
 # An integer image whose largest value needs this many bits less than its type has comes out black.
 UNUSED_BITS = 4
+# An image may have this many pixels, or this many for each byte of its file: one of one colour compresses so well.
+SMALL_IMAGE, PIXELS_PER_BYTE = 1 << 24, 1000
 
 
 def image_mode(in_chans: int, mode: str | None = None) -> str:
@@ -86,6 +89,24 @@ def _to_bytes(pixels: np.ndarray, mode: str, tags: Any) -> np.ndarray:
     return (pixels.astype(np.int64) >> max(bits - 8, 0)).clip(0, 255).astype(np.uint8)
 
 
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image, whose pixels are decoded later, in an open file.
+
+    Raises:
+        ValueError: Its format would start a program, or it claims too many pixels for its number of bytes.
+        Exception: Of nearly any type, from Pillow.
+    """
+    image = Image.open(file)
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    if image.format == "EPS":
+        raise ValueError("Pillow would start Ghostscript to draw an EPS file: convert it")
+    if image.width * image.height > max(SMALL_IMAGE, PIXELS_PER_BYTE * size):
+        raise ValueError(f"it claims {image.width}x{image.height} pixels in {size} bytes")
+    return image
+
+
 def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.Image | torch.Tensor:
     """Decode an image file.
 
@@ -103,7 +124,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
     Raises:
         Exception: Of nearly any type, from Pillow, for damaged files.
     """
-    image = Image.open(file)
+    image = open_image(file)
     if decoder == "torchvision" and image.format == "JPEG" and image.mode == mode == "RGB":
         file.seek(0)
         encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)

@@ -11,6 +11,7 @@ from timm.utils import natural_key
 from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS
 from wsfvit.data.image_files import EXTENSIONS
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
 
 VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # synonyms, as in timm
 # Readers of other data, by file suffix.
@@ -47,7 +48,7 @@ class FolderReader:
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
-        return open(path, "rb"), label
+        return open_regular(path), label
 
     def filename(self, index: int, absolute: bool = True) -> str:
         """The file's path."""

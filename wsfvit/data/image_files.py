@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, ImageOps
 
-from wsfvit.data.decoders import convert_image
+from wsfvit.data.decoders import convert_image, open_image
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
 
 
 def _openable_extensions() -> frozenset[str]:
@@ -18,7 +19,8 @@ def _openable_extensions() -> frozenset[str]:
     formats = {
         name
         for name, (factory, _) in Image.OPEN.items()
-        if name != "MPEG" and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+        if name not in ("EPS", "MPEG")  # that starts Ghostscript; that has no pixels
+        and not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
     }
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
@@ -55,10 +57,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
     """Read an image in a PIL mode (``convert_image``), its EXIF orientation applied, or raise a ``UserError``."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file:
+            image = open_image(file)
             return convert_image(ImageOps.exif_transpose(image), mode, getattr(image, "tag_v2", None))
-    # A damaged image raises any of these, depending on its format and on where the damage is.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
+    except Exception as err:  # of nearly any type, depending on the format and on where the damage is
         reason = (getattr(err, "strerror", None) or str(err) or type(err).__name__).splitlines()[0]
         # Pillow's message repeats the path.
         reason = "not a readable image" if "cannot identify" in reason else reason

@@ -1,7 +1,9 @@
 """Class maps, and checks that labels are classes of the model."""
 
+import io
 import numbers
 import os
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from timm.data.readers.class_map import load_class_map
 
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
 
 
 def read_class_map(path: str, *folders: str) -> dict[Any, int]:
@@ -22,7 +25,11 @@ def read_class_map(path: str, *folders: str) -> dict[Any, int]:
         raise UserError(f"--class-map {path} does not exist")
     try:
         if not found.lower().endswith(".txt"):
-            class_map: dict[Any, int] = load_class_map(found)
+            with open_regular(found) as pickled:
+                is_pickle = found.lower().endswith(".pkl")
+                class_map: Any = _Unpickler(io.BytesIO(pickled.read())).load() if is_pickle else load_class_map(found)
+            if not isinstance(class_map, dict):
+                raise ValueError(f"it holds a {type(class_map).__name__}, not a dictionary")
         else:
             with open(found, encoding="utf-8-sig") as file:
                 names = file.read().rstrip().split("\n")
@@ -35,6 +42,13 @@ def read_class_map(path: str, *folders: str) -> dict[Any, int]:
         if wrong := wrong_label(label):
             raise UserError(f"--class-map {path}: class '{name}' has {wrong}")
     return class_map
+
+
+class _Unpickler(pickle._Unpickler):  # not the one in C, which allocates what the file claims
+    dispatch = {key: value for key, value in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"{module}.{name} is not text or a number")
 
 
 def wrong_label(label: Any, num_classes: int | None = None) -> str:

@@ -87,7 +87,7 @@ def build_train_transform(
     try:
         options |= {key: data_config[key] for key in ("input_size", "mean", "std")}
         transform: Any = create_transform(**options, is_training=True, use_prefetcher=use_prefetcher)
-    except (AssertionError, KeyError, TypeError, ValueError) as err:
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as err:
         raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
     if padding:
         size = tuple(data_config["input_size"][1:])

@@ -3,18 +3,21 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from wsfvit.checkpoint.io import RESERVED_KWARGS, apply_state_dict, load_state_dict_file
+from wsfvit.checkpoint.io import apply_state_dict, load_state_dict_file
 from wsfvit.detection.data.transforms import EvalTransform, Normalize
 from wsfvit.detection.model.config import DetectorConfig, StageConfig
 from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import MAX_SIDE, check_build, check_data_config, check_model_kwargs
 
 TASK = "detection"
 # Layers with weights for each category.
+MAX_MULTIPLE = 1 << 11  # the largest image of a model without other sizes
 CATEGORY_LAYERS = (".cls.", ".reg.", ".mask_fcn_logits.")
 
 
@@ -51,17 +54,22 @@ def read_description(described: Mapping[str, Any], path: str | os.PathLike[str])
         fields = dict(described["detector"])
         stages = ({**stage, "box_stds": tuple(stage["box_stds"])} for stage in fields["stages"])
         fields["stages"] = tuple(StageConfig(**stage) for stage in stages)
-        reserved = set(RESERVED_KWARGS) & set(fields["backbone_options"])
-        if reserved:
-            raise UserError(f"checkpoint '{path}': its backbone_options may not set {', '.join(sorted(reserved))}")
+        check_model_kwargs(fields["backbone_options"], f"checkpoint '{path}'")
         setting = Setting(
             categories={int(key): str(name) for key, name in described["categories"]},
             transform=EvalTransform(int(described["short_side"]), int(described["long_side"])),
             normalize=Normalize(tuple(described["mean"]), tuple(described["std"])),
             multiple=int(described["multiple"]),
         )
+        pixels = (setting.transform.short_side, setting.transform.long_side, setting.multiple)
+        if not 1 <= min(pixels) <= max(pixels) <= MAX_SIDE or setting.multiple > MAX_MULTIPLE:
+            raise ValueError(f"sides and multiple of {pixels} pixels")
+        scale = asdict(setting.normalize)
+        check_data_config(scale, f"checkpoint '{path}'")
+        if {len(values) for values in scale.values()} != {3}:
+            raise ValueError(f"mean and std of {scale}")
         return DetectorConfig(**fields), setting
-    except (KeyError, TypeError, ValueError) as err:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as err:
         raise UserError(f"checkpoint '{path}' does not describe how to build its detector ({err!r})") from err
 
 
@@ -95,6 +103,7 @@ def load_detector(
     given = {"short_side": short_side, "long_side": long_side}
     sides = {key: side for key, side in given.items() if side is not None}
     setting = replace(setting, transform=replace(setting.transform, **sides))
+    check_build(partial(build_detector, config), meta["elements"], f"checkpoint '{path}'")
     detector = build_detector(config)
     apply_state_dict(detector, state_dict, path)
     return detector.to(device).eval(), setting, meta

@@ -19,7 +19,7 @@ from wsfvit.detection.model.detector import Detector
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import write_png
-from wsfvit.utils.files import make_folder, to_json, write_text_atomic
+from wsfvit.utils.files import make_folder, refuse_overwriting, to_json, write_text_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.utils.progress import Progress
 
@@ -48,6 +48,7 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     unreadable: list[str] = []
     names = _drawing_names(paths)
+    refuse_overwriting("--out", [folder / name for name in (FILE, *names.values())], [*paths, args.checkpoint])
     with Progress("predict", len(paths), interval=10) as progress:
         for number, path in enumerate(paths, start=1):
             try:

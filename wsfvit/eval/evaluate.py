@@ -15,6 +15,7 @@ from wsfvit.data.labels import wrong_label
 from wsfvit.factory.data import Loader
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
 from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 from wsfvit.utils.precision import autocast
 from wsfvit.utils.progress import Progress
@@ -141,9 +142,9 @@ class RealLabels:
         if not callable(getattr(dataset, "filename", None)):
             raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
         try:
-            with open(path, encoding="utf-8-sig") as file:
+            with open_regular(path) as file:
                 table = json.load(file)
-        except (OSError, ValueError) as err:
+        except (OSError, RecursionError, ValueError) as err:
             raise UserError(f"--real-labels {path} cannot be read: {err}") from err
         rows = table if isinstance(table, list) else [None]
         if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
@@ -184,8 +185,8 @@ class SelectedClasses(nn.Module):
 def read_valid_labels(path: str, num_classes: int) -> list[int]:
     """Read class indices, one per line, or raise a ``UserError`` for anything but distinct classes of the model."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            classes = [int(line) for line in file if line.strip()]
+        with open_regular(path) as file:
+            classes = [int(line) for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as err:
         raise UserError(f"--valid-labels {path}: expected one class index per line ({err})") from err
     wrong = [index for index in classes if not 0 <= index < num_classes]

@@ -29,7 +29,7 @@ from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.models.fuse import can_fuse
 from wsfvit.utils.compiling import compile_model
 from wsfvit.utils.distributed import World, joined_world
-from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.errors import UserError, first_line, is_out_of_memory
 from wsfvit.utils.precision import amp_dtype, memory_format, model_dtype
 from wsfvit.utils.tables import ResultsFile, Row, markdown_table
 
@@ -131,8 +131,7 @@ def _fail_together(world: World, step: Callable[[], Result]) -> Result:
         # The frames hold the model and its activations, and a smaller batch needs that memory.
         traceback.clear_frames(err.__traceback__)
         error = err
-    out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
-    reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
+    reports = world.gather(None if error is None else (is_out_of_memory(error), _reason(error)))
     failed = [(rank, *report) for rank, report in enumerate(reports) if report]
     if failed and all(memory for _, memory, _ in failed):
         raise torch.OutOfMemoryError(failed[0][2]) from error

@@ -14,6 +14,7 @@ from wsfvit.data.factory import STREAMING
 from wsfvit.factory.model import resolve_model_kwargs
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import check_data_config
 
 # Anything iterable over (images, labels) batches, with a length: a DataLoader or timm's prefetching wrapper of one.
 Loader = Any
@@ -35,6 +36,7 @@ def resolve_data(
         UserError: mean or std have neither one value nor one per channel.
     """
     base = {**model.pretrained_cfg, **(saved or {})}
+    check_data_config(base, "the checkpoint")
     kwargs = resolve_model_kwargs(args)
     in_chans = kwargs.get("in_chans", base["input_size"][0])
     requested = {**vars(args), "in_chans": in_chans}
@@ -51,6 +53,7 @@ def resolve_data(
         values = tuple(config[key])
         # A model's default has three values; a grey image gets their average, as timm's loader does.
         config[key] = values if len(values) == in_chans else (sum(values) / len(values),) * in_chans
+    check_data_config(config, "the evaluation setting")
     return config
 
 

@@ -17,6 +17,7 @@ import wsfvit  # noqa: F401  importing the package registers its models with tim
 from wsfvit.checkpoint.io import apply_state_dict, load_checkpoint, load_state_dict_file, with_checkpoint_defaults
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 from wsfvit.utils.errors import UserError, first_line
+from wsfvit.utils.limits import MAX_SIDE, RESERVED_KWARGS, check_build
 
 
 def check_model_name(name: str) -> None:
@@ -36,9 +37,11 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
     try:
+        if max(side or 0 for side in (args.img_size, args.in_chans, *(args.input_size or ()))) > MAX_SIDE:
+            raise ValueError(f"images have at most {MAX_SIDE} pixels a side, and as many channels")
         kwargs = resolve_model_input_args(args.model, request, num_classes=args.num_classes, **args.model_kwargs)
-    except (TypeError, ValueError) as err:
-        raise UserError(f"model {args.model}: {err}") from err
+    except Exception as err:  # of any type for values that fit no model
+        raise UserError(f"model {args.model}: {first_line(err)}") from err
     kwargs = {key: value for key, value in kwargs.items() if key not in ("model_name", "pretrained_cfg")}
     if getattr(args, "gp", None):  # not every command has it
         kwargs["global_pool"] = args.gp
@@ -52,12 +55,19 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
         UserError: unknown model, or arguments it does not take.
     """
     kwargs = resolve_model_kwargs(args)
+    shown = ", ".join(f"{key}={str(value)[:40]}" for key, value in kwargs.items())
+    if kwargs:
+        plain = {key: value for key, value in kwargs.items() if key not in RESERVED_KWARGS}
+        saved = getattr(args, "saved_elements", None)  # of the checkpoint, where there is one
+        check_build(lambda: timm.create_model(args.model, **plain), saved, f"model {args.model} with {shown}")
     try:
         return timm.create_model(args.model, **kwargs, **extra)
-    # The first three report an invalid size or argument, the last a missing package of a wavelet.
-    except (AssertionError, TypeError, ValueError, ImportError) as err:
-        shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
-        raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
+    except UserError:
+        raise
+    except Exception as err:  # of any type for an invalid size or argument, a missing package, or no memory
+        if extra.get("pretrained"):
+            raise
+        raise UserError(f"model {args.model} cannot be built with {shown}: {first_line(err)}") from err
 
 
 def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Namespace, Any, dict[str, Any]]:

@@ -134,4 +134,6 @@ def build_loss(args: argparse.Namespace, mixed: bool) -> nn.Module:
             raise UserError(f"--{flag.replace('_', '-')} is an option of --bce-loss, which is off")
     if mixed:
         return SoftTargetCrossEntropy()
+    if args.smoothing >= 1:
+        raise UserError(f"--smoothing {args.smoothing} leaves nothing of the label: it must be below 1")
     return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()

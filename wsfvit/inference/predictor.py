@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.utils import random_seed
 from torch import Tensor
 
 from wsfvit.checkpoint.io import note_on_other_model, saved_data_config
 from wsfvit.data.decoders import convert_image, image_mode
 from wsfvit.data.image_files import find_images, read_image
+from wsfvit.data.transforms import build_eval_transform
 from wsfvit.factory.data import DataConfig, resolve_data
 from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
-from wsfvit.utils.files import to_json
+from wsfvit.utils.files import open_regular, to_json
 from wsfvit.utils.finite import count_nonfinite, refuse_nonfinite
 
 MAX_DRAWN = 48
@@ -70,7 +71,7 @@ class Classifier:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: image -> (C, H, W) float32, normalised."""
-        to_tensor = create_transform(**self.data_config, is_training=False)
+        to_tensor = build_eval_transform(self.data_config, use_prefetcher=False)
         return lambda image: to_tensor(self.convert(image))
 
     def to_pixels(self, images: Tensor) -> np.ndarray:
@@ -135,7 +136,8 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
     """
     if class_map:
         try:
-            names = Path(class_map).read_text(encoding="utf-8-sig").split("\n")
+            with open_regular(class_map) as file:
+                names = file.read().decode("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as err:
             raise UserError(f"--class-map {class_map} is not a readable text file: write one name per line") from err
         names = [name.strip() for name in names if name.strip()]

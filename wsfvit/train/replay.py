@@ -7,18 +7,22 @@ from typing import Any
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from wsfvit.checkpoint.io import apply_state_dict, check_model_kwargs, read_checkpoint
-from wsfvit.cli.train import parse_train_args
+from wsfvit.checkpoint.io import apply_state_dict, read_checkpoint
+from wsfvit.cli.config import apply_saved, refuse_code
+from wsfvit.cli.train import train_parser
 from wsfvit.factory.data import build_train_loader, resolve_data
 from wsfvit.factory.model import build_train_model
 from wsfvit.train.classify import Classification
 from wsfvit.train.loop import StepConfig, backward, prepare_batch
 from wsfvit.train.nonfinite import DEPTH, module_norms
-from wsfvit.train.run_dir import refuse_remote_data
+from wsfvit.train.run_dir import OWN
 from wsfvit.train.setup import build_state, build_step_config, set_up_torch
 from wsfvit.train.state import TrainState
 from wsfvit.utils.distributed import World, resolve_device
 from wsfvit.utils.errors import UserError
+
+# What a dump says about its step.
+STEP = {"rank": int, "world_size": int, "epoch": int, "batches": list, "indices": list, "losses": list, "norms": dict}
 
 
 class Watch:
@@ -77,6 +81,8 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"'{args.dump}' is not a dump of a non-finite update: those are in the folder bad-steps of a run"
         )
+    if not _is_step(step) or not isinstance(content.get("args"), dict) or "state_dict" not in content:
+        raise UserError(f"'{args.dump}' is damaged: it does not describe its step")
     if content.get("task", "classification") != "classification":
         raise UserError(f"'{args.dump}' is of a training for {content['task']}: replay supports only classification")
     train_args = _train_arguments(args, content["args"])
@@ -92,8 +98,12 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     cfg = build_step_config(task, epochs)
     apply_state_dict(model, content["state_dict"], args.dump)
     state.epoch = step["epoch"]
-    loader.set_position(state.epoch, step["batches"][0])
-    if [loader.batch_indices(batch) for batch in step["batches"]] != step["indices"]:
+    try:
+        loader.set_position(state.epoch, step["batches"][0])
+        indices = [loader.batch_indices(batch) for batch in step["batches"]]
+    except (IndexError, OverflowError, TypeError, ValueError):
+        indices = []
+    if not indices or indices != step["indices"]:
         raise UserError("the batches differ from the run's: replay with the same data (--data-dir DIR)")
     print(
         f"{train_args.model}, epoch {state.epoch}, batches {step['batches'][0]} to {step['batches'][-1]}, process "
@@ -111,20 +121,30 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _is_step(step: Any) -> bool:
+    """Whether the values in a dump have their types, and its process is one of the run's."""
+    if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in STEP.items()):
+        return False
+    norms = [norm for pair in step["norms"].values() for norm in (pair if isinstance(pair, list) else [""])]
+    figures = [*step["losses"], *(norm for norm in norms if norm is not None)]
+    return 0 <= step["rank"] < step["world_size"] and all(isinstance(figure, float) for figure in figures)
+
+
 def _train_arguments(args: argparse.Namespace, saved: dict[str, Any]) -> argparse.Namespace:
     """The run's arguments over today's defaults, without what only the rest of a run needs.
 
     The dump may come from anybody: it must not name data whose reader starts a process or opens a connection.
     """
+    source, parser = f"'{args.dump}'", train_parser()
     given = {"device": args.device, "data_dir": args.data_dir, "workers": args.workers}
     given = {key: value for key, value in given.items() if value is not None}
     uncompiled = {f"torchcompile{each}": None for each in ("", "_mode", "_options", "_memory_budget")}
-    off = {**uncompiled, "model_ema": False, "sync_bn": False, "dataset_download": False}
-    found = argparse.Namespace(**{**vars(parse_train_args([])), **saved, **off, **given})
-    named = {key: value for key, value in vars(found).items() if key not in given}
-    refuse_remote_data(named, f"'{args.dump}'", "replay reads only local files")
-    check_model_kwargs(found.model_kwargs, f"'{args.dump}'")
-    return found
+    unlogged = {"log_wandb": False, "log_trackio": False}
+    off = {**uncompiled, **unlogged, "model_ema": False, "sync_bn": False, "dataset_download": False}
+    named = {key: value for key, value in saved.items() if key not in OWN | off.keys() | given.keys()}
+    refuse_code(named, source, "replay reads only local files")
+    apply_saved(parser, named, source)
+    return argparse.Namespace(**{**vars(parser.parse_args([])), **off, **given})
 
 
 def _compute(state: TrainState, cfg: StepConfig, loader: Any, step: dict[str, Any], watch: Watch) -> list[float]:

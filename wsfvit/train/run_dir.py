@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from wsfvit.checkpoint.io import check_model_kwargs, read_checkpoint
+from wsfvit.checkpoint.io import read_checkpoint
 from wsfvit.checkpoint.store import CheckpointStore
 from wsfvit.cli.config import read_config
 from wsfvit.utils.distributed import World
@@ -47,7 +47,7 @@ def read_arguments(resume: str, given: set[str]) -> dict[str, Any]:
         given: Names of the arguments that are given again.
 
     Raises:
-        UserError: no such file or run, or a file whose data would start a process or open a connection.
+        UserError: no such file or run.
     """
     saved: Any
     folder = Path(os.path.abspath(resume))
@@ -60,23 +60,10 @@ def read_arguments(resume: str, given: set[str]) -> dict[str, Any]:
         saved, place = read_checkpoint(resume, trust="trust_checkpoint" in given).get("args"), {}
         if not isinstance(saved, dict):  # files of other programs
             return {}
-        refuse_remote_data({key: saved[key] for key in saved.keys() - given}, f"--resume {resume}", "pass it again")
-    check_model_kwargs(saved.get("model_kwargs") or {}, f"--resume {resume}")
     replaced = {other for key in given for other in REPLACES.get(key, ())}
     if saved.get("global_batch_size"):
         replaced.add("grad_accum_steps")  # follows from it and the number of processes
     return {key: saved[key] for key in saved.keys() - OWN - replaced} | place
-
-
-def refuse_remote_data(args: dict[str, Any], source: str, advice: str) -> None:
-    """Refuse arguments from a file that name data whose reader starts a process or opens a connection."""
-    for key in ("data", "data_dir", "dataset", "train_split", "val_split", "class_map"):
-        value = str(args.get(key) or "")
-        if "pipe:" in value or "://" in value:
-            raise UserError(f"{source} reads its data from '{value}': {advice}")
-    kind, _, place = str(args.get("dataset")).partition("/")
-    if kind == "tfds" or (kind == "hfds" and not Path(place).exists()) or args.get("dataset_download"):
-        raise UserError(f"{source} reads the data set '{args.get('dataset')}': {advice}")
 
 
 def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:

@@ -90,10 +90,15 @@ def join_world(device: str | None = None) -> World:
     Raises:
         UserError: There is no such device, or there are more processes on this machine than CUDA devices.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    try:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        rank, local_rank = (int(os.environ[name]) if size != 1 else 0 for name in names[1:])
+    except (KeyError, ValueError) as err:
+        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        raise UserError(f"the environment has {given}: start several processes with torchrun, or unset them") from err
     if size == 1:
         return World(resolve_device(device))
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     gpus = torch.cuda.device_count() if device is None or device.startswith("cuda") else 0
     if gpus:
         if local_rank >= gpus:

@@ -19,6 +19,12 @@ def first_line(err: BaseException) -> str:
     return next((line for line in str(err).splitlines() if line.strip()), "no reason given").strip()
 
 
+def is_out_of_memory(err: BaseException | None) -> bool:
+    """Whether Python or torch could not allocate memory."""
+    is_torchs = isinstance(err, RuntimeError) and "memory" in str(err) and "allocate" in str(err)
+    return is_torchs or isinstance(err, MemoryError)
+
+
 def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: str = "") -> str:
     """ ", did you mean 'x'?" with up to ``n`` names that are close to ``word``; ``otherwise`` if there are none."""
     near = difflib.get_close_matches(str(word), map(str, known), n=n)
@@ -69,9 +75,12 @@ def _run(main: Callable[[], object]) -> None:
             raise UserError(f"{first_line(err).rstrip('.')} (if memory ran out, pass fewer --workers)") from err
         finally:
             sys.stdout.flush()
-    except UserError as err:
+    except (UserError, MemoryError, RuntimeError) as err:
+        if not isinstance(err, UserError) and not is_out_of_memory(err):
+            raise
+        text = str(err) if isinstance(err, UserError) else f"out of memory: {first_line(err)}"
         if _reports_first():
-            print(f"error: {err}", file=sys.stderr)
+            print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,8 +3,9 @@
 import errno
 import json
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +53,36 @@ def write_atomic(
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading: one would wait for a FIFO, and read some devices without end.
+
+    Raises:
+        OSError: It cannot be opened, or is no such file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # open() itself refuses a folder
+            return handle
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+
+    return open(path, "rb", opener=opener)
+
+
+def refuse_overwriting(flag: str, outputs: Iterable[Path | str], inputs: Iterable[Path | str]) -> None:
+    """Refuse output files that are also input files, by any spelling or link.
+
+    Raises:
+        UserError: One is.
+    """
+    known = {os.stat(path)[1:3]: path for path in inputs if os.path.isfile(path)}  # inode and device
+    for path in filter(os.path.isfile, outputs):
+        if same := known.get(os.stat(path)[1:3]):
+            raise UserError(f"{flag} would overwrite the input '{same}': choose another name")
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

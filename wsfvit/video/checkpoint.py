@@ -16,7 +16,9 @@ from torch import Tensor
 
 from wsfvit.checkpoint.io import StateDict, apply_state_dict, load_state_dict_file
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import check_build
 from wsfvit.video.data.moving_mnist import Motion
+from wsfvit.video.data.sequences import Cut
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
 
 # Applied one after the other.
@@ -86,11 +88,15 @@ def load_model(
         UserError: the file cannot be read, or does not hold a video model.
     """
     state_dict, meta = load_video_weights(path, use_ema, trust)
-    config = meta.pop("config", {})
+    config, elements = meta.pop("config", {}), meta.pop("elements")
     try:
-        model = SimVP(SimVPConfig(**config["model"]))
-        meta["data"] = {name: config["data"][name] for name in DATA_FIELDS}
-    except (KeyError, TypeError, ValueError) as err:
+        described = SimVPConfig(**config["model"])
+        check_build(lambda: SimVP(described), elements, f"checkpoint '{path}'")
+        model = SimVP(described)
+        data = meta["data"] = {name: config["data"][name] for name in DATA_FIELDS}
+        Motion(described.frames_in + described.frames_out, data["size"] or (1, 1), data["digits"], data["speed"])
+        Cut(1, data["frame_step"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise UserError(f"checkpoint '{path}' lacks the configuration of its video model ({err!r})") from err
     apply_state_dict(model, state_dict, path)
     return model.to(device).eval(), meta

@@ -9,7 +9,7 @@ import torch
 
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError
-from wsfvit.utils.files import make_folder, write_atomic
+from wsfvit.utils.files import make_folder, refuse_overwriting, write_atomic
 from wsfvit.utils.precision import amp_dtype, autocast
 from wsfvit.video.checkpoint import fill_data_options, load_model
 from wsfvit.video.data.loader import MOVING_MNIST, open_own, open_split
@@ -34,6 +34,7 @@ def run_prediction(args: argparse.Namespace) -> list[Path]:
     sequences = _open_sequences(args, config, length)
     folder, files, predictions = Path(args.out), [], []
     make_folder(folder)
+    refuse_overwriting("--out", folder.glob("prediction*"), sequences.sources)
     count = min(args.count, len(sequences))
     print(f"{sequences.name}: {count} of {len(sequences)} sequences")
     for index in range(count):

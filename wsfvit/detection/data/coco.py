@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeGuard
 from wsfvit.data.image_files import EXTENSIONS
 from wsfvit.detection.data.coco_masks import Segmentation, check_segmentation, coco_mask_module, mask_box, to_rle
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
+from wsfvit.utils.limits import MAX_PIXELS
 
 OnBadAnnotation = Literal["raise", "skip"]
 Entry = dict[str, Any]
@@ -24,6 +26,7 @@ _logger = logging.getLogger(__name__)
 # Every process reads the same file: only one logs.
 _logger.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
 MAX_LOGGED = 10
+MAX_IMAGE_SIDE = 65_535  # of JPEG
 # Keys of an annotation that are kept.
 KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
 # Annotations and images of a split within a data folder, the first that exists: as COCO comes, then others.
@@ -202,10 +205,11 @@ def read_coco(
 
 def _load(path: Path) -> Entry:
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.load(file)
     except OSError as err:
         raise UserError(f"cannot read '{path}': {err.strerror or err}") from err
-    except ValueError as err:  # not JSON, or not UTF-8
+    except (RecursionError, ValueError) as err:  # not JSON, or not UTF-8
         raise UserError(f"'{path}' is not a JSON file: {err}") from err
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -240,11 +244,11 @@ def _report(problems: Sequence[str], path: Any, on_bad_annotation: OnBadAnnotati
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 @dataclass
@@ -281,7 +285,9 @@ class _Reader:
             return "its id is taken by an image before it"
         for side in ("height", "width"):
             if not _is_integer(entry.get(side)) or entry[side] < 1:
-                return f"its {side} is {entry.get(side)!r}, not a positive integer"
+                return f"its {side} is {_shorten(entry.get(side))}, not a positive integer"
+        if max(entry["height"], entry["width"]) > MAX_IMAGE_SIDE or entry["height"] * entry["width"] > MAX_PIXELS:
+            return f"its {entry['width']}x{entry['height']} pixels are more than an image can have"
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
             return "it has no file_name"

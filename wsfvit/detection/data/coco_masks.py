@@ -14,6 +14,8 @@ from wsfvit.utils.errors import import_optional
 Segmentation = list[list[float]] | dict[str, Any]
 # Largest coordinate of a polygon, in longer sides of the image; sound annotations leave the image by some pixels.
 MAX_REACH = 4
+# Longest outline, in heights plus widths of the image.
+MAX_OUTLINE = 100
 
 
 def coco_mask_module() -> Any:
@@ -34,6 +36,9 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str:
         # pycocotools follows the outline pixel by pixel, however long it is.
         if max(map(abs, polygon)) > MAX_REACH * max(height, width):
             return "a polygon lies far outside the image"
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if np.abs(points - np.roll(points, 1, 0)).max(1).sum() > MAX_OUTLINE * (height + width):
+            return f"the outline of a polygon is longer than {MAX_OUTLINE} times height and width of the image"
     return ""
 
 

@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from wsfvit.data.bad_images import BadImage
-from wsfvit.data.decoders import convert_image
+from wsfvit.data.decoders import convert_image, open_image
 from wsfvit.data.images import BadImageError, describe
 from wsfvit.detection.data.coco import CocoData, CocoImage
 from wsfvit.detection.data.coco_masks import sample_masks
 from wsfvit.detection.data.transforms import Normalize, Size, View, start_view
+from wsfvit.utils.files import open_regular
 
 Target = dict[str, Any]
 
@@ -123,7 +124,8 @@ def read_pixels(record: CocoImage) -> Tensor:
         ValueError: the image has another size than the annotation file says.
         Exception: whatever PIL raises.
     """
-    with Image.open(record.path) as stored:
+    with open_regular(record.path) as file:
+        stored = open_image(file)
         expected = record.width, record.height
         image = stored if stored.size == expected else ImageOps.exif_transpose(stored)
         if image.size != expected:

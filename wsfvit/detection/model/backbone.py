@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from wsfvit.checkpoint.io import RESERVED_KWARGS, load_state_dict_file
+from wsfvit.checkpoint.io import load_state_dict_file
 from wsfvit.factory.model import check_model_name
 from wsfvit.models import describe_misfit
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import RESERVED_KWARGS
 
 LEVELS = 4
 NORM_EPS = 1e-6

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,13 @@ class StageConfig:
     # Standard deviations that the targets (dx, dy, dw, dh) are divided by.
     box_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if len(self.box_stds) != 4 or not all(isinstance(std, (int, float)) and 0 < std < 1e6 for std in self.box_stds):
+            raise UserError(f"box_stds is {str(self.box_stds)[:40]}: four numbers above 0 are needed")
 
+
+MAX_STAGES = 16
 CASCADE_STAGES = (
     StageConfig(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
     StageConfig(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
@@ -65,8 +72,11 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise UserError(f"num_classes is {self.num_classes}: a detector needs at least one category")
-        if not self.stages:
-            raise UserError("stages is empty: a detector needs at least one stage")
+        if not 1 <= len(self.stages) <= MAX_STAGES:
+            raise UserError(f"{len(self.stages)} stages: a detector needs at least one stage, and at most {MAX_STAGES}")
+        check_numbers(self, low=1)
+        if not isinstance(self.backbone, str) or not isinstance(self.backbone_options, Mapping):
+            raise UserError(f"the backbone is {str(self.backbone)[:40]}: a name, and options by name, are needed")
         known = {"box_head": ("2fc", "4conv1fc"), "box_loss": ("l1", "giou"), "rpn_box_loss": ("l1", "smooth_l1")}
         for name, choices in known.items():
             if getattr(self, name) not in choices:

@@ -29,6 +29,8 @@ from wsfvit.data.digits import Digits
 from wsfvit.data.images import describe
 from wsfvit.data.seeding import derive_seed
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
+from wsfvit.utils.limits import check_numbers, check_pixels
 from wsfvit.video.data.sequences import OFFICIAL_FILE, ClipSequences, Cut, SequenceDataset, open_sequences, read_array
 
 Split = Literal["train", "validation", "test"]
@@ -38,6 +40,7 @@ NUM_SEQUENCES = {"train": 10_000, "validation": 2_000, "test": 10_000}
 FIXED_SEED = 20_151_112
 FIXED_SPLITS = ("validation", "test")
 BLOCK = 256
+MAX_DIGITS, MAX_BYTES = 1000, 1 << 30  # in a sequence; of a file of digits
 # SHA-256 of MNIST's training and test images, without headers.
 MNIST_SHA256 = {
     True: "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
@@ -63,10 +66,12 @@ class Motion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list, from a file, would equal no tuple
-        if self.frames < 1 or self.num_digits < 1:
+        if self.frames < 1 or not 1 <= self.num_digits <= MAX_DIGITS:
             raise UserError(f"Moving MNIST needs frames and digits, not {self.frames} and {self.num_digits}")
         if not 0 <= self.speed <= 1:
             raise UserError(f"the digits' speed must be between 0 and 1 per frame, not {self.speed}")
+        check_numbers(self)
+        check_pixels(self.size, self.frames, f"{self.frames} frames cannot have")
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ def read_idx(path: Path) -> np.ndarray:
         UserError: the file cannot be read, is truncated, or has another format.
     """
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as unpacked:
+            content = unpacked.read(MAX_BYTES)
     except (OSError, EOFError, zlib.error) as err:
         raise UserError(f"'{path}' cannot be read: {describe(err)}") from err
     # Two zero bytes, type 8 (unsigned byte), 3 axes; then the length of each axis.

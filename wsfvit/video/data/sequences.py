@@ -2,8 +2,6 @@
 
 import os
 import re
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+from wsfvit.data.decoders import open_image
 from wsfvit.data.image_files import EXTENSIONS, read_image
 from wsfvit.data.images import describe
 from wsfvit.utils.errors import UserError
+from wsfvit.utils.files import open_regular
+from wsfvit.utils.limits import check_pixels
 from wsfvit.video.data.video_files import VIDEO_EXTENSIONS, VideoClip
 
 # The authors' test of Moving MNIST, (20, 10000, 64, 64): frames first.
@@ -112,7 +112,8 @@ class ImageClip:
         self._files, self._channels = sorted(files, key=_natural_order), channels
         self.gap = _find_gap(self._files)
         height, width = self._read_file(self._files[0]).shape[1:]
-        with Image.open(self._files[0]) as image:
+        with open_regular(self._files[0]) as file:
+            image = open_image(file)
             if image.format in ("GIF", "PNG", "TIFF", "WEBP") and getattr(image, "n_frames", 1) > 1:
                 raise UserError(f"'{self._files[0]}' is animated: make it a video file, or one image per frame")
         self.shape = (channels, height, width)
@@ -150,8 +151,8 @@ class Cut:
         for name in ("frames", "step", "stride"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} of a sequence must be at least 1, not {value}")
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"frames cannot be resized to {self.size[0]}x{self.size[1]}")
+        if self.size is not None:
+            check_pixels(self.size, self.frames, f"{self.frames} frames cannot be resized to")
 
     @property
     def span(self) -> int:
@@ -194,6 +195,8 @@ class ClipSequences(SequenceDataset):
                 f"'{first.name}' has {_side(one)} frames of {one[0]} channels, '{second.name}' {_side(other)} of "
                 f"{other[0]}: choose one size to resize them to, and one number of channels"
             )
+        for clip in clips:
+            check_pixels(clip.shape[1:], cut.frames, f"{cut.frames} frames of '{clip.name}' have")
         self.shape = (cut.frames, *next(iter(shapes)))
         self._windows = [(clip, times) for clip in clips for times in cut.windows(clip.num_frames)]
         self.notes = [*notes]
@@ -244,8 +247,8 @@ def open_sequences(path: str | Path, cut: Cut, channels: int | None = None, layo
     suffix = path.suffix.lower()
     clips: Sequence[Clip]
     notes: list[str] = []
-    if not path.exists():
-        raise UserError(f"'{path}' does not exist")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"'{path}' {'is neither a file nor a folder' if path.exists() else 'does not exist'}")
     if channels not in (None, 1, 3):
         raise UserError(f"'{path}': frames are read with 1 or 3 channels, not {channels}")
     if suffix in (".npy", ".npz"):
@@ -278,13 +281,16 @@ def read_array(path: Path) -> np.ndarray:
         UserError: the file is damaged or truncated, or does not hold one array of uint8 or floats.
     """
     try:
+        open_regular(path).close()
         content: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(content, np.ndarray):
             with content:
                 if len(content.files) != 1:
                     raise UserError(f"'{path}' must hold one array, found {', '.join(content.files) or 'none'}")
                 content = content[content.files[0]]
-    except (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error) as err:
+    except UserError:
+        raise
+    except Exception as err:  # of nearly any type for a damaged file
         raise UserError(f"'{path}' is truncated or not an array of numbers ({describe(err)})") from err
     if content.dtype != np.uint8 and not np.issubdtype(content.dtype, np.floating):
         raise UserError(f"'{path}' holds {content.dtype}: store frames as uint8 (0..255) or floats (0..1)")

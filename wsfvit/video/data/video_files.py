@@ -11,8 +11,13 @@ from torch import Tensor
 from wsfvit.data.images import describe
 from wsfvit.utils.errors import UserError, import_optional
 from wsfvit.utils.files import write_atomic
+from wsfvit.utils.limits import check_pixels
 
 VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+# Names of FFmpeg's readers of them.
+FORMATS = "avi,gif,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo"
 
 
 class VideoClip:
@@ -28,8 +33,9 @@ class VideoClip:
         self.name, self._path, self._channels = str(path), path, channels
         av = import_av()
         try:
-            with av.open(str(path)) as container:
+            with self._open() as container:
                 stream = container.streams.video[0]
+                check_pixels((stream.height, stream.width), 1, f"'{path}' has frames of")
                 self.shape = (channels, stream.height, stream.width)
                 # Each frame's time stamp from the packets alone: nothing is decoded. Packets come in decoding order.
                 stamps = [packet.pts for packet in container.demux(stream) if packet.size]
@@ -39,6 +45,11 @@ class VideoClip:
             raise UserError(f"'{path}': its frames have no unique time stamps: convert it, e.g. to .mp4")
         self._stamps: list[int] = sorted(stamps)
         self.num_frames = len(stamps)
+
+    def _open(self) -> Any:
+        """The container, of the formats of a video alone: a playlist would open other files or addresses."""
+        allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        return import_av().open(f"file:{self._path}", options=allowed)
 
     def read(self, times: range) -> Tensor:
         """The frames with these indices, uint8 (len(times), C, H, W).
@@ -50,7 +61,7 @@ class VideoClip:
         wanted = {self._stamps[time] for time in times}
         found: dict[int, np.ndarray] = {}
         try:
-            with av.open(str(self._path)) as container:
+            with self._open() as container:
                 stream = container.streams.video[0]
                 container.seek(min(wanted), stream=stream)  # to the key frame before it
                 for frame in container.decode(stream):

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from wsfvit.layers import PublishedHaarSWT2d
 from wsfvit.models.wsfvit import WSFBlock, WSFBlockCfg
+from wsfvit.utils.limits import check_numbers
 
 Family = Literal["published", "dwt"]
+MAX_DEPTH = 1000
 # Stochastic depth of the translator's first block, which the published rule fixes.
 FIRST_DROP_PATH = 0.01
 
@@ -45,6 +47,9 @@ class SimVPConfig:
     family: Family = "published"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        if max(self.n_s, self.n_t) > MAX_DEPTH:
+            raise ValueError(f"n_s and n_t must be at most {MAX_DEPTH}, got {self.n_s} and {self.n_t}")
         for name, value in vars(self).items():
             if name not in ("drop_path", "family") and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
