@@ -247,7 +247,7 @@ def test_the_folder_of_a_split_is_that_split(tmp_path):
 
 
 def test_no_split_contains_another(tmp_path):
-    root = fill(tmp_path, "cat/0.png", "dog/0.png", "holdout/cat/1.png", "holdout/dog/1.png")
+    root = fill(tmp_path / "data", "cat/0.png", "dog/0.png", "holdout/cat/1.png", "holdout/dog/1.png")
     sets = [create_dataset("", root, split) for split in ("train", "holdout")]
     with pytest.raises(UserError, match="one split contains the other"):
         same_images(*sets)

@@ -64,7 +64,8 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
         return timm.create_model(args.model, **kwargs, **extra)
     except UserError:
         raise
-    except Exception as err:  # of any type for an invalid size or argument, a missing package, or no memory
+    # An invalid size or argument, a missing package, no memory; other types are defects of a model.
+    except (ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as err:
         if extra.get("pretrained"):
             raise
         raise UserError(f"model {args.model} cannot be built with {shown}: {first_line(err)}") from err

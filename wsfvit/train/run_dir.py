@@ -67,10 +67,14 @@ def read_arguments(resume: str, given: set[str]) -> dict[str, Any]:
 
 
 def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:
-    """OUTPUT/EXPERIMENT; without ``--experiment``, time and ``name``; the same in all processes."""
-    name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{name.replace('/', '_')}"
-    folder: Path = world.gather(Path(args.output or "output/train") / name)[0]
-    return folder
+    """OUTPUT/EXPERIMENT; without ``--experiment``, a new name of time and ``name``; the same in all processes."""
+    stamp, number = f"{datetime.now():%Y%m%d-%H%M%S}-{name.replace('/', '_')}", 1
+    folder = Path(args.output or "output/train") / (args.experiment or stamp)
+    while not args.experiment and folder.exists():  # two runs may start in one second
+        number += 1
+        folder = folder.with_name(f"{stamp}-{number}")
+    found: Path = world.gather(folder)[0]
+    return found
 
 
 @contextmanager
