@@ -38,19 +38,12 @@ from wsfvit.utils.progress import duration
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of a training.
+    """Outcome of a training."""
 
-    Attributes:
-        finished: False after a request to stop; the state is saved then.
-        rows: Rows of summary.csv.
-        best: The row with the best metric, or None.
-        run_dir: Directory of checkpoints, logs and tables.
-    """
-
-    finished: bool
-    rows: list[dict[str, Any]]
-    best: dict[str, Any] | None
-    run_dir: Path
+    finished: bool  # False after a request to stop; the state is saved then
+    rows: list[dict[str, Any]]  # rows of summary.csv
+    best: dict[str, Any] | None  # the row with the best metric
+    run_dir: Path  # directory of checkpoints, logs and tables
 
 
 def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
@@ -83,17 +76,11 @@ class Trainer(LoopEvents):
         task: What is trained.
         world: The processes that train together.
         stop: Requests to save and stop; None for none.
-
-    Attributes:
-        state: Model, optimizer, EMA, position: what a checkpoint holds.
-        cfg: Settings of the optimizer update.
-        described: What every checkpoint says about the run, primitives only.
-        log: Writes figures; None in all processes but the main one.
     """
 
-    state: TrainState
-    cfg: StepConfig
-    described: dict[str, Any]
+    state: TrainState  # model, optimizer, EMA, position: what a checkpoint holds
+    cfg: StepConfig  # settings of the optimizer update
+    described: dict[str, Any]  # what every checkpoint says about the run, primitives only
 
     def __init__(self, args: argparse.Namespace, task: Task, world: World, stop: StopRequests | None = None) -> None:
         args.grad_accum_steps = resolve_grad_accum_steps(args, world.size)
@@ -101,7 +88,7 @@ class Trainer(LoopEvents):
         self.args, self.task, self.world, self.stop = args, task, world, stop or StopRequests()
         self.run_dir = name_run_dir(args, world, task.name())
         self.store = CheckpointStore(self.run_dir, keep=args.checkpoint_hist, lower_is_better=task.lower_is_better)
-        self.log: RunLog | None = None
+        self.log: RunLog | None = None  # None in all processes but the main one
         self.saved_at = 0
 
     def fit(self) -> Result:
@@ -141,7 +128,7 @@ class Trainer(LoopEvents):
         geometry = {"images_per_batch": args.batch_size * world.size, "batches_per_epoch": len(train_loader)}
         self.described = primitive(task.describe()) | {"args": arguments} | geometry
         if resumed is not None:
-            restore(self.state, resumed, args, self.described, world, task.unit)
+            restore(self.state, resumed, task, self.described)
         move_schedule(self.state, args, updates_per_epoch)
 
     def open_run_dir(self) -> None:
@@ -234,11 +221,7 @@ class Trainer(LoopEvents):
             self.store.save(content, epoch=epoch, batch=self.state.batch, metric=metric)
 
     def close(self) -> None:
-        """Close the logs and wait until the last checkpoint is written.
-
-        Raises:
-            UserError: the last checkpoint could not be written.
-        """
+        """Close the logs and wait until the last checkpoint is written; raise a ``UserError`` if it was not."""
         if self.log is not None:
             self.log.close()
         self.store.wait()
@@ -249,8 +232,8 @@ class Trainer(LoopEvents):
             self.log.log_images(self.task.images(batch), state.epoch, state.batch)
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
-        report = report_bad_step(self.run_dir, self.described, state, self.cfg, self.train_loader, grad_norm)
-        self.world.log(report)
+        norm = grad_norm.item()
+        self.world.log(report_bad_step(self.run_dir, self.described, state, self.cfg, self.train_loader, norm))
         if self.log is not None:
             self.log.log_update(state.num_updates, {"bad_steps": state.bad_steps})
 
