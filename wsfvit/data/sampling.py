@@ -51,11 +51,7 @@ class TrainSampler(Sampler[list[int]]):
         return images // self.global_batch
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Set the epoch and the first batch of the next pass.
-
-        Raises:
-            ValueError: An epoch has fewer batches.
-        """
+        """Set the epoch and the first batch of the next pass, or raise a ``ValueError`` beyond the epoch's end."""
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"batch {first_batch} of an epoch of {len(self)} batches")
         self.epoch, self.first_batch = epoch, first_batch
@@ -79,13 +75,7 @@ class TrainSampler(Sampler[list[int]]):
 
 
 class EvalSampler(Sampler[int]):
-    """Indices of one process: every ``world_size``-th image from ``rank`` on, without repetition or padding.
-
-    Args:
-        num_samples: Number of images; ranks beyond it get none.
-        world_size: Number of processes.
-        rank: This process among them.
-    """
+    """Indices of one process: every ``world_size``-th image from ``rank`` on, without repetition or padding."""
 
     def __init__(self, num_samples: int, world_size: int = 1, rank: int = 0) -> None:
         if not 0 <= rank < world_size:

@@ -26,14 +26,13 @@ def resolve_data(
 ) -> DataConfig:
     """Resolve the evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
 
+    A mean or std that has neither one value nor one per channel raises a ``UserError``.
+
     Args:
         args: Flags of the user take precedence.
         model: Its default configuration fills the rest.
         saved: A checkpoint's data_config, which takes precedence over the model's.
         test_size: Without another size, use the model's test size, if it has one.
-
-    Raises:
-        UserError: mean or std have neither one value nor one per channel.
     """
     base = {**model.pretrained_cfg, **(saved or {})}
     check_data_config(base, "the checkpoint")
@@ -99,16 +98,10 @@ def build_eval_loader(
 
 
 def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str, flag: str = "") -> None:
-    """Refuse data with a class that is unknown elsewhere, or has another label there.
+    """Raise a ``UserError`` for the first class of the data that is unknown elsewhere, or has another label there.
 
-    Args:
-        names: The data's classes in the order of their labels; None if unknown.
-        others: The classes elsewhere, likewise.
-        whose: Where that is, e.g. ``the training data``.
-        flag: The flag that permits it.
-
-    Raises:
-        UserError: naming the first such class.
+    ``names`` are the data's classes in the order of their labels (None if unknown), ``others`` those elsewhere,
+    ``whose`` says where, e.g. ``the training data``, and ``flag`` permits it.
     """
     elsewhere = {name: label for label, name in enumerate(others or ())}
     labels = list(enumerate(names or ())) if elsewhere else []
@@ -127,8 +120,7 @@ def build_train_loader(
 ) -> data.TrainLoader:
     """Build the training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
 
-    Raises:
-        UserError: the data is missing, has one class or too many, or is smaller than one batch of all processes.
+    Data that is missing, has one class or too many, or is smaller than one batch of all processes is a ``UserError``.
     """
     if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
