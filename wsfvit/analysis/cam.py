@@ -62,12 +62,8 @@ def compute_cams(
 ) -> np.ndarray:
     """Class activation maps (B, H, W) float32, each scaled to 0..1 (all zeros without evidence for its class).
 
-    Args:
-        model: Maps images to logits (B, K); in eval mode.
-        layer: The module to explain, from ``find_target_layer``.
-        images: (B, C, H, W), normalised, on the model's device.
-        classes: One class index per image.
-        method: A key of ``METHODS``.
+    The model, in eval mode, maps normalised ``images`` (B, C, H, W) on its device to logits; ``classes`` has an index
+    for each image, and ``layer`` is from ``find_target_layer``.
     """
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

@@ -83,9 +83,8 @@ def load_state_dict_file(
     """Read model weights from a checkpoint file.
 
     Args:
-        path: As for ``read_checkpoint``.
+        path, trust: As for ``read_checkpoint``.
         use_ema: Prefer the EMA weights if the file has them.
-        trust: As for ``read_checkpoint``.
         task: The task that the weights must have been trained for, if the file names one.
 
     Returns:
@@ -118,9 +117,7 @@ def load_checkpoint(
 
     Args:
         model: Receives the weights.
-        path: As for ``read_checkpoint``.
-        use_ema: Prefer the EMA weights if the file has them.
-        trust: As for ``read_checkpoint``.
+        path, use_ema, trust: As for ``load_state_dict_file``.
         replace_classifier: For fine-tuning: if the number of classes differs, the model keeps its own classifier, and
             the metadata holds ``replaced_classes``, the number in the file (0 for none); if the number of image
             channels differs, the first convolution is adapted as timm does for pretrained weights, with a warning.

@@ -136,14 +136,10 @@ def select_images(
 ) -> tuple[dict[str, list[str]], dict[str, int], list[str]]:
     """Select the images among files.
 
-    Returns the names of the images in each folder that holds any; class name, the last part of a folder's path, to
-    label; and one line per difference between the folder and what is used of it.
-
-    Args:
-        root: Folder or .tar file, for messages.
-        found: Every folder below it ("." is the root) and the names of its files.
-        class_map: Class name to label; it names every folder of images, and only folders that exist.
-        types: File suffixes of images.
+    ``found`` has every folder below ``root``, a folder or .tar file, ("." is the root) and the names of its files,
+    ``types`` are file suffixes of images, and ``class_map``, class name to label, names every folder of images, and
+    only folders that exist. Returns the names of the images in each folder that holds any; class name, the last part of
+    a folder's path, to label; and one line per difference between the folder and what is used of it.
 
     Raises:
         UserError: There are no images; some are in no class folder, or in a folder of class folders; a class folder is

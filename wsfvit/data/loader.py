@@ -117,15 +117,10 @@ def build_train_loader(
     seed: int = 42,
     repeats: int = 1,
 ) -> TrainLoader:
-    """Build a training loader.
+    """Build a training loader of a dataset from ``create_dataset``.
 
-    Args:
-        dataset: From ``create_dataset``.
-        data_config: See ``build_train_transform``.
-        options: Options of the loader.
-        augmentation: Random transforms (default: timm's).
-        seed: Seed of the order and of the augmentation.
-        repeats: Repeated augmentation, see ``TrainSampler``.
+    See ``build_train_transform`` for ``data_config`` and ``augmentation``, ``TrainSampler`` for ``repeats``; ``seed``
+    is that of the order and of the augmentation.
 
     Raises:
         UserError: There are fewer images than one global batch, or an augmentation option has a wrong value.
@@ -149,10 +144,7 @@ def build_train_loader(
 def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: LoaderOptions) -> EvalLoader:
     """Build an evaluation loader: over all processes every image once, in order, without padding.
 
-    Args:
-        dataset: From ``create_dataset``. A streaming one splits its shards among workers and processes.
-        data_config: See ``build_eval_transform``.
-        options: Options of the loader.
+    A streaming dataset splits its shards among workers and processes; see ``build_eval_transform`` for ``data_config``.
 
     Raises:
         UserError: ``data_config`` holds a value that no transform takes.

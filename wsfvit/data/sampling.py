@@ -18,16 +18,10 @@ class TrainSampler(Sampler[list[int]]):
     r-th on, so its images do not depend on the number of processes for an equal global batch size. The last, incomplete
     global batch of an epoch is dropped.
 
-    Args:
-        num_samples: Number of images.
-        batch_size: Images per batch of one process.
-        world_size: Number of processes.
-        rank: This process among them.
-        seed: Seed of the permutations.
-        repeats: Repeated augmentation (Hoffer et al., "Augment your batch", 2020; DeiT): each image stands
-            ``repeats`` times in a row in the pool that batches are cut from, and an epoch ends after as many images as
-            timm's ``RepeatAugSampler`` takes, so that it does not become longer. Number ``k`` of image ``i`` has the
-            index ``k * num_samples + i``, which ``SeededDataset`` understands.
+    ``repeats`` is for repeated augmentation (Hoffer et al., "Augment your batch", 2020; DeiT): each image stands that
+    many times in a row in the pool that batches are cut from, and an epoch ends after as many images as timm's
+    ``RepeatAugSampler`` takes, so that it does not become longer. Number ``k`` of image ``i`` has the index
+    ``k * num_samples + i``, which ``SeededDataset`` understands.
     """
 
     def __init__(

@@ -113,9 +113,7 @@ def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool
 def _fail_together(world: World, step: Callable[[], Result]) -> Result:
     """Run a step without communication in every process; if it fails in one, it fails in all.
 
-    Raises:
-        Exception: That of the step; if memory ran out, torch.OutOfMemoryError, also on a CPU.
-        UserError: The step failed in another process.
+    The error is that of the step (torch.OutOfMemoryError if memory ran out, also on a CPU), elsewhere a ``UserError``.
     """
     error: Exception | None = None
     try:

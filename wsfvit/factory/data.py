@@ -26,13 +26,9 @@ def resolve_data(
 ) -> DataConfig:
     """Resolve the evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
 
-    A mean or std that has neither one value nor one per channel raises a ``UserError``.
-
-    Args:
-        args: Flags of the user take precedence.
-        model: Its default configuration fills the rest.
-        saved: A checkpoint's data_config, which takes precedence over the model's.
-        test_size: Without another size, use the model's test size, if it has one.
+    Flags in ``args`` take precedence over ``saved``, a checkpoint's data_config, and that over the model's default
+    configuration. With ``test_size`` and without another size, it is the model's test size, if it has one. A mean or
+    std that has neither one value nor one per channel raises a ``UserError``.
     """
     base = {**model.pretrained_cfg, **(saved or {})}
     check_data_config(base, "the checkpoint")

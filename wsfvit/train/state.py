@@ -180,9 +180,5 @@ def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
 
 def _load_scheduler_state(scheduler: Scheduler | None, state: dict[str, Any]) -> None:
     inner = getattr(scheduler, "lr_scheduler", None)
-    if inner is None or not state:
-        return
-    scheduler.restore_lr = state["restore_lr"]  # type: ignore[union-attr]
-    for key, value in state.items():
-        if key != "restore_lr":
-            setattr(inner, key, value)
+    for key, value in state.items() if inner is not None else ():
+        setattr(scheduler if key == "restore_lr" else inner, key, value)

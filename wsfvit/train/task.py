@@ -22,11 +22,8 @@ class Task(ABC):
     """A model with its data, loss and metric, trained by ``Trainer``.
 
     The trainer calls ``build_model``, ``build_loaders``, ``build_optimizer`` and ``build_scheduler`` once, in this
-    order. What a task needs later it keeps as attributes of its own.
-
-    Args:
-        args: Arguments of the training command: at least those that ``wsfvit.cli.run`` lists.
-        world: The processes that train together.
+    order. What a task needs later it keeps as attributes of its own. ``args`` are the arguments of the training
+    command: at least those that ``wsfvit.cli.run`` lists.
     """
 
     unit = "images"  # what a batch holds, in the plural, for progress and tables

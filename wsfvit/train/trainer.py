@@ -69,13 +69,9 @@ def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
 
 
 class Trainer(LoopEvents):
-    """One run of a task, from its start or a checkpoint to its last epoch.
+    """One run of a task, from its start or a checkpoint to its last epoch, or to a request to ``stop``.
 
-    Args:
-        args: Arguments of the training command; completed in place (``lr``, ``grad_accum_steps``).
-        task: What is trained.
-        world: The processes that train together.
-        stop: Requests to save and stop; None for none.
+    The arguments of the training command, ``args``, are completed in place (``lr``, ``grad_accum_steps``).
     """
 
     state: TrainState  # model, optimizer, EMA, position: what a checkpoint holds

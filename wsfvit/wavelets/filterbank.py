@@ -89,8 +89,7 @@ def idwt2d(
     Args:
         coeffs: ``[cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]``, each (B, C, h, w), floating, any strides, all
             of one dtype. A subband that is None, or a level that is None instead of its three, counts as zeros.
-        wavelet: that of the transform.
-        mode: that of the transform.
+        wavelet, mode: those of the transform.
         output_size: (H, W) of the image. For an odd size the inverse is one longer and is cropped to it; by default the
             longer result is returned.
 

@@ -115,8 +115,7 @@ def haar_iswt2d(s: Tensor, mode: SwtMode = "zero", *, flip_details: bool = False
 
     Args:
         s: (B, 4, C, H, W) in the order cA, cH, cV, cD, floating, any strides.
-        mode: that of the forward transform.
-        flip_details: that of the forward transform.
+        mode, flip_details: those of the forward transform.
 
     Returns:
         (B, C, H, W), dtype of ``s``; contiguous, or channels-last where ``s`` is stored as (B, H, W, 4, C).
