@@ -103,7 +103,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 
 def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.Image | torch.Tensor:
-    """Decode an open image file to a PIL image, or to what torchvision decoded: uint8 (3, H, W), channels last.
+    """Decode an open image file to a PIL image, or by torchvision to uint8 (3, H, W), channels last in memory.
 
     ``torchvision`` is used for RGB JPEG files only (both decoders are builds of libjpeg-turbo and give equal pixels).
     All other files (grey, CMYK, other formats) and those it cannot read are left to Pillow and its exceptions, see

@@ -56,7 +56,7 @@ class EvalLoader:
 
     def __init__(self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions) -> None:
         self._loader = loader
-        self.dataset: Any = loader.dataset  # below: the one from ``create_dataset``
+        self.dataset: Any = loader.dataset  # without its wrappers, the one from ``create_dataset``
         while isinstance(self.dataset, (SeededDataset, TransformedDataset)):
             self.dataset = self.dataset.dataset
         self._batches: Any = CheckedBatches(loader, options.on_bad_image)

@@ -181,16 +181,11 @@ def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmenta
     if args.input_img_mode not in (None, "L", "RGB") and (args.aa or args.grayscale_prob):
         raise UserError(f"--aa and --grayscale-prob take L or RGB images: leave them out for {args.input_img_mode}")
     padded = args.crop_padding > 0
+    same = ("no_aug", "train_crop_mode", "crop_padding", "hflip", "vflip", "color_jitter", "color_jitter_prob")
     return Augmentation(
-        no_aug=args.no_aug,
-        train_crop_mode=args.train_crop_mode,
-        crop_padding=args.crop_padding,
+        **{name: getattr(args, name) for name in same},
         scale=None if padded and args.scale == SCALE else args.scale,
         ratio=None if padded and args.ratio == RATIO else args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob or 0.0,
         gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
         auto_augment=args.aa,

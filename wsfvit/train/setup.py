@@ -131,16 +131,6 @@ def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch
 def build_step_config(task: Task, epochs: int) -> StepConfig:
     """Settings of the optimizer update, from the arguments."""
     args = task.args
-    return StepConfig(
-        world=task.world,
-        task=task,
-        amp_dtype=amp_dtype(args),
-        epochs=epochs,
-        seed=args.seed,
-        grad_accum_steps=args.grad_accum_steps,
-        clip_grad=args.clip_grad,
-        clip_mode=args.clip_mode,
-        synchronize=args.synchronize_step,
-        log_interval=args.log_interval,
-        max_bad_steps=args.max_bad_steps,
-    )
+    same = ("seed", "grad_accum_steps", "clip_grad", "clip_mode", "log_interval", "max_bad_steps")
+    settings = {name: getattr(args, name) for name in same}
+    return StepConfig(task.world, task, amp_dtype(args), epochs, synchronize=args.synchronize_step, **settings)

@@ -100,10 +100,10 @@ class TrainState:
         if self.ema is not None:
             content["state_dict_ema"] = self.ema.module.state_dict()
         if world.size > 1:
-            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self._modules()])
+            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self.modules()])
         return content
 
-    def _modules(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """The model, and the EMA model where there is one."""
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
@@ -139,7 +139,7 @@ class TrainState:
         self.loss_sum.fill_(loss_sum)
         buffers = content.get("rank_buffers", [])
         if len(buffers) == world.size and world.size > 1:  # else all continue with those of rank 0
-            for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
+            for module, saved in zip(self.modules(), buffers[world.rank], strict=False):
                 for key, value in _float_buffers(module).items():
                     value.copy_(saved[key])
 

@@ -169,9 +169,8 @@ class Trainer(LoopEvents):
         """Evaluate where that is due, step the schedule, and add the epoch's row of summary.csv."""
         state, world, args, unit = self.state, self.world, self.args, self.task.unit
         if world.size > 1 and args.dist_bn:
-            distribute_bn(state.model, world.size, args.dist_bn == "reduce")
-            if state.ema is not None:
-                distribute_bn(state.ema.module, world.size, args.dist_bn == "reduce")
+            for module in state.modules():
+                distribute_bn(module, world.size, args.dist_bn == "reduce")
         if state.ema is not None and any(not value.isfinite().all() for value in state.ema.state_dict().values()):
             world.log("warning: the EMA of the weights is NaN or infinite: resume from an earlier epoch")
         due = (state.epoch + 1) % args.eval_interval == 0 or state.epoch + 1 == self.cfg.epochs
