@@ -48,33 +48,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Column:
-    """One model and method of the gallery, with an entry per image: the model's input, its map and the caption.
-
-    ``pixels`` are (H, W, C) and ``cams`` (H, W), from 0 to 1; captions hold class and probability; ``correct`` is
-    whether the predicted class is the label, None if that is unknown.
-    """
+    """One model and method of the gallery, with an entry per image in each list."""
 
     title: str
-    pixels: list[np.ndarray]
-    cams: list[np.ndarray]
-    captions: list[str]
-    correct: list[bool | None]
+    pixels: list[np.ndarray]  # the model's input (H, W, C), from 0 to 1
+    cams: list[np.ndarray]  # its map (H, W), from 0 to 1
+    captions: list[str]  # class and probability
+    correct: list[bool | None]  # whether the predicted class is the label, None if that is unknown
 
 
 def compute_cams(
     model: Any, layer: TargetLayer, images: Tensor, classes: Sequence[int], method: str = "gradcam"
 ) -> np.ndarray:
-    """Class activation maps of a batch.
+    """Class activation maps (B, H, W) float32, each scaled to 0..1 (all zeros without evidence for its class).
 
-    Args:
-        model: Maps images to logits (B, K); in eval mode.
-        layer: The module to explain, from ``find_target_layer``.
-        images: (B, C, H, W), normalised, on the model's device.
-        classes: One class index per image.
-        method: A key of ``METHODS``.
-
-    Returns:
-        (B, H, W) float32, each map scaled to 0..1 (all zeros without evidence for the class).
+    The model, in eval mode, maps normalised ``images`` (B, C, H, W) on its device to logits; ``classes`` has an index
+    for each image, and ``layer`` is from ``find_target_layer``.
     """
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -97,11 +86,7 @@ def compute_cams(
 
 
 def run_cam(args: argparse.Namespace) -> Path:
-    """Run cam_image.py: write the gallery, and the subbands on request; returns the path of the gallery.
-
-    Raises:
-        UserError: A model, weights file, image, layer, class or value does not fit.
-    """
+    """Run cam_image.py: write the gallery, and the subbands on request; returns the path of the gallery."""
     out = figure_path(args.out)
     pairs = _pair_models(args)
     dataset = build_dataset(args, args.split, None, in_chans=3) if args.dataset else None

@@ -27,23 +27,14 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Complexity of one forward pass.
+    """Complexity of one forward pass; its costs are described at `flop_rules.Cost`."""
 
-    Attributes:
-        params: Number of parameters.
-        macs: Multiply-accumulates.
-        activations: Output elements of convolutions, linear layers, matrix products and fused attention.
-        other_flops: Floating-point operations outside the MACs, see `flop_rules.Cost`.
-        modules: Every module in the order of the model, the model itself first.
-        operators: Total cost of each operator ("aten::addmm").
-    """
-
-    params: int
+    params: int  # number of parameters
     macs: int
     activations: int
-    other_flops: int
-    modules: list[ModuleCost]
-    operators: dict[str, Cost]
+    other_flops: int  # `Cost.other`
+    modules: list[ModuleCost]  # every module in the order of the model, the model itself first
+    operators: dict[str, Cost]  # total cost of each operator ("aten::addmm")
 
 
 class UnknownOperators(UserError):

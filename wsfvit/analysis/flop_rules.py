@@ -23,18 +23,12 @@ import torch
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one or several operators.
+    """Cost of one or several operators."""
 
-    Attributes:
-        macs: Multiply-accumulates.
-        activations: Output elements of convolutions, linear layers, matrix products and fused attention.
-        other: Floating-point operations outside ``macs``: elementwise arithmetic (1 per output element for
-            every function; a softmax 5), reductions and pooling (1 per element read), interpolation. The additions of a
-            Haar transform are here.
-    """
-
-    macs: int = 0
-    activations: int = 0
+    macs: int = 0  # multiply-accumulates
+    activations: int = 0  # output elements of convolutions, linear layers, matrix products and fused attention
+    # Floating-point operations outside ``macs``: elementwise arithmetic (1 per output element for every function; a
+    # softmax 5), reductions and pooling (1 per element read), interpolation, the additions of a Haar transform.
     other: int = 0
 
     def __add__(self, more: "Cost") -> "Cost":

@@ -55,11 +55,7 @@ COLUMNS = (
 
 
 def run_flops(args: argparse.Namespace) -> None:
-    """Run get_flops.py: report one model's figures, or the table of all, on the terminal or to ``--out``.
-
-    Raises:
-        UserError: No such model or folder, a size that the model does not take, or an operator without a rule.
-    """
+    """Run get_flops.py: report one model's figures, or the table of all, on the terminal or to ``--out``."""
     if args.all and args.counter == "fvcore":
         raise UserError("--counter fvcore counts one model: pass --model NAME instead of --all")
     out = output_file("--out", args.out) if args.out else None
@@ -150,8 +146,7 @@ def _table_cells(args: argparse.Namespace, name: str, shape: tuple[int, ...], fo
 def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[int, ...]]:
     """Figures of the model called ``name`` with the settings in ``args``, and the shape (B, C, H, W) of its input.
 
-    Raises:
-        UserError: No such model, a size that it does not take, or an operator without a rule.
+    No such model, a size that it does not take, and an operator without a rule raise a ``UserError``.
     """
     args = copy.copy(args)
     args.model, args.mean, args.std = name, None, None

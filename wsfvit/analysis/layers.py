@@ -28,7 +28,7 @@ class TargetLayer:
 
 
 def to_maps(x: Tensor, size: tuple[int, int], prefix_tokens: int = 0, channels_last: bool = False) -> Tensor | None:
-    """View a layer's output for images of ``size`` (H, W) as (B, C, h, w).
+    """View a layer's output for images of ``size`` (H, W) as (B, C, h, w), or None if no layout fits.
 
     The layout is the one whose h and w divide H and W by the same stride, up to rounding.
 
@@ -37,9 +37,6 @@ def to_maps(x: Tensor, size: tuple[int, int], prefix_tokens: int = 0, channels_l
         size: Height and width of the image.
         prefix_tokens: P by the model; tried first, then 0, 1, 2, ...
         channels_last: Prefer (B, h, w, C) if both 4-D layouts fit.
-
-    Returns:
-        The view, or None if no layout fits.
     """
     if x.ndim == 4:
         layouts = [x, x.permute(0, 3, 1, 2)]
@@ -67,13 +64,8 @@ def find_target_layer(model: nn.Module, image: Tensor, name: str | None = None) 
     features (which excludes attention matrices and queries). For a vision transformer with a class token it is the
     block before the last, whose image tokens do not reach the score.
 
-    Args:
-        model: Maps images (B, C, H, W) to logits (B, K).
-        image: One image (1, C, H, W), on the model's device.
-        name: Use this module instead.
-
-    Raises:
-        UserError: There is no such module, or it has no map that the score depends on.
+    The model maps one ``image`` (1, C, H, W), on its device, to logits; ``name`` selects a module instead. No such
+    module, or one without a map that the score depends on, raises a ``UserError``.
     """
     maps = _probe(model, image)
     stages = [stage for stage in _stage_names(model)[::-1] if stage in maps]

@@ -62,8 +62,7 @@ def run_plot(args: argparse.Namespace) -> list[Run]:
 def find_tables(path: Path) -> list[Path]:
     """The table of a run folder, those of the run folders or csv files in a folder, or the file itself.
 
-    Raises:
-        UserError: There is none.
+    A path that holds none raises a ``UserError``.
     """
     if path.is_file():
         return [path]

@@ -21,11 +21,7 @@ _CHUNK = 1 << 20
 
 
 def write_sealed(content: object, file: IO[bytes]) -> None:
-    """``torch.save`` into an open binary file, with the SHA-256 of everything before it as the archive's comment.
-
-    Raises:
-        OSError: The file could not be written.
-    """
+    """``torch.save`` into an open binary file, with the SHA-256 of everything before it as the archive's comment."""
     writer = _HashingWriter(file)
     try:
         torch.save(content, writer)  # type: ignore[arg-type]  # it only needs write and flush
@@ -42,10 +38,8 @@ def find_damage(path: Path) -> str | None:
     """Describe the damage in a zip-format checkpoint, or None; other formats have no checksum and are not checked.
 
     A sealed file is compared with its SHA-256, another one with the CRC-32 of each record. torch checks neither. The
-    digest proves that a file is intact, not that it is harmless: the sizes in it are checked in any case.
-
-    Raises:
-        Exception: The archive itself is broken, which ``zipfile`` reports in several ways.
+    digest proves that a file is intact, not that it is harmless: the sizes in it are checked in any case. A broken
+    archive raises any of several exceptions of ``zipfile``.
     """
     if not is_zip_format(path):
         return None
@@ -56,8 +50,7 @@ def find_damage(path: Path) -> str | None:
             return f"'{packed}' in it is compressed"
         if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
             return "its records claim more bytes than it has"
-        sealed = _COMMENT.fullmatch(archive.comment)
-        if sealed:
+        if sealed := _COMMENT.fullmatch(archive.comment):
             found = _sha256_before(path, len(archive.comment))
             return None if found == sealed[1].decode() else "its SHA-256 is not the one written with it"
         names = archive.namelist()

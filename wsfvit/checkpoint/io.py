@@ -83,9 +83,8 @@ def load_state_dict_file(
     """Read model weights from a checkpoint file.
 
     Args:
-        path: As for ``read_checkpoint``.
+        path, trust: As for ``read_checkpoint``.
         use_ema: Prefer the EMA weights if the file has them.
-        trust: As for ``read_checkpoint``.
         task: The task that the weights must have been trained for, if the file names one.
 
     Returns:
@@ -118,9 +117,7 @@ def load_checkpoint(
 
     Args:
         model: Receives the weights.
-        path: As for ``read_checkpoint``.
-        use_ema: Prefer the EMA weights if the file has them.
-        trust: As for ``read_checkpoint``.
+        path, use_ema, trust: As for ``load_state_dict_file``.
         replace_classifier: For fine-tuning: if the number of classes differs, the model keeps its own classifier, and
             the metadata holds ``replaced_classes``, the number in the file (0 for none); if the number of image
             channels differs, the first convolution is adapted as timm does for pretrained weights, with a warning.
@@ -251,11 +248,8 @@ def _describe_args(args: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: args[key] for key in DATA_ARGS if args.get(key)}
     if size := args.get("img_size"):
         config.setdefault("input_size", (args.get("in_chans") or 3, size, size))
-    return {
-        "arch": args["model"],
-        "model_kwargs": kwargs | more if isinstance(more, dict) else more,
-        "data_config": config,
-    }
+    kwargs = kwargs | more if isinstance(more, dict) else more
+    return {"arch": args["model"], "model_kwargs": kwargs, "data_config": config}
 
 
 def _adapt_channels(model: nn.Module, state_dict: StateDict) -> StateDict:
@@ -276,8 +270,7 @@ def _adapt_channels(model: nn.Module, state_dict: StateDict) -> StateDict:
 def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
     """Put the model's own classifier into ``state_dict`` if the two differ only in the number of classes.
 
-    Returns:
-        The number of classes of the classifier that was there, 0 for none, or None if nothing was replaced.
+    Returns the number of classes that the file's classifier had, 0 for none, or None if nothing was replaced.
     """
     names = getattr(model, "default_cfg", {}).get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
@@ -285,10 +278,9 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
     theirs = {key: value for key, value in state_dict.items() if key.startswith(prefixes)}
     shared = ours.keys() & theirs.keys()
     same_features = all(ours[key].shape[1:] == theirs[key].shape[1:] for key in shared)
+    other_shapes = any(ours[key].shape != theirs[key].shape for key in shared)
     # Without a classifier on one side there are no shapes to compare.
-    other_classes = (
-        any(ours[key].shape != theirs[key].shape for key in shared) if shared else bool(ours) != bool(theirs)
-    )
+    other_classes = other_shapes if shared else bool(ours) != bool(theirs)
     if not (same_features and other_classes):
         return None
     for key in theirs:
@@ -298,12 +290,9 @@ def _keep_own_classifier(model: nn.Module, state_dict: StateDict) -> int | None:
 
 
 def with_checkpoint_defaults(args: argparse.Namespace, meta: dict[str, Any]) -> argparse.Namespace:
-    """Complete the arguments with the checkpoint's metadata.
+    """Complete the arguments with the checkpoint's metadata; raise a ``UserError`` if neither names a model.
 
     If ``--model`` names another model than the checkpoint, only the number of classes and the channels are taken.
-
-    Raises:
-        UserError: Neither the command line nor the checkpoint names a model.
     """
     args = copy.copy(args)
     args.saved_elements = meta.get("elements")  # bounds the model

@@ -20,12 +20,8 @@ def refused_globals(path: Path) -> list[str]:
 
     For a damaged file, the names before the damage; for a file that is not a pickle, none.
     """
-    found: dict[str, None] = {}
-    for stream in _pickle_streams(path):
-        for name in _globals(stream):
-            if not _HARMLESS.fullmatch(name):
-                found[name] = None
-    return list(found)
+    names = (name for stream in _pickle_streams(path) for name in _globals(stream))
+    return list(dict.fromkeys(name for name in names if not _HARMLESS.fullmatch(name)))
 
 
 def is_zip_format(path: Path) -> bool:

@@ -40,10 +40,6 @@ class CheckpointStore:
         keep: Number of best epochs to keep.
         background: Write in a thread; otherwise before ``save`` returns.
         lower_is_better: Whether the lowest metric is the best.
-
-    Attributes:
-        best_metric: The best metric so far, or None.
-        best_epoch: Its epoch, or None.
     """
 
     def __init__(
@@ -51,7 +47,7 @@ class CheckpointStore:
     ) -> None:
         self.folder, self.keep, self.background, self.lower_is_better = Path(folder), keep, background, lower_is_better
         self.best_metric: float | None = None
-        self.best_epoch: int | None = None
+        self.best_epoch: int | None = None  # the epoch of that metric
         self._top: list[tuple[float, int]] = []  # (metric, epoch), best first
         self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
         self._last_is_damaged = False
@@ -75,7 +71,8 @@ class CheckpointStore:
         """
         self.wait()
         added, removed = ([], []) if metric is None else self._rank(float(metric), epoch)
-        described = {"epoch": epoch, "batch": batch, "metric": metric, **content, "ranking": self._ranking()}
+        ranking = {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "top": self._top}
+        described = {"epoch": epoch, "batch": batch, "metric": metric, **content, "ranking": ranking}
         copied: dict[Any, torch.Tensor] = {}
         snapshot = self._copy(described, (), copied)
         for device in {source[0] for source in copied}:
@@ -93,26 +90,18 @@ class CheckpointStore:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            UserError: The last write failed; the files are those of the one before.
-        """
+        """Wait until nothing is being written; a failed last write, which replaced no file, raises a ``UserError``."""
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
             raise error
 
     def load_newest(self) -> tuple[dict[str, Any], Path] | None:
         """Load the newest intact checkpoint and restore the ranking stored in it. Each damaged file is logged.
 
-        Returns:
-            The state, tensors on the CPU, and its file; None if the folder holds no checkpoint.
-
-        Raises:
-            UserError: None of the checkpoints can be read.
+        The result is the state, tensors on the CPU, and its file; None if the folder holds no checkpoint. If none of
+        them can be read, a ``UserError`` is raised.
         """
         self.wait()
         damaged = []
@@ -188,9 +177,6 @@ class CheckpointStore:
         if (score, epoch) in self._top:
             added.append(self._epoch_file(epoch))
         return added, [self._epoch_file(dropped) for _, dropped in ranked[self.keep :]]
-
-    def _ranking(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_epoch": self.best_epoch, "top": self._top}
 
     def _copy(self, value: Any, key: tuple[Any, ...], seen: dict[Any, torch.Tensor]) -> Any:
         """Copy a state to CPU buffers that are reused, because allocating costs three times as much as copying."""

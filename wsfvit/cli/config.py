@@ -51,11 +51,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_code(args: Mapping[str, Any], source: str, advice: str = "pass it on the command line") -> None:
-    """Refuse arguments from a file that would run code, start a process, open a connection or read files as a model.
-
-    Raises:
-        UserError: One would; ``source`` names the file.
-    """
+    """Raise a ``UserError`` for arguments from the file ``source`` that would run code, start a process, open a
+    connection or read files as a model."""
     for key in COMMAND_LINE_ONLY:
         if args.get(key):
             raise UserError(f"{source} sets {key}, which a file must not: {advice}")
@@ -77,11 +74,7 @@ def apply_saved(parser: argparse.ArgumentParser, saved: Mapping[str, Any], sourc
 
 
 def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], source: str) -> None:
-    """Use ``config`` as the defaults of ``parser``; ``source`` names it in errors.
-
-    Raises:
-        UserError: ``parser`` does not take one of the keys or values.
-    """
+    """Use ``config`` as the defaults of ``parser``; what it does not take is a ``UserError`` that names ``source``."""
     config = dict(config)
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "imports")}
     for key, value in list(config.items()):

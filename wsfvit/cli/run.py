@@ -35,14 +35,9 @@ def parse_with_config(
 ) -> argparse.Namespace:
     """Parse a command line over the YAML file that ``-c`` names, over the arguments of the run that is resumed.
 
-    Args:
-        parser: Of the command.
-        argv: Command line (default: the process's).
-        read_arguments: Maps the value of ``--resume`` (not ``auto``) and the names of the arguments that are given
-            again to those of the earlier run; None leaves them out.
-
-    Raises:
-        UserError: The YAML file is missing, malformed, or holds an unknown key or a value of the wrong kind.
+    ``read_arguments`` maps the value of ``--resume`` (not ``auto``) and the names of the arguments that are given again
+    to those of the earlier run; None leaves them out. A YAML file that is missing, malformed, or holds an unknown key
+    or a value of the wrong kind raises a ``UserError``.
     """
     if any(action.dest == "config" for action in parser._actions):
         early_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

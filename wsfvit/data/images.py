@@ -22,10 +22,8 @@ class BadImageError(UserError):
 class ImageDataset(Dataset[tuple[Any, Any]]):
     """Map-style dataset of (image, label) on a timm reader; timm's own class substitutes the next image for a bad one.
 
-    Args:
-        reader: A reader of ``timm.data.readers``: items (open file, label), ``filename(index)``, maybe class_to_idx.
-        input_img_mode: PIL mode that images are converted to.
-        decoder: See ``decode_image``.
+    A ``reader`` as in ``timm.data.readers`` has items (open file, label), ``filename(index)``, maybe class_to_idx.
+    ``input_img_mode`` and ``decoder`` are those of ``decode_image``.
     """
 
     def __init__(self, reader: Any, input_img_mode: str | None, decoder: str = "pillow") -> None:
@@ -43,12 +41,7 @@ class ImageDataset(Dataset[tuple[Any, Any]]):
         return f"item {index}"
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Read one image.
-
-        Raises:
-            BadImageError: It cannot be read.
-            IndexError: The index is out of range.
-        """
+        """Read one image, or raise a ``BadImageError``, or an ``IndexError`` beyond the last one."""
         if index >= len(self):
             raise IndexError(f"index {index} of {len(self)} images")
         try:

@@ -30,57 +30,37 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Options of a loader.
+    """Options of a loader."""
 
-    Attributes:
-        batch_size: Images per batch of one process.
-        num_workers: Dataloader workers; 0 loads in the main process.
-        device: Device of prefetched batches.
-        use_prefetcher: Collate uint8 and normalise on the device, one batch ahead; otherwise normalise while loading
-            and leave the batches on the CPU.
-        pin_memory: Page-locked host memory.
-        prefetch_factor: Batches that each worker loads ahead (default: 2).
-        world_size: Number of processes.
-        rank: This process among them.
-        on_bad_image: ``raise`` or ``skip``, see ``CheckedBatches``.
-        num_classes: Refuse labels that are not integers below it; None for no check.
-        timeout: Seconds to wait for a batch of a worker; 0 for no limit.
-    """
-
-    batch_size: int
-    num_workers: int = 4
-    device: torch.device = torch.device("cpu")
+    batch_size: int  # images per batch of one process
+    num_workers: int = 4  # dataloader workers; 0 loads in the main process
+    device: torch.device = torch.device("cpu")  # of prefetched batches
+    # Collate uint8 and normalise on the device, one batch ahead; otherwise normalise while loading and leave the
+    # batches on the CPU.
     use_prefetcher: bool = True
-    pin_memory: bool = False
-    prefetch_factor: int | None = None
-    world_size: int = 1
-    rank: int = 0
-    on_bad_image: OnBadImage = "raise"
-    num_classes: int | None = None
-    timeout: float = 0.0
+    pin_memory: bool = False  # page-locked host memory
+    prefetch_factor: int | None = None  # batches that each worker loads ahead (default: 2)
+    world_size: int = 1  # number of processes
+    rank: int = 0  # this process among them
+    on_bad_image: OnBadImage = "raise"  # or "skip", see ``CheckedBatches``
+    num_classes: int | None = None  # refuse labels that are not integers below it; None for no check
+    timeout: float = 0.0  # seconds to wait for a batch of a worker; 0 for no limit
 
 
 class EvalLoader:
     """Iterable of batches as ``loader`` collates them; those of ``build_eval_loader`` and ``build_train_loader`` are
     images (B, C, H, W) float32, normalised, and labels (B,) int64.
 
-    Args:
-        loader: Collates with ``ReportingCollate``.
-        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``.
-        options: Options of the loader.
-
-    Attributes:
-        dataset: The dataset from ``create_dataset``.
-        bad_images: Index to message of the images skipped so far.
+    ``loader`` collates with ``ReportingCollate``; ``data_config`` has ``input_size`` (C, H, W), ``mean`` and ``std``.
     """
 
     def __init__(self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions) -> None:
         self._loader = loader
-        self.dataset: Any = loader.dataset
+        self.dataset: Any = loader.dataset  # without its wrappers, the one from ``create_dataset``
         while isinstance(self.dataset, (SeededDataset, TransformedDataset)):
             self.dataset = self.dataset.dataset
         self._batches: Any = CheckedBatches(loader, options.on_bad_image)
-        self.bad_images: dict[int, str] = self._batches.bad_images
+        self.bad_images: dict[int, str] = self._batches.bad_images  # index to message of those skipped so far
         if options.use_prefetcher:
             pixels = {"mean": data_config["mean"], "std": data_config["std"], "channels": data_config["input_size"][0]}
             self._batches = PrefetchLoader(self._batches, device=options.device, **pixels)
@@ -106,8 +86,7 @@ class TrainLoader(EvalLoader):
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
         """Set the epoch of the next passes and their first batch; not to be called during a pass.
 
-        Raises:
-            ValueError: An epoch of a map-style dataset has fewer batches.
+        A batch beyond the end of an epoch of a map-style dataset raises a ``ValueError``.
         """
         dataset: Any = self._loader.dataset
         dataset.set_epoch(epoch)
@@ -138,15 +117,10 @@ def build_train_loader(
     seed: int = 42,
     repeats: int = 1,
 ) -> TrainLoader:
-    """Build a training loader.
+    """Build a training loader of a dataset from ``create_dataset``.
 
-    Args:
-        dataset: From ``create_dataset``.
-        data_config: See ``build_train_transform``.
-        options: Options of the loader.
-        augmentation: Random transforms (default: timm's).
-        seed: Seed of the order and of the augmentation.
-        repeats: Repeated augmentation, see ``TrainSampler``.
+    See ``build_train_transform`` for ``data_config`` and ``augmentation``, ``TrainSampler`` for ``repeats``; ``seed``
+    is that of the order and of the augmentation.
 
     Raises:
         UserError: There are fewer images than one global batch, or an augmentation option has a wrong value.
@@ -170,10 +144,7 @@ def build_train_loader(
 def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: LoaderOptions) -> EvalLoader:
     """Build an evaluation loader: over all processes every image once, in order, without padding.
 
-    Args:
-        dataset: From ``create_dataset``. A streaming one splits its shards among workers and processes.
-        data_config: See ``build_eval_transform``.
-        options: Options of the loader.
+    A streaming dataset splits its shards among workers and processes; see ``build_eval_transform`` for ``data_config``.
 
     Raises:
         UserError: ``data_config`` holds a value that no transform takes.
@@ -191,13 +162,10 @@ def build_eval_loader(dataset: Any, data_config: Mapping[str, Any], options: Loa
 def build_map_style(
     dataset: Any, options: LoaderOptions, collate: Callable[[list[Any]], Any], **batches: Any
 ) -> DataLoader[Any]:
-    """A ``DataLoader`` for ``EvalLoader`` and ``TrainLoader``.
+    """A ``DataLoader`` for ``EvalLoader`` and ``TrainLoader`` of a map-style dataset.
 
-    Args:
-        dataset: Map-style; an item that cannot be read is a ``BadImage``.
-        options: Options of the loader; ``batch_size``, ``world_size`` and ``rank`` are left to ``batches``.
-        collate: Collates a list of items.
-        batches: ``batch_sampler``, or ``batch_size`` and ``sampler``.
+    An item that cannot be read is a ``BadImage``. ``batches`` are ``batch_sampler``, or ``batch_size`` and ``sampler``,
+    in place of the ``batch_size``, ``world_size`` and ``rank`` of ``options``.
     """
     collate = ReportingCollate(collate, options.num_classes)
     return build_worker_loader(dataset, options, collate, persistent_workers=options.num_workers > 0, **batches)

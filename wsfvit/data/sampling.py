@@ -18,16 +18,10 @@ class TrainSampler(Sampler[list[int]]):
     r-th on, so its images do not depend on the number of processes for an equal global batch size. The last, incomplete
     global batch of an epoch is dropped.
 
-    Args:
-        num_samples: Number of images.
-        batch_size: Images per batch of one process.
-        world_size: Number of processes.
-        rank: This process among them.
-        seed: Seed of the permutations.
-        repeats: Repeated augmentation (Hoffer et al., "Augment your batch", 2020; DeiT): each image stands
-            ``repeats`` times in a row in the pool that batches are cut from, and an epoch ends after as many images as
-            timm's ``RepeatAugSampler`` takes, so that it does not become longer. Number ``k`` of image ``i`` has the
-            index ``k * num_samples + i``, which ``SeededDataset`` understands.
+    ``repeats`` is for repeated augmentation (Hoffer et al., "Augment your batch", 2020; DeiT): each image stands that
+    many times in a row in the pool that batches are cut from, and an epoch ends after as many images as timm's
+    ``RepeatAugSampler`` takes, so that it does not become longer. Number ``k`` of image ``i`` has the index
+    ``k * num_samples + i``, which ``SeededDataset`` understands.
     """
 
     def __init__(
@@ -51,11 +45,7 @@ class TrainSampler(Sampler[list[int]]):
         return images // self.global_batch
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Set the epoch and the first batch of the next pass.
-
-        Raises:
-            ValueError: An epoch has fewer batches.
-        """
+        """Set the epoch and the first batch of the next pass, or raise a ``ValueError`` beyond the epoch's end."""
         if not 0 <= first_batch <= len(self):
             raise ValueError(f"batch {first_batch} of an epoch of {len(self)} batches")
         self.epoch, self.first_batch = epoch, first_batch
@@ -79,13 +69,7 @@ class TrainSampler(Sampler[list[int]]):
 
 
 class EvalSampler(Sampler[int]):
-    """Indices of one process: every ``world_size``-th image from ``rank`` on, without repetition or padding.
-
-    Args:
-        num_samples: Number of images; ranks beyond it get none.
-        world_size: Number of processes.
-        rank: This process among them.
-    """
+    """Indices of one process: every ``world_size``-th image from ``rank`` on, without repetition or padding."""
 
     def __init__(self, num_samples: int, world_size: int = 1, rank: int = 0) -> None:
         if not 0 <= rank < world_size:

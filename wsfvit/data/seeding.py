@@ -58,11 +58,8 @@ class SeededDataset(Dataset[Any]):
     """A map-style dataset whose random transforms depend only on (seed, epoch, index).
 
     Neither the number of workers nor the images read before matter, so a resumed run sees the same pixels. Without
-    workers the global generators are left unchanged.
-
-    Args:
-        dataset: The dataset; its items may draw from Python's, NumPy's and PyTorch's CPU generators.
-        seed: Seed of the run.
+    workers the global generators are left unchanged. Items of ``dataset`` may draw from Python's, NumPy's and PyTorch's
+    CPU generators.
 
     An index of ``repeat * len(dataset) + i`` gives item ``i`` with the random numbers of its repeat number ``repeat``.
     """

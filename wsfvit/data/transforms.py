@@ -69,13 +69,9 @@ def build_train_transform(
 ) -> Transform:
     """Random transform of training images (PIL, or decoded by torchvision), without random erasing.
 
-    Args:
-        data_config: ``input_size`` (C, H, W), ``mean`` and ``std``; more keys are ignored.
-        augmentation: Random transforms (default: timm's).
-        use_prefetcher: Whether the result is uint8 (C, H, W), for timm's prefetcher, or normalised float32.
-
-    Raises:
-        UserError: An option has a wrong value.
+    ``data_config`` has ``input_size`` (C, H, W), ``mean`` and ``std``, and ``augmentation`` is timm's by default. With
+    ``use_prefetcher`` the result is uint8 (C, H, W), for timm's prefetcher, else normalised float32. An option with a
+    wrong value raises a ``UserError``.
     """
     augmentation = augmentation or Augmentation()
     options = asdict(augmentation)
@@ -105,15 +101,9 @@ def build_train_transform(
 
 
 def build_eval_transform(data_config: Mapping[str, Any], use_prefetcher: bool = True) -> Transform:
-    """Resize and crop of evaluation images.
+    """Resize and crop of evaluation images; see ``build_train_transform``.
 
-    Args:
-        data_config: ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` and,
-            where wanted, ``crop_border_pixels``.
-        use_prefetcher: Whether the result is uint8 (C, H, W), for timm's prefetcher, or normalised float32.
-
-    Raises:
-        UserError: A value that no transform takes.
+    ``data_config`` has also ``interpolation``, ``crop_pct``, ``crop_mode`` and, where wanted, ``crop_border_pixels``.
     """
     try:
         return create_transform(**data_config, use_prefetcher=use_prefetcher)

@@ -17,15 +17,12 @@ MAX_CLASSES = 10_000  # counts of 800 MB
 
 
 class Confusion:
-    """``LabelMatcher`` of the data's labels that also counts labels against predicted classes.
-
-    Attributes:
-        counts: (K, K) int64 on the CPU: row the label, column the most probable class.
-    """
+    """``LabelMatcher`` of the data's labels that also counts labels against predicted classes."""
 
     def __init__(self, num_classes: int) -> None:
         if num_classes > MAX_CLASSES:
             raise UserError(f"a confusion matrix of {num_classes} classes is too large: at most {MAX_CLASSES}")
+        # (K, K) on the CPU: row the label, column the most probable class.
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def __call__(self, predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,12 +108,8 @@ def evaluate_local(
 def reduce_metrics(sums: torch.Tensor, world: World) -> dict[str, float]:
     """Metrics from the sums of ``evaluate_local`` in all processes.
 
-    Returns:
-        ``loss`` (mean cross-entropy), ``top1`` and ``top5`` in percent (with fewer than five classes, top5 is 100) and
-        ``images``.
-
-    Raises:
-        UserError: There are no images, or none that count, or outputs that are not finite.
+    They are ``loss`` (mean cross-entropy), ``top1`` and ``top5`` in percent (with fewer than five classes, top5 is 100)
+    and ``images``. No images, none that count, and outputs that are not finite raise a ``UserError``.
     """
     loss, top1, top5, counted, bad, images = world.sum(sums).tolist()
     if not images:
@@ -127,15 +123,10 @@ def reduce_metrics(sums: torch.Tensor, world: World) -> dict[str, float]:
 class RealLabels:
     """``LabelMatcher`` of ImageNet's reassessed labels (ReaL; Beyer et al., "Are we done with ImageNet?", 2020).
 
-    A prediction is correct if it is among an image's labels; an image without labels does not count.
-
-    Args:
-        path: The published JSON file: one list of classes per validation image, in the order of their numbers.
-        dataset: With ``filename(index)``: the number in an image's name selects its labels.
-        indices: The images, in the order of the evaluation.
-
-    Raises:
-        UserError: The file cannot be read or has another format, or an image has no name or no number in it.
+    A prediction is correct if it is among an image's labels; an image without labels does not count. ``path`` is the
+    published JSON file: one list of classes per validation image, in the order of their numbers. The number in the name
+    of an image of ``dataset``, ``filename(index)``, selects its labels, and ``indices`` are the images in the order of
+    the evaluation. What has another format raises a ``UserError``.
     """
 
     def __init__(self, path: str, dataset: Any, indices: Iterable[int]) -> None:

@@ -44,11 +44,8 @@ def run_validation_command(args: argparse.Namespace) -> int:
 def run_validation(args: argparse.Namespace) -> list[Row]:
     """Run validate.py in this process, or in one of those that ``torchrun`` started: evaluate, print, write.
 
-    Returns:
-        A row per model, highest top-1 first. If there are several, those that failed come last, with ``error``.
-
-    Raises:
-        UserError: Arguments do not fit each other, or the only model cannot be evaluated.
+    Returns a row per model, highest top-1 first. If there are several, those that failed come last, with ``error``;
+    where the only model cannot be evaluated, a ``UserError`` is raised.
     """
     if args.real_labels and args.valid_labels:
         raise UserError("--real-labels and --valid-labels are mutually exclusive: pass one")
@@ -88,11 +85,7 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
 
 
 def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
-    """Evaluate one model with all processes; ``retry`` halves the batch size when memory runs out.
-
-    Raises:
-        UserError: The checkpoint, the model, the data or a value does not fit, or the memory is too small.
-    """
+    """Evaluate one model with all processes; ``retry`` halves the batch size when memory runs out."""
     args = copy.copy(args)
     args.model, args.checkpoint = job
     while True:
@@ -120,9 +113,7 @@ def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool
 def _fail_together(world: World, step: Callable[[], Result]) -> Result:
     """Run a step without communication in every process; if it fails in one, it fails in all.
 
-    Raises:
-        Exception: That of the step; if memory ran out, torch.OutOfMemoryError, also on a CPU.
-        UserError: The step failed in another process.
+    The error is that of the step (torch.OutOfMemoryError if memory ran out, also on a CPU), elsewhere a ``UserError``.
     """
     error: Exception | None = None
     try:

@@ -26,14 +26,9 @@ def resolve_data(
 ) -> DataConfig:
     """Resolve the evaluation configuration: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
 
-    Args:
-        args: Flags of the user take precedence.
-        model: Its default configuration fills the rest.
-        saved: A checkpoint's data_config, which takes precedence over the model's.
-        test_size: Without another size, use the model's test size, if it has one.
-
-    Raises:
-        UserError: mean or std have neither one value nor one per channel.
+    Flags in ``args`` take precedence over ``saved``, a checkpoint's data_config, and that over the model's default
+    configuration. With ``test_size`` and without another size, it is the model's test size, if it has one. A mean or
+    std that has neither one value nor one per channel raises a ``UserError``.
     """
     base = {**model.pretrained_cfg, **(saved or {})}
     check_data_config(base, "the checkpoint")
@@ -99,16 +94,10 @@ def build_eval_loader(
 
 
 def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str, flag: str = "") -> None:
-    """Refuse data with a class that is unknown elsewhere, or has another label there.
+    """Raise a ``UserError`` for the first class of the data that is unknown elsewhere, or has another label there.
 
-    Args:
-        names: The data's classes in the order of their labels; None if unknown.
-        others: The classes elsewhere, likewise.
-        whose: Where that is, e.g. ``the training data``.
-        flag: The flag that permits it.
-
-    Raises:
-        UserError: naming the first such class.
+    ``names`` are the data's classes in the order of their labels (None if unknown), ``others`` those elsewhere,
+    ``whose`` says where, e.g. ``the training data``, and ``flag`` permits it.
     """
     elsewhere = {name: label for label, name in enumerate(others or ())}
     labels = list(enumerate(names or ())) if elsewhere else []
@@ -127,8 +116,7 @@ def build_train_loader(
 ) -> data.TrainLoader:
     """Build the training loader of this process: images (B, C, H, W) float32, labels (B,) int64.
 
-    Raises:
-        UserError: the data is missing, has one class or too many, or is smaller than one batch of all processes.
+    Data that is missing, has one class or too many, or is smaller than one batch of all processes is a ``UserError``.
     """
     if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
@@ -193,16 +181,11 @@ def _augmentation(args: argparse.Namespace, data_config: DataConfig) -> Augmenta
     if args.input_img_mode not in (None, "L", "RGB") and (args.aa or args.grayscale_prob):
         raise UserError(f"--aa and --grayscale-prob take L or RGB images: leave them out for {args.input_img_mode}")
     padded = args.crop_padding > 0
+    same = ("no_aug", "train_crop_mode", "crop_padding", "hflip", "vflip", "color_jitter", "color_jitter_prob")
     return Augmentation(
-        no_aug=args.no_aug,
-        train_crop_mode=args.train_crop_mode,
-        crop_padding=args.crop_padding,
+        **{name: getattr(args, name) for name in same},
         scale=None if padded and args.scale == SCALE else args.scale,
         ratio=None if padded and args.ratio == RATIO else args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
         grayscale_prob=args.grayscale_prob or 0.0,
         gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
         auto_augment=args.aa,

@@ -49,11 +49,7 @@ def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
-    """Create the model that ``args`` describes; ``extra`` are further keyword arguments (drop rates).
-
-    Raises:
-        UserError: unknown model, or arguments it does not take.
-    """
+    """Create the model that ``args`` describes, or raise a ``UserError``; ``extra`` are more arguments (drop rates)."""
     kwargs = resolve_model_kwargs(args)
     shown = ", ".join(f"{key}={str(value)[:40]}" for key, value in kwargs.items())
     if kwargs:
@@ -74,11 +70,7 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
 def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
     """Build the model of ``--checkpoint`` with its weights; without one, with timm's pretrained or random weights.
 
-    Returns:
-        The arguments completed by the checkpoint, the model, and the checkpoint's metadata.
-
-    Raises:
-        UserError: the checkpoint, the model or an argument does not fit.
+    Returns the arguments completed by the checkpoint, the model, and the checkpoint's metadata.
     """
     if not args.checkpoint and pretrained:
         return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
@@ -94,8 +86,7 @@ def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Nam
 def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
     """Build the model on the CPU in float32, with the weights to start from unless a run is resumed (not ``start``).
 
-    Raises:
-        UserError: the model cannot be built with these arguments, or its initial weights are missing or do not fit.
+    Initial weights that are missing or do not fit raise a ``UserError``, as ``build_model`` does.
     """
     files = [path for path in (args.pretrained_path, args.initial_checkpoint) if path]
     if len(files) + (args.pretrained and not args.pretrained_path) > 1:
@@ -167,8 +158,7 @@ def fetching_weights(name: str, instead: str) -> Iterator[None]:
 def fuse_model(name: str, model: Any) -> Any:
     """The fused copy of a model, for ``--fuse``.
 
-    Raises:
-        UserError: the model has nothing to fuse, so a result labelled as fused would be wrong.
+    A model with nothing to fuse raises a ``UserError``, as a result labelled as fused would be wrong.
     """
     if not can_fuse(model):
         raise UserError(f"--fuse: {name} has nothing to fuse, the wsfvit models have; leave it out")

@@ -20,8 +20,7 @@ from wsfvit.utils.errors import UserError
 def resolve_grad_accum_steps(args: argparse.Namespace, world_size: int = 1) -> int:
     """Batches per update: ``--grad-accum-steps``, or the number that makes ``--global-batch-size``.
 
-    Raises:
-        UserError: both are given and contradict each other, or the global batch size is not a multiple.
+    If both contradict each other, or the global batch size is not a multiple, a ``UserError`` is raised.
     """
     if args.global_batch_size is None:
         return int(args.grad_accum_steps)
@@ -88,8 +87,7 @@ def build_scheduler(
 def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
     """Build mixup and CutMix for whole batches; None where neither is on.
 
-    Raises:
-        UserError: an odd batch size, which cannot be mixed in pairs, or not two values of --cutmix-minmax.
+    An odd batch size, which cannot be mixed in pairs, and not two values of --cutmix-minmax raise a ``UserError``.
     """
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
         return None
@@ -119,8 +117,7 @@ def build_erasing(args: argparse.Namespace, device: torch.device) -> RandomErasi
 def build_loss(args: argparse.Namespace, mixed: bool) -> nn.Module:
     """Build the training loss: ``--bce-loss``, else soft labels where batches are mixed, else ``--smoothing``.
 
-    Raises:
-        UserError: an option of the binary cross-entropy without ``--bce-loss``.
+    An option of the binary cross-entropy without ``--bce-loss`` raises a ``UserError``.
     """
     if args.bce_loss:
         return BinaryCrossEntropy(

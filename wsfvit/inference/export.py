@@ -41,14 +41,10 @@ Runner = Callable[[Tensor], Any]
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the export command.
+    """Run the export command; returns the description written as JSON, see `describe`.
 
-    Returns:
-        The description written as JSON, see `describe`.
-
-    Raises:
-        UserError: Arguments do not fit, a package or compiler is missing, the model cannot be exported, or the result
-            differs from PyTorch; nothing is written then.
+    If arguments do not fit, a package or compiler is missing, the model cannot be exported, or the result differs from
+    PyTorch, a ``UserError`` is raised and nothing is written.
     """
     path = output_path(args.output, args.format)
     if args.format == "onnx" and args.device != "cpu":
@@ -124,7 +120,7 @@ def export_model(
     dynamic_batch: bool = False,
     outputs: Sequence[str] = (OUTPUT,),
 ) -> bytes:
-    """Export a model; leaves it in eval mode with frozen parameters.
+    """Export a model to the content of a file; leaves it in eval mode with frozen parameters.
 
     Args:
         model: Maps images to one tensor or a tuple of tensors.
@@ -133,9 +129,6 @@ def export_model(
         format: "onnx", "torch" or "aoti".
         dynamic_batch: Accept any B >= 1.
         outputs: Names of the tensors that the model returns, for ONNX.
-
-    Returns:
-        The content of the file.
 
     Raises:
         UserError: The model cannot be exported, or only with non-standard operators.
@@ -213,11 +206,8 @@ def compare_outputs(
 ) -> tuple[float, float]:
     """Compare a model, in eval mode, with its export on batches of random images of ``input_size`` (C, H, W).
 
-    Returns:
-        The largest absolute difference, and the largest absolute output of the model.
-
-    Raises:
-        UserError: They differ by more than TOLERANCE.
+    Returns the largest absolute difference, which raises a ``UserError`` above TOLERANCE, and the largest absolute
+    output of the model.
     """
     generator = torch.Generator().manual_seed(0)
     worst, largest = 0.0, 0.0
@@ -233,12 +223,7 @@ def compare_outputs(
 
 
 def describe(classifier: Classifier, format: str, batch_size: int | None) -> dict[str, Any]:
-    """Description of the exported file for programs that run it; a ``batch_size`` of None is any.
-
-    Returns:
-        format, model, ``input`` and ``output`` (name, shape with -1 for any size), mean, std, interpolation, crop_pct,
-        crop_mode, class_names, and the version of torch.
-    """
+    """Description of the exported file for programs that run it; a ``batch_size`` of None is any, -1 in the shapes."""
     batch = -1 if batch_size is None else batch_size
     config = classifier.data_config
     return {

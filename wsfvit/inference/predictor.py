@@ -38,23 +38,15 @@ PRETRAINED = "pretrained"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model ready for inference: in eval mode, on its device, with frozen parameters.
+    """A model ready for inference: in eval mode, on its device, with frozen parameters."""
 
-    Attributes:
-        name: Name of the model.
-        trained: Whether weights were loaded; otherwise they are random.
-        data_config: The evaluation setting of ``resolve_data``.
-        class_names: One name per class.
-        input_img_mode: PIL mode of the images that the model was trained on; None for grey or RGB.
-    """
-
-    name: str
-    trained: bool
+    name: str  # of the model
+    trained: bool  # whether weights were loaded; otherwise they are random
     model: Any
-    data_config: DataConfig
-    class_names: list[str]
+    data_config: DataConfig  # the evaluation setting of ``resolve_data``
+    class_names: list[str]  # one per class
     device: torch.device
-    input_img_mode: str | None = None
+    input_img_mode: str | None = None  # PIL mode of the images that the model was trained on; None for grey or RGB
 
     @property
     def mode(self) -> str:
@@ -84,8 +76,7 @@ class Classifier:
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities (B, K) float32 on the CPU of images (B, C, H, W).
 
-        Raises:
-            UserError: The model does not take images of this size, or its outputs are not finite.
+        A size that the model does not take, and outputs that are not finite, raise a ``UserError``.
         """
         try:
             logits = self.model(images.to(self.device))
@@ -99,16 +90,13 @@ class Classifier:
 def load_classifier(
     args: argparse.Namespace, model_name: str | None, checkpoint: str | None, names: Sequence[str] | None = None
 ) -> Classifier:
-    """Build a model and load its weights.
+    """Build a model and load its weights; raise a ``UserError`` where a name, value or file does not fit.
 
     Args:
         args: Arguments of ``add_model_input``, ``add_weights`` and ``add_image_input``.
         model_name: Name of the model, or None for the checkpoint's.
         checkpoint: Weights file, "pretrained" for timm's, or None: ``--pretrained`` weights, or random ones.
         names: Class names from the data, if the checkpoint has none; see ``resolve_class_names``.
-
-    Raises:
-        UserError: A name, value or file does not fit.
     """
     args = copy.copy(args)
     if checkpoint == PRETRAINED and not Path(checkpoint).exists():
@@ -165,11 +153,8 @@ def in_words(names: Sequence[str]) -> list[str]:
 def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the predict command: print the most probable classes of every image, and draw them on request.
 
-    Returns:
-        For each image ``image`` (path) and ``predictions``: ``class`` (index), ``name`` and ``probability``.
-
-    Raises:
-        UserError: Arguments do not fit, or an image could not be read (the others are predicted first).
+    Returns for each image ``image`` (path) and ``predictions``: ``class`` (index), ``name`` and ``probability``. An
+    image that could not be read raises a ``UserError`` after the others are predicted.
     """
     if not args.checkpoint and not args.pretrained:
         raise UserError("no weights: pass --checkpoint FILE, or --pretrained")

@@ -28,13 +28,7 @@ def run_training(args: argparse.Namespace) -> Result:
 
 
 class Classification(Task):
-    """Batches are images (B, C, H, W) and labels: (B,) from the loader, (B, K) once they are mixed.
-
-    Attributes:
-        criterion: Maps logits (B, K) and labels to the mean loss.
-        erasing: Random erasing of a batch, or None.
-        mixup: Mixup and CutMix, or None.
-    """
+    """Batches are images (B, C, H, W) and labels: (B,) from the loader, (B, K) once they are mixed."""
 
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         super().__init__(args, world)
@@ -67,6 +61,7 @@ class Classification(Task):
         """Build the part of the recipe that works on whole batches: erasing, mixing and loss."""
         self.mixup = build_mixup(self.args, num_classes)
         self.erasing = build_erasing(self.args, self.world.device)
+        # Maps logits (B, K) and labels to the mean loss.
         self.criterion = build_loss(self.args, mixed=self.mixup is not None).to(self.world.device)
 
     def _notes(self, train_set: Any, val_set: Any) -> Iterator[str]:
@@ -117,9 +112,8 @@ class Classification(Task):
         """Returns val_loss, top1 and top5 (in percent)."""
         args, world = self.args, self.world
         model = MirrorMean(model) if args.tta == 2 else model
-        figures = evaluate(
-            model, loader, world.device, amp_dtype(args), self.layout, title, args.log_interval, world=world
-        )
+        precision = amp_dtype(args), self.layout
+        figures = evaluate(model, loader, world.device, *precision, title, args.log_interval, world)
         return {"val_loss": figures["loss"], "top1": figures["top1"], "top5": figures["top5"]}
 
     def name(self) -> str:
@@ -133,13 +127,9 @@ class Classification(Task):
     def describe(self) -> dict[str, Any]:
         kwargs = resolve_model_kwargs(self.args)
         kwargs |= {"num_classes": self.num_classes, "in_chans": self.data_config["input_size"][0]}
-        found = {
-            "task": "classification",
-            "arch": self.args.model,
-            "model_kwargs": kwargs,
-            "data_config": self.data_config,
-        }
-        return found | ({"class_names": self.class_names} if self.class_names else {})
+        found = {"task": "classification", "arch": self.args.model, "model_kwargs": kwargs}
+        names = {"class_names": self.class_names} if self.class_names else {}
+        return found | {"data_config": self.data_config} | names
 
     def counts(self) -> dict[str, int]:
         return {"classes": self.num_classes}

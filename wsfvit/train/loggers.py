@@ -19,16 +19,11 @@ from wsfvit.utils.tables import csv_text
 
 
 class RunLog:
-    """Write the figures of a run; only the main process has one.
+    """Write the figures of a run to its directory ``folder``; only the main process has one.
 
-    Args:
-        folder: The run directory.
-        args: Arguments of the training command.
-        described: The same as primitives, for Weights & Biases and Trackio.
-        num_updates: Where a resumed run continues; later figures of the earlier run are hidden.
-
-    Raises:
-        UserError: a package that was asked for is not installed.
+    ``described`` are the arguments of the training command as primitives, for Weights & Biases and Trackio, and
+    ``num_updates`` says where a resumed run continues: later figures of the earlier run are hidden. A package that was
+    asked for and is not installed raises a ``UserError``.
     """
 
     def __init__(self, folder: Path, args: argparse.Namespace, described: dict[str, Any], num_updates: int = 0) -> None:

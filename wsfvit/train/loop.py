@@ -28,30 +28,19 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Settings of the optimizer update.
+    """Settings of the optimizer update."""
 
-    Attributes:
-        world: The processes that train together; batch sizes are per process.
-        task: How a batch becomes a loss.
-        amp_dtype: Mixed precision, or None.
-        epochs: Number of epochs in all.
-        grad_accum_steps: Batches whose gradients make one update; the last update of an epoch may have fewer.
-        seed: Base seed; every batch derives its own from it.
-        synchronize: Wait for the device after every update.
-        max_bad_steps: Stop after this many non-finite updates in a row; 0 stops at the first.
-    """
-
-    world: World
-    task: Task
-    amp_dtype: torch.dtype | None = None
-    epochs: int = 1
-    seed: int = 42
-    grad_accum_steps: int = 1
+    world: World  # the processes that train together; batch sizes are per process
+    task: Task  # how a batch becomes a loss
+    amp_dtype: torch.dtype | None = None  # mixed precision
+    epochs: int = 1  # number of epochs in all
+    seed: int = 42  # base seed; every batch derives its own from it
+    grad_accum_steps: int = 1  # batches whose gradients make one update; the last of an epoch may have fewer
     clip_grad: float | None = None
     clip_mode: str = "norm"
-    synchronize: bool = False
+    synchronize: bool = False  # wait for the device after every update
     log_interval: int = 50
-    max_bad_steps: int = 10
+    max_bad_steps: int = 10  # stop after this many non-finite updates in a row; 0 stops at the first
 
 
 class LoopEvents:
@@ -77,21 +66,15 @@ class LoopEvents:
 def train_one_epoch(
     state: TrainState, loader: Loader, cfg: StepConfig, events: LoopEvents | None = None, epoch_seconds: float = 0.0
 ) -> dict[str, Any]:
-    """Train from ``state.batch`` to the end of the epoch.
+    """Train from ``state.batch`` to the end of the epoch; ``state`` is changed in place.
 
-    Args:
-        state: Changed in place; ``state.batch`` counts on.
-        loader: Yields the remaining batches, as the task takes them; its length counts the whole epoch.
-        cfg: The fixed part.
-        events: Callbacks.
-        epoch_seconds: Duration of the last epoch, validation included, to estimate the remaining time; 0 if unknown.
+    ``loader`` yields the remaining batches, as the task takes them, and its length counts the whole epoch.
+    ``epoch_seconds`` is the duration of the last epoch, validation included, to estimate the remaining time; 0 if
+    unknown. A ``UserError`` ends ``cfg.max_bad_steps`` non-finite updates in a row, or an epoch without a finite one.
 
     Returns:
         ``loss`` (mean over the trained images of all processes), ``lr`` (of the last update),
         ``images_per_s`` (of all processes; or another unit) and ``finished`` (False where ``events`` ended the epoch).
-
-    Raises:
-        UserError: ``cfg.max_bad_steps`` updates in a row were non-finite, or all of a finished epoch.
     """
     events = events or LoopEvents()
     state.forward.train()
@@ -180,12 +163,11 @@ def mean_loss(
 def update(state: TrainState, cfg: StepConfig) -> torch.Tensor:
     """One optimizer update from the accumulated gradients: clip, step, update the EMA, step the schedule.
 
+    Returns the gradient's norm before clipping, a scalar on the device.
+
     Where the gradient or one of its losses is not finite, only the schedule advances: weights, optimizer, EMA and
     running statistics keep their values. ``state`` counts such updates, and separately the overflows of float16's loss
     scale, where a lower scale can still make the gradient finite.
-
-    Returns:
-        The gradient's norm before clipping, a scalar on the device.
     """
     state.scaler.unscale_(state.optimizer)
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]

@@ -26,17 +26,13 @@ STEP = {"rank": int, "world_size": int, "epoch": int, "batches": list, "indices"
 
 
 class Watch:
-    """Record where values stop being finite in a forward and backward pass.
-
-    Attributes:
-        batch: The current batch, for the messages.
-        first_output: Description of the first non-finite output, or "".
-        first_gradient: Likewise of the first non-finite gradient of an output, from the loss backwards.
-        largest: Largest absolute value in the outputs of each module of the first levels, by name.
-    """
+    """Record where values stop being finite in a forward and backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.batch, self.first_output, self.first_gradient = 0, "", ""
+        self.batch = 0  # the current one, for the messages
+        self.first_output = ""  # description of the first non-finite output
+        self.first_gradient = ""  # likewise of the first non-finite gradient of an output, from the loss backwards
+        # Largest absolute value in the outputs of each module of the first levels, by name.
         self.largest: dict[str, float] = {}
         for name, module in model.named_modules():
             module.register_forward_hook(self._forward_hook(name))
@@ -66,14 +62,12 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     """Run the replay command: rebuild model and data from the run's arguments and recompute the batches of the update.
 
     Of several processes only the one that wrote the file is replayed; its gradient is not averaged with the others.
-    float16's loss scale is 1 here: what overflows at that scale overflows at a higher one too.
+    float16's loss scale is 1 here: what overflows at that scale overflows at a higher one too. A file that is not a
+    dump, and data that differs from the run's or is not a local folder or file, raise a ``UserError``.
 
     Returns:
         ``losses`` (one per batch), ``first_output``, ``first_gradient`` (see ``Watch``; "" for none) and ``norms``
         (see ``module_norms``).
-
-    Raises:
-        UserError: the file is not a dump, the data differs from the run's, or is not a local folder or file.
     """
     content = read_checkpoint(args.dump, trust=args.trust_checkpoint)
     step = content.get("bad_step")
@@ -113,12 +107,8 @@ def run_replay(args: argparse.Namespace) -> dict[str, Any]:
     losses = _compute(state, cfg, loader, step, watch)
     norms = module_norms(model)
     _print_findings(watch, model, norms, step)
-    return {
-        "losses": losses,
-        "first_output": watch.first_output,
-        "first_gradient": watch.first_gradient,
-        "norms": norms,
-    }
+    found = {"first_output": watch.first_output, "first_gradient": watch.first_gradient}
+    return {"losses": losses, **found, "norms": norms}
 
 
 def _is_step(step: Any) -> bool:

@@ -40,14 +40,10 @@ REPLACES = {
 
 
 def read_arguments(resume: str, given: set[str]) -> dict[str, Any]:
-    """Arguments of the run that is resumed, for ``parse_with_config``.
+    """Arguments of the run that is resumed, for ``parse_with_config``; no such file or run raises a ``UserError``.
 
-    Args:
-        resume: Checkpoint file, or run directory, whose arguments include its own place.
-        given: Names of the arguments that are given again.
-
-    Raises:
-        UserError: no such file or run.
+    ``resume`` is a checkpoint file, or a run directory, whose arguments include its own place, and ``given`` holds the
+    names of the arguments that are given again.
     """
     saved: Any
     folder = Path(os.path.abspath(resume))
@@ -81,10 +77,8 @@ def name_run_dir(args: argparse.Namespace, world: World, name: str) -> Path:
 def claimed_run_dir(folder: Path, world: World) -> Iterator[None]:
     """Create the run directory and lock it against other trainings until the block or this process ends.
 
-    What killed writes have left in it is removed; at the end the directory itself, if nothing has been written.
-
-    Raises:
-        UserError: another process still trains there after ``PATIENCE`` seconds, or it is not writable.
+    What killed writes have left in it is removed; at the end the directory itself, if nothing has been written. If
+    another process still trains there after ``PATIENCE`` seconds, or it is not writable, a ``UserError`` is raised.
     """
     lock = folder / ".run.lock"
     with ExitStack() as until:
@@ -108,14 +102,8 @@ def claimed_run_dir(folder: Path, world: World) -> Iterator[None]:
 def read_resumed(args: argparse.Namespace, store: CheckpointStore, world: World) -> dict[str, Any] | None:
     """Read the training state that ``--resume`` names, in every process; None for a new run.
 
-    Args:
-        args: Arguments of train.py.
-        store: Of the run directory; gets the ranking of epochs.
-        world: The processes.
-
-    Raises:
-        UserError: the file cannot be used, ``auto`` without an experiment's name, or the run directory holds a run
-            that is not the resumed one.
+    ``store``, of the run directory, gets the ranking of epochs. A file that cannot be used, ``auto`` without an
+    experiment's name, and a run directory that holds another run than the resumed one raise a ``UserError``.
     """
     auto, named = args.resume == "auto", Path(args.resume)
     if auto and not args.experiment:

@@ -34,13 +34,7 @@ def set_up_torch(args: argparse.Namespace, world: World) -> None:
 def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, int]) -> None:
     """Refuse processes that were started with different arguments or see different data.
 
-    Args:
-        args: This process's arguments.
-        world: The processes.
-        counts: What must be equal besides the arguments, by name.
-
-    Raises:
-        UserError: in every process, naming the first that differs from rank 0.
+    Every process raises a ``UserError`` that names the first difference from rank 0, in its arguments or ``counts``.
     """
     # Machines may keep the data, the YAML file and the output in different places.
     mine = {"--" + key.replace("_", "-"): value for key, value in vars(args).items() if key not in PLACES} | counts
@@ -57,8 +51,7 @@ def check_agreement(args: argparse.Namespace, world: World, counts: dict[str, in
 def build_state(task: Task, model: Any, updates_per_epoch: int) -> tuple[TrainState, int]:
     """Move the model to its device and build optimizer, schedule, EMA and wrapping; also return the number of epochs.
 
-    Raises:
-        UserError: options exclude each other.
+    Options that exclude each other raise a ``UserError``.
     """
     args, world = task.args, task.world
     device = world.device
@@ -87,38 +80,26 @@ def build_state(task: Task, model: Any, updates_per_epoch: int) -> tuple[TrainSt
     return TrainState(model, optimizer, scheduler, scaler, ema, wrapped if compiled is model else compiled), epochs
 
 
-def restore(
-    state: TrainState,
-    saved: dict[str, Any],
-    args: argparse.Namespace,
-    described: dict[str, Any],
-    world: World,
-    unit: str,
-) -> None:
+def restore(state: TrainState, saved: dict[str, Any], task: Task, described: dict[str, Any]) -> None:
     """Restore the state of an earlier run and log each argument that differs from it.
 
-    Raises:
-        UserError: the state does not fit, or stopped in the middle of an epoch of other data or batches.
+    A state that does not fit, or stopped in the middle of an epoch of other data or batches, raises a ``UserError``.
     """
-    before = saved.get("args", {})
+    args, world, before = task.args, task.world, saved.get("args", {})
+    source, advice = f"--resume {args.resume}: it", "start with --initial-checkpoint instead"
     # torch loads the state of any optimizer into any other, and fails or goes wrong later.
     if "position" in saved and not args.no_resume_opt and before.get("opt", args.opt) != args.opt:
-        raise UserError(f"--resume {args.resume}: it was trained with --opt {before['opt']}; or pass --no-resume-opt")
+        raise UserError(f"{source} was trained with --opt {before['opt']}; or pass --no-resume-opt")
     try:
         state.load_state_dict(saved, world, optimizer=not args.no_resume_opt)
     except UserError as err:
         raise UserError(f"--resume {args.resume}: {err}") from err
     # Families share their keys, so another model can have loaded the weights.
     if (was := before.get("model")) != (model := described["args"].get("model")) and was is not None:
-        raise UserError(
-            f"--resume {args.resume}: it trained {was}, not {model}: start with --initial-checkpoint instead"
-        )
+        raise UserError(f"{source} trained {was}, not {model}: {advice}")
     names, known = described.get("class_names"), saved.get("class_names")
     if names and known and list(names) != list(known):
-        raise UserError(
-            f"--resume {args.resume}: it trained other classes than this data has: start with "
-            "--initial-checkpoint instead"
-        )
+        raise UserError(f"{source} trained other classes than this data has: {advice}")
     changed = changed_arguments(before, described["args"])
     if changed:
         world.log(f"note: different from the run that is resumed: {', '.join(changed)}")
@@ -126,8 +107,8 @@ def restore(
     if state.batch and any(saved.get(key) != described[key] for key in geometry):
         was, now = ([str(source.get(key)) for key in geometry] for source in (saved, described))
         raise UserError(
-            f"--resume {args.resume}: it stopped in the middle of an epoch of {was[1]} batches of {was[0]} {unit}; "
-            f"here there are {now[1]} of {now[0]}. Use the same data and the same --batch-size times processes"
+            f"{source} stopped in the middle of an epoch of {was[1]} batches of {was[0]} {task.unit}; here there are "
+            f"{now[1]} of {now[0]}. Use the same data and the same --batch-size times processes"
         )
     world.log(f"continuing at epoch {state.epoch}, batch {state.batch}, after {state.num_updates} updates")
 
@@ -150,16 +131,6 @@ def move_schedule(state: TrainState, args: argparse.Namespace, updates_per_epoch
 def build_step_config(task: Task, epochs: int) -> StepConfig:
     """Settings of the optimizer update, from the arguments."""
     args = task.args
-    return StepConfig(
-        world=task.world,
-        task=task,
-        amp_dtype=amp_dtype(args),
-        epochs=epochs,
-        seed=args.seed,
-        grad_accum_steps=args.grad_accum_steps,
-        clip_grad=args.clip_grad,
-        clip_mode=args.clip_mode,
-        synchronize=args.synchronize_step,
-        log_interval=args.log_interval,
-        max_bad_steps=args.max_bad_steps,
-    )
+    same = ("seed", "grad_accum_steps", "clip_grad", "clip_mode", "log_interval", "max_bad_steps")
+    settings = {name: getattr(args, name) for name in same}
+    return StepConfig(task.world, task, amp_dtype(args), epochs, synchronize=args.synchronize_step, **settings)

@@ -21,13 +21,10 @@ class StopRequests:
     ``requested`` after each step, saves, and ends the process with ``STOPPED_EXIT_CODE``. Repeated signals are the same
     request; a Ctrl-C more than ``SAME_REQUEST_SECONDS`` after the first raises ``KeyboardInterrupt`` at once. Signals
     can only be caught in the main thread; elsewhere nothing is ever requested.
-
-    Attributes:
-        reason: Name of the first signal that came, e.g. ``SIGTERM``; empty until then.
     """
 
     def __init__(self) -> None:
-        self.reason = ""
+        self.reason = ""  # name of the first signal that came, e.g. SIGTERM
         self._interrupted = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()

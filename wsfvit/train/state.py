@@ -20,42 +20,27 @@ SKIPPED = ("bad_steps", "bad_in_a_row", "overflows")
 
 @dataclass
 class TrainState:
-    """State of a run. Random generators are not part of it: each batch derives its own seed.
+    """State of a run. Random generators are not part of it: each batch derives its own seed."""
 
-    Attributes:
-        model: The unwrapped model, whose weights are saved.
-        wrapped: ``model`` distributed or compiled, or None.
-        epoch: The epoch being trained, counted from 0.
-        batch: The next batch of that epoch on each process; at a save, the first one of an update.
-        num_updates: Optimizer updates so far, including skipped ones; the EMA's step count.
-        group: Loss (a scalar on the device) and number of images of each batch since the last update.
-        loss_sum: Sum of the loss over the images that this process trained on in the epoch so far, a scalar on the
-            device; without skipped updates.
-        images: Number of these images.
-        bad_steps: Updates skipped because a loss or the gradient was not finite.
-        bad_in_a_row: How many of them came last in a row.
-        overflows: Updates skipped because float16's loss scale was too high, which happens in every run.
-        lr: Learning rate of the last update.
-        rows: Lines of summary.csv, one per finished epoch.
-    """
-
-    model: nn.Module
+    model: nn.Module  # unwrapped; its weights are saved
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler | None
     scaler: GradScaler
     ema: ModelEmaV3 | None
-    wrapped: nn.Module | None = None
-    epoch: int = 0
-    batch: int = 0
-    num_updates: int = 0
+    wrapped: nn.Module | None = None  # ``model`` distributed or compiled
+    epoch: int = 0  # the epoch being trained, counted from 0
+    batch: int = 0  # the next batch of that epoch on each process; at a save, the first one of an update
+    num_updates: int = 0  # optimizer updates so far, including skipped ones; the EMA's step count
+    # Loss (a scalar on the device) and number of images of each batch since the last update.
     group: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    # Sum of the loss over the images that this process trained on in the epoch so far, without skipped updates.
     loss_sum: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    images: int = 0
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
-    overflows: int = 0
-    lr: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0  # number of these images
+    bad_steps: int = 0  # updates skipped because a loss or the gradient was not finite
+    bad_in_a_row: int = 0  # how many of them came last in a row
+    overflows: int = 0  # updates skipped because float16's loss scale was too high, which happens in every run
+    lr: float = 0.0  # of the last update
+    rows: list[dict[str, Any]] = field(default_factory=list)  # lines of summary.csv, one per finished epoch
 
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device
@@ -115,18 +100,17 @@ class TrainState:
         if self.ema is not None:
             content["state_dict_ema"] = self.ema.module.state_dict()
         if world.size > 1:
-            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self._modules()])
+            content["rank_buffers"] = world.gather([_float_buffers(module, device="cpu") for module in self.modules()])
         return content
 
-    def _modules(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """The model, and the EMA model where there is one."""
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def load_state_dict(self, content: dict[str, Any], world: World, optimizer: bool = True) -> None:
         """Restore what ``state_dict`` returned; ``optimizer`` False leaves out optimizer, scaler and schedule.
 
-        Raises:
-            UserError: ``content`` holds no training state, or not of this model and optimizer.
+        Content without a training state, or not of this model and optimizer, raises a ``UserError``.
         """
         missing = [key for key in ("state_dict", "optimizer", "position", "loss_sums", "rows") if key not in content]
         if missing:
@@ -155,7 +139,7 @@ class TrainState:
         self.loss_sum.fill_(loss_sum)
         buffers = content.get("rank_buffers", [])
         if len(buffers) == world.size and world.size > 1:  # else all continue with those of rank 0
-            for module, saved in zip(self._modules(), buffers[world.rank], strict=False):
+            for module, saved in zip(self.modules(), buffers[world.rank], strict=False):
                 for key, value in _float_buffers(module).items():
                     value.copy_(saved[key])
 
@@ -196,9 +180,5 @@ def _scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
 
 def _load_scheduler_state(scheduler: Scheduler | None, state: dict[str, Any]) -> None:
     inner = getattr(scheduler, "lr_scheduler", None)
-    if inner is None or not state:
-        return
-    scheduler.restore_lr = state["restore_lr"]  # type: ignore[union-attr]
-    for key, value in state.items():
-        if key != "restore_lr":
-            setattr(inner, key, value)
+    for key, value in state.items() if inner is not None else ():
+        setattr(scheduler if key == "restore_lr" else inner, key, value)

@@ -22,36 +22,23 @@ class Task(ABC):
     """A model with its data, loss and metric, trained by ``Trainer``.
 
     The trainer calls ``build_model``, ``build_loaders``, ``build_optimizer`` and ``build_scheduler`` once, in this
-    order. What a task needs later it keeps as attributes of its own.
-
-    Args:
-        args: Arguments of the training command: at least those that ``wsfvit.cli.run`` lists.
-        world: The processes that train together.
-
-    Attributes:
-        unit: What a batch holds, in the plural, for progress and tables.
-        metric: Column of summary.csv that selects the best checkpoint; a key of ``evaluate``'s result.
-        lower_is_better: Whether the best checkpoint has the lowest metric.
-        trivial: Columns of summary.csv that are not printed, such as the top-5 accuracy among five classes.
+    order. What a task needs later it keeps as attributes of its own. ``args`` are the arguments of the training
+    command: at least those that ``wsfvit.cli.run`` lists.
     """
 
-    unit = "images"
-    metric = "val_loss"
-    lower_is_better = False
-    trivial: tuple[str, ...] = ()
+    unit = "images"  # what a batch holds, in the plural, for progress and tables
+    metric = "val_loss"  # column of summary.csv that selects the best checkpoint; a key of ``evaluate``'s result
+    lower_is_better = False  # whether the best checkpoint has the lowest metric
+    trivial: tuple[str, ...] = ()  # columns that are not printed, such as the top-5 accuracy among five classes
 
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         self.args, self.world = args, world
 
     @abstractmethod
     def build_model(self, start: bool) -> nn.Module:
-        """Build the model on the CPU in float32.
+        """Build the model on the CPU in float32, with the weights to ``start`` from unless a run is resumed.
 
-        Args:
-            start: Whether to load the weights to start from; False where a run is resumed.
-
-        Raises:
-            UserError: the arguments do not fit each other or the data.
+        Raise a ``UserError`` where the arguments do not fit each other or the data.
         """
 
     @abstractmethod
@@ -85,25 +72,16 @@ class Task(ABC):
     def loss(self, forward: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute the loss of a prepared batch, under the run's mixed precision.
 
-        Args:
-            forward: The model, distributed or compiled; called once.
-            batch: From ``prepare``.
-
-        Returns:
-            A scalar, the mean over the batch, and scalars to log beside it by name.
+        ``forward`` is the model, distributed or compiled; call it once. The result is a scalar, the mean over the
+        batch, and scalars to log beside it by name.
         """
 
     @abstractmethod
     def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
         """Evaluate a model in eval mode on the validation loader; called in every process.
 
-        Args:
-            model: The EMA model where there is one on the device, else the trained one.
-            loader: From ``build_loaders``.
-            title: Of the progress line.
-
-        Returns:
-            Columns of summary.csv, equal in all processes.
+        The model is the EMA where there is one on the device, else the trained one; ``title`` is of the progress line.
+        The result is columns of summary.csv, equal in all processes.
         """
 
     def name(self) -> str:

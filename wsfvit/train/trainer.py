@@ -38,19 +38,12 @@ from wsfvit.utils.progress import duration
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of a training.
+    """Outcome of a training."""
 
-    Attributes:
-        finished: False after a request to stop; the state is saved then.
-        rows: Rows of summary.csv.
-        best: The row with the best metric, or None.
-        run_dir: Directory of checkpoints, logs and tables.
-    """
-
-    finished: bool
-    rows: list[dict[str, Any]]
-    best: dict[str, Any] | None
-    run_dir: Path
+    finished: bool  # False after a request to stop; the state is saved then
+    rows: list[dict[str, Any]]  # rows of summary.csv
+    best: dict[str, Any] | None  # the row with the best metric
+    run_dir: Path  # directory of checkpoints, logs and tables
 
 
 def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
@@ -76,24 +69,14 @@ def run_task(args: argparse.Namespace, task_class: type[Task]) -> Result:
 
 
 class Trainer(LoopEvents):
-    """One run of a task, from its start or a checkpoint to its last epoch.
+    """One run of a task, from its start or a checkpoint to its last epoch, or to a request to ``stop``.
 
-    Args:
-        args: Arguments of the training command; completed in place (``lr``, ``grad_accum_steps``).
-        task: What is trained.
-        world: The processes that train together.
-        stop: Requests to save and stop; None for none.
-
-    Attributes:
-        state: Model, optimizer, EMA, position: what a checkpoint holds.
-        cfg: Settings of the optimizer update.
-        described: What every checkpoint says about the run, primitives only.
-        log: Writes figures; None in all processes but the main one.
+    The arguments of the training command, ``args``, are completed in place (``lr``, ``grad_accum_steps``).
     """
 
-    state: TrainState
-    cfg: StepConfig
-    described: dict[str, Any]
+    state: TrainState  # model, optimizer, EMA, position: what a checkpoint holds
+    cfg: StepConfig  # settings of the optimizer update
+    described: dict[str, Any]  # what every checkpoint says about the run, primitives only
 
     def __init__(self, args: argparse.Namespace, task: Task, world: World, stop: StopRequests | None = None) -> None:
         args.grad_accum_steps = resolve_grad_accum_steps(args, world.size)
@@ -101,7 +84,7 @@ class Trainer(LoopEvents):
         self.args, self.task, self.world, self.stop = args, task, world, stop or StopRequests()
         self.run_dir = name_run_dir(args, world, task.name())
         self.store = CheckpointStore(self.run_dir, keep=args.checkpoint_hist, lower_is_better=task.lower_is_better)
-        self.log: RunLog | None = None
+        self.log: RunLog | None = None  # None in all processes but the main one
         self.saved_at = 0
 
     def fit(self) -> Result:
@@ -141,7 +124,7 @@ class Trainer(LoopEvents):
         geometry = {"images_per_batch": args.batch_size * world.size, "batches_per_epoch": len(train_loader)}
         self.described = primitive(task.describe()) | {"args": arguments} | geometry
         if resumed is not None:
-            restore(self.state, resumed, args, self.described, world, task.unit)
+            restore(self.state, resumed, task, self.described)
         move_schedule(self.state, args, updates_per_epoch)
 
     def open_run_dir(self) -> None:
@@ -186,9 +169,8 @@ class Trainer(LoopEvents):
         """Evaluate where that is due, step the schedule, and add the epoch's row of summary.csv."""
         state, world, args, unit = self.state, self.world, self.args, self.task.unit
         if world.size > 1 and args.dist_bn:
-            distribute_bn(state.model, world.size, args.dist_bn == "reduce")
-            if state.ema is not None:
-                distribute_bn(state.ema.module, world.size, args.dist_bn == "reduce")
+            for module in state.modules():
+                distribute_bn(module, world.size, args.dist_bn == "reduce")
         if state.ema is not None and any(not value.isfinite().all() for value in state.ema.state_dict().values()):
             world.log("warning: the EMA of the weights is NaN or infinite: resume from an earlier epoch")
         due = (state.epoch + 1) % args.eval_interval == 0 or state.epoch + 1 == self.cfg.epochs
@@ -234,11 +216,7 @@ class Trainer(LoopEvents):
             self.store.save(content, epoch=epoch, batch=self.state.batch, metric=metric)
 
     def close(self) -> None:
-        """Close the logs and wait until the last checkpoint is written.
-
-        Raises:
-            UserError: the last checkpoint could not be written.
-        """
+        """Close the logs and wait until the last checkpoint is written; raise a ``UserError`` if it was not."""
         if self.log is not None:
             self.log.close()
         self.store.wait()
@@ -249,8 +227,8 @@ class Trainer(LoopEvents):
             self.log.log_images(self.task.images(batch), state.epoch, state.batch)
 
     def on_bad_step(self, state: TrainState, grad_norm: torch.Tensor) -> None:
-        report = report_bad_step(self.run_dir, self.described, state, self.cfg, self.train_loader, grad_norm)
-        self.world.log(report)
+        norm = grad_norm.item()
+        self.world.log(report_bad_step(self.run_dir, self.described, state, self.cfg, self.train_loader, norm))
         if self.log is not None:
             self.log.log_update(state.num_updates, {"bad_steps": state.bad_steps})
 

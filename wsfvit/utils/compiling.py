@@ -23,8 +23,7 @@ GPU_TRAINING_OPTIONS = {
 def compile_model(args: argparse.Namespace, model: nn.Module, training: bool = False) -> Any:
     """Compile the model as ``--torchcompile`` asks, for training or inference; without that flag return it unchanged.
 
-    Raises:
-        UserError: torch does not know the backend, mode, option or memory budget.
+    A backend, mode, option or memory budget that torch does not know raises a ``UserError``.
     """
     names = ("torchcompile", "torchcompile_mode", "torchcompile_options", "torchcompile_memory_budget")
     backend, mode, settings, budget = (vars(args).get(name) for name in names)
@@ -49,14 +48,9 @@ def compile_model(args: argparse.Namespace, model: nn.Module, training: bool = F
 def compile_options(device: str, training: bool, mode: str | None, settings: Iterable[str]) -> dict[str, Any]:
     """The ``options`` of `torch.compile`: this project's, overridden by those of a mode, then by the given ones.
 
-    Args:
-        device: "cuda", "cpu", ...
-        training: Whether there will be a backward pass.
-        mode: "reduce-overhead", "max-autotune", ...; None: "default".
-        settings: NAME=VALUE each, see `read_compile_options`.
-
-    Raises:
-        UserError: inductor does not have the mode or an option.
+    ``device`` is a type such as "cuda", ``training`` says whether there will be a backward pass, ``mode`` is
+    "reduce-overhead", "max-autotune", ... (None: "default"), and ``settings`` are NAME=VALUE each, see
+    `read_compile_options`. A mode or an option that inductor does not have raises a ``UserError``.
     """
     modes = torch._inductor.list_mode_options()
     if mode and mode not in modes:

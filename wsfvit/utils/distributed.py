@@ -20,19 +20,12 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class World:
-    """This process and the process group of the run.
+    """This process and the process group of the run."""
 
-    Attributes:
-        device: Device of this process.
-        rank: Rank among all processes; rank 0 writes files and logs.
-        size: Number of processes.
-        local_rank: Rank on this machine, and the index of its GPU.
-    """
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    device: torch.device  # of this process
+    rank: int = 0  # among all processes
+    size: int = 1  # number of processes
+    local_rank: int = 0  # rank on this machine, and the index of its GPU
 
     @property
     def is_main(self) -> bool:
@@ -60,9 +53,8 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable value from each process, in the order of ranks, on every process."""
-        values: list[Any] = [value]
+        values = [value] * self.size
         if self.size > 1:
-            values = [None] * self.size
             dist.all_gather_object(values, value)
         return values
 
@@ -84,11 +76,8 @@ def distribute(model: nn.Module, world: World, broadcast_buffers: bool = True) -
 def join_world(device: str | None = None) -> World:
     """Initialise the process group of ``torchrun``; without it, a world of one process.
 
-    Args:
-        device: Name as for ``--device``. Among several processes each takes the CUDA device of its local rank.
-
-    Raises:
-        UserError: There is no such device, or there are more processes on this machine than CUDA devices.
+    ``device`` is a name as for ``--device``; among several processes each takes the CUDA device of its local rank. No
+    such device, and more processes on this machine than CUDA devices, raise a ``UserError``.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
     try:

@@ -102,8 +102,6 @@ def _reports_first() -> bool:
         return True
     try:
         (Path(file).parents[1] / "user-error").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        pass
+    except OSError as err:
+        return not isinstance(err, FileExistsError)
     return True

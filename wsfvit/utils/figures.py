@@ -66,10 +66,8 @@ def show_subband(axis: Any, subband: np.ndarray, name: str) -> None:
 
 
 def strip_ticks(axis: Any) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
 
 
 def style_curves(axis: Any, title: str, label: str) -> None:

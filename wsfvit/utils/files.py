@@ -18,14 +18,9 @@ def write_atomic(
 ) -> None:
     """Write a file through a temporary one beside it; if anything fails, the old file is unchanged.
 
-    Args:
-        path: The file to write.
-        write: Receives the open binary file and writes the content.
-        publish: Receives the path of the complete temporary file and moves it to ``path``, adding links if needed
-            (default: only move it).
-
-    Raises:
-        UserError: The operating system refused (no space, no permission, no such folder).
+    ``write`` receives the open binary file and writes the content. ``publish`` receives the path of the complete
+    temporary file and moves it to ``path``, adding links if needed (default: only move it). If the operating system
+    refuses (no space, no permission, no such folder), a ``UserError`` is raised.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -56,11 +51,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file for reading: one would wait for a FIFO, and read some devices without end.
-
-    Raises:
-        OSError: It cannot be opened, or is no such file.
-    """
+    """Open a regular file, or raise an OSError: one would wait for a FIFO, and read some devices without end."""
 
     def opener(name: str, flags: int) -> int:
         handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -74,11 +65,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def refuse_overwriting(flag: str, outputs: Iterable[Path | str], inputs: Iterable[Path | str]) -> None:
-    """Refuse output files that are also input files, by any spelling or link.
-
-    Raises:
-        UserError: One is.
-    """
+    """Raise a ``UserError`` for output files that are also input files, by any spelling or link."""
     known = {os.stat(path)[1:3]: path for path in inputs if os.path.isfile(path)}  # inode and device
     for path in filter(os.path.isfile, outputs):
         if same := known.get(os.stat(path)[1:3]):

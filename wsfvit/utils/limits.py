@@ -1,4 +1,7 @@
-"""Bounds on what a file may claim, checked before anything of that size is allocated, built or traversed."""
+"""Bounds on what a file may claim, checked before anything of that size is allocated, built or traversed.
+
+Every check raises a ``UserError``; ``source`` names the file in it.
+"""
 
 import argparse
 import dataclasses
@@ -29,9 +32,8 @@ ELEMENTS_PER_SAVED, ELEMENTS_BESIDE = 4, 1 << 24
 def check_content(content: Any, size: int, source: str) -> None:
     """Check what was read from a file of ``size`` bytes: pickle and YAML can refer to one part many times.
 
-    Raises:
-        UserError: It is nested too deep, unfolds to too many values, or holds an integer of more than 64 bits, or a
-            tensor that is not plain or has more values than are stored.
+    Content that is nested too deep, unfolds to too many values, or holds an integer of more than 64 bits, or a tensor
+    that is not plain or has more values than are stored, raises a ``UserError``.
     """
     parts, left = [(content, 0)], MAX_VALUES + size
     while parts:
@@ -57,11 +59,7 @@ def check_content(content: Any, size: int, source: str) -> None:
 
 
 def check_model_kwargs(kwargs: Any, source: str) -> None:
-    """Check the arguments of a model that are from a file.
-
-    Raises:
-        UserError: They would make ``create_model`` read other files, or an integer is larger than any width or depth.
-    """
+    """Refuse arguments of a model from a file that would make ``create_model`` read other files, or huge integers."""
     if not isinstance(kwargs, Mapping):
         raise UserError(f"{source}: its model_kwargs are a {type(kwargs).__name__}, not arguments by name")
     if reserved := [key for key in RESERVED_KWARGS if key in kwargs]:
@@ -75,11 +73,7 @@ def check_model_kwargs(kwargs: Any, source: str) -> None:
 
 
 def check_numbers(config: Any, low: float = -math.inf) -> None:
-    """Check the fields of a dataclass that are annotated as int or float: type, finite, ``low`` to MAX_ARGUMENT.
-
-    Raises:
-        UserError: One is something else.
-    """
+    """Check the fields of a dataclass that are annotated as int or float: type, finite, ``low`` to MAX_ARGUMENT."""
     for field in dataclasses.fields(config):
         value, is_integer = getattr(config, field.name), field.type is int
         fits = type(value) is int or (type(value) is float and not is_integer)
@@ -89,10 +83,9 @@ def check_numbers(config: Any, low: float = -math.inf) -> None:
 
 
 def check_data_config(config: Mapping[str, Any], source: str) -> None:
-    """Check the sizes and numbers of an evaluation setting: mean, std, crop_pct, input_size (C, H, W).
+    """Check an evaluation setting: mean, std, crop_pct, input_size (C, H, W).
 
-    Raises:
-        UserError: One is not of finite numbers, or an image would be resized to no pixel or more than MAX_SIDE.
+    All must be finite numbers, and no image may be resized to no pixel or more than MAX_SIDE.
     """
     for key in ("mean", "std", "crop_pct", "input_size"):
         value = config.get(key) or (1.0 if key == "crop_pct" else [1.0])
@@ -106,26 +99,17 @@ def check_data_config(config: Mapping[str, Any], source: str) -> None:
 
 
 def check_pixels(size: Sequence[Any], frames: int, what: str) -> None:
-    """Check a size (height, width) from a file or a command line, and the pixels of that many frames.
-
-    Raises:
-        UserError: It is not two positive integers, or there are more than MAX_PIXELS.
-    """
+    """Check that a size (height, width) is two positive integers, and of at most MAX_PIXELS in that many frames."""
     if [type(side) for side in size] != [int, int] or min(size) < 1 or frames * size[0] * size[1] > MAX_PIXELS:
         shown = "x".join(str(side)[:20] for side in size)
         raise UserError(f"{what} {shown} pixels: they must be positive, and at most {MAX_PIXELS} in all")
 
 
 def check_build(build: Callable[[], object], saved: int | None = None, source: str = "the configuration") -> None:
-    """Build a model on the meta device, where nothing is allocated, and stop when it becomes too large.
+    """Build a model on the meta device, where nothing is allocated, and stop when it has too many modules or values.
 
-    Args:
-        build: Builds it; its own exceptions are left to the build that follows.
-        saved: Values in the file with its weights, which bound the model's size; None where there is none.
-        source: Where the arguments of ``build`` are from, for the message.
-
-    Raises:
-        UserError: It has too many modules, or parameters and buffers.
+    Exceptions of ``build`` are left to the build that follows. ``saved`` is the number of values in the file with its
+    weights, which bounds the model's size; None where there is none.
     """
     limit = MAX_ELEMENTS if saved is None else ELEMENTS_PER_SAVED * saved + ELEMENTS_BESIDE
     modules = elements = 0

@@ -13,28 +13,17 @@ Item = TypeVar("Item")
 
 @dataclass(eq=False)
 class Progress:
-    """Show units (images) per second, the fraction of time spent waiting for data, time left, and the caller's values.
+    """Show units (images) per second, fraction of time spent waiting for data, time left, and the caller's values."""
 
-    Args:
-        title: Title, e.g. ``epoch 3/10``.
-        total: Number of batches.
-        interval: Batches between two plain lines; a bar is drawn at every batch.
-        first: Batches that an earlier run completed.
-        shown: Whether to print; otherwise only count.
-        epochs_left: Epochs that follow; if above 0, the time left of the whole run is also shown.
-        epoch_seconds: Seconds per epoch for that estimate (0: from the pace of this loop).
-        unit: Name of what is counted, in the plural.
-    """
-
-    title: str
-    total: int
-    interval: int
+    title: str  # e.g. ``epoch 3/10``
+    total: int  # number of batches
+    interval: int  # batches between two plain lines; a bar is drawn at every batch
     _: KW_ONLY
-    first: int = 0
-    shown: bool = True
-    epochs_left: int = 0
-    epoch_seconds: float = 0.0
-    unit: str = "images"
+    first: int = 0  # batches that an earlier run completed
+    shown: bool = True  # whether to print; otherwise only count
+    epochs_left: int = 0  # epochs that follow; if above 0, the time left of the whole run is also shown
+    epoch_seconds: float = 0.0  # seconds per epoch for that estimate (0: from the pace of this loop)
+    unit: str = "images"  # name of what is counted, in the plural
 
     def __post_init__(self) -> None:
         self.batches = self.count = 0
@@ -55,14 +44,11 @@ class Progress:
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield from ``items`` and add up the time spent waiting for them."""
         iterator = iter(items)
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+        asked = time.perf_counter()
+        for item in iterator:
             self.waited += time.perf_counter() - asked
             yield item
+            asked = time.perf_counter()
 
     @property
     def seconds(self) -> float:

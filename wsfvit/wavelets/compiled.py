@@ -8,6 +8,7 @@ DWT, its inverse and both gradients have no concatenation: one multiplication an
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from wsfvit.wavelets import reference
 from wsfvit.wavelets.reference import NCHW_AXES, compute_dtype, cut, haar_swt2d_adjoint, is_channels_last
@@ -19,14 +20,14 @@ __all__ = ["haar_dwt2d", "haar_idwt2d", "haar_swt2d", "haar_swt2d_adjoint"]
 FEWEST_PLANES, MOST_PLANES = 9, 64
 
 
-def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+def haar_dwt2d(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
     if is_channels_last(x):
         return _dwt(x.permute(0, 2, 3, 1), 1).permute(0, 1, 4, 2, 3)
     return _dwt(x, 2)
 
 
-def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+def haar_idwt2d(y: Tensor, output_size: tuple[int, int]) -> Tensor:
     """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
     channels_inside = y.permute(0, 1, 3, 4, 2)
     if channels_inside.is_contiguous() and not y.is_contiguous():
@@ -34,7 +35,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return _idwt(y, output_size, 2)
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
+def haar_swt2d(x: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`; few channels are concatenated one by one."""
     C = x.shape[1]
     if is_channels_last(x) or not FEWEST_PLANES <= 4 * C <= MOST_PLANES:
@@ -44,7 +45,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     return torch.unflatten(torch.cat(planes, 1), 1, (4, C))
 
 
-def _dwt(x: torch.Tensor, axis: int) -> torch.Tensor:
+def _dwt(x: Tensor, axis: int) -> Tensor:
     """Rows and columns of the image are on ``axis`` and the next; the subbands' new axis is 1."""
     H, W = x.shape[axis], x.shape[axis + 1]
     if H % 2 or W % 2:
@@ -54,7 +55,7 @@ def _dwt(x: torch.Tensor, axis: int) -> torch.Tensor:
     return (blocks * _matrix(blocks, axis)).sum((axis + 2, axis + 4)).to(x.dtype)
 
 
-def _idwt(y: torch.Tensor, output_size: tuple[int, int], axis: int) -> torch.Tensor:
+def _idwt(y: Tensor, output_size: tuple[int, int], axis: int) -> Tensor:
     """Rows and columns of the result are on ``axis`` and the next, those of the subbands one later."""
     coefficients = y.to(compute_dtype(y.dtype)).unsqueeze(axis + 3).unsqueeze(axis + 2)
     blocks = (coefficients * _matrix(coefficients, axis)).sum(1)
@@ -62,7 +63,7 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axis: int) -> torch.Ten
     return cut(cut(x, axis, 0, output_size[0]), axis + 1, 0, output_size[1]).to(y.dtype).contiguous()
 
 
-def _matrix(like: torch.Tensor, axis: int) -> torch.Tensor:
+def _matrix(like: Tensor, axis: int) -> Tensor:
     """The orthonormal matrix from a block's pixels to cA, cH, cV, cD, to be multiplied with (B, 4, .., h, 2, w, 2, ..).
 
     Computed from positions, so that the signs are constants of the compiled kernel and need no loads.

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from wsfvit.wavelets.reference import NCHW_AXES, NHWC_AXES, compute_dtype, cut, is_channels_last
+from wsfvit.wavelets.reference import NCHW_AXES, NHWC_AXES, Axes, compute_dtype, cut, is_channels_last
 from wsfvit.wavelets.types import SwtMode
 
 GROUP_ELEMENTS = 1 << 21
 
 
-def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+def haar_dwt2d(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
     B, C, H, W = x.shape
     h, w = (H + 1) // 2, (W + 1) // 2
@@ -31,7 +32,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+def haar_idwt2d(y: Tensor, output_size: tuple[int, int]) -> Tensor:
     """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
     B, _, C, _, _ = y.shape
     channels_inside = y.permute(0, 1, 3, 4, 2)
@@ -44,7 +45,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return out
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
+def haar_swt2d(x: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`."""
     B, C, H, W = x.shape
     if is_channels_last(x):
@@ -56,9 +57,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     return out
 
 
-def haar_swt2d_adjoint(
-    s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
-) -> torch.Tensor:
+def haar_swt2d_adjoint(s: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, 4, C, H, W) -> (B, C, H, W), see `reference.haar_swt2d_adjoint`."""
     B, _, C, H, W = s.shape
     channels_inside = s.permute(0, 3, 4, 1, 2)
@@ -71,7 +70,7 @@ def haar_swt2d_adjoint(
     return out
 
 
-def _dwt(x: torch.Tensor, out: tuple[torch.Tensor, ...], axes: tuple[int, int]) -> None:
+def _dwt(x: Tensor, out: tuple[Tensor, ...], axes: Axes) -> None:
     height, width = axes
     dtype = compute_dtype(x.dtype)
     for images, cA, cH, cV, cD in _groups(x, *out):
@@ -89,7 +88,7 @@ def _dwt(x: torch.Tensor, out: tuple[torch.Tensor, ...], axes: tuple[int, int]) 
             torch.sub(even, odd, out=across)
 
 
-def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
+def _idwt(y: Tensor, out: Tensor, axes: Axes) -> None:
     height, width = axes
     dtype = compute_dtype(y.dtype)
     for subbands, images in _groups(y, out):
@@ -106,7 +105,7 @@ def _idwt(y: torch.Tensor, out: torch.Tensor, axes: tuple[int, int]) -> None:
                 combine(cut(low, width, 0, n), cut(high, width, 0, n), out=pixels)
 
 
-def _groups(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+def _groups(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of a few images at a time of tensors (B, ...), so that results fit the cache; all images on a GPU."""
     B = tensors[0].shape[0]
     group = min(max(B * GROUP_ELEMENTS // tensors[0].numel(), 1), B) if tensors[0].device.type == "cpu" else B
@@ -114,14 +113,7 @@ def _groups(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         yield tuple(tensor[start : start + group] for tensor in tensors)
 
 
-def _swt(
-    x: torch.Tensor,
-    out: tuple[torch.Tensor, ...],
-    mode: SwtMode,
-    average: bool,
-    flip_details: bool,
-    axes: tuple[int, int],
-) -> None:
+def _swt(x: Tensor, out: tuple[Tensor, ...], mode: SwtMode, average: bool, flip_details: bool, axes: Axes) -> None:
     height, width = axes
     dtype = compute_dtype(x.dtype)
     difference = _next_minus_own if flip_details else torch.sub
@@ -140,12 +132,7 @@ def _swt(
 
 
 def _swt_adjoint(
-    subbands: tuple[torch.Tensor, ...],
-    out: torch.Tensor,
-    mode: SwtMode,
-    average: bool,
-    flip_details: bool,
-    axes: tuple[int, int],
+    subbands: tuple[Tensor, ...], out: Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: Axes
 ) -> None:
     height, width = axes
     for images, *group in _groups(out, *subbands):
@@ -157,12 +144,12 @@ def _swt_adjoint(
         images.copy_(x)
 
 
-def _combine_with_next(combine: Callable[..., torch.Tensor], x: torch.Tensor, axis: int, out: torch.Tensor) -> None:
+def _combine_with_next(combine: Callable[..., Tensor], x: Tensor, axis: int, out: Tensor) -> None:
     """Sum or difference of each element and the next one on an axis, which becomes one shorter."""
     combine(cut(x, axis, None, -1), cut(x, axis, 1), out=out)
 
 
-def _next_minus_own(own: torch.Tensor, following: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+def _next_minus_own(own: Tensor, following: Tensor, *, out: Tensor) -> Tensor:
     return torch.sub(following, own, out=out)
 
 
@@ -170,7 +157,7 @@ def _enlarged(shape: torch.Size, axes: tuple[int, ...]) -> list[int]:
     return [n + (axis in axes) for axis, n in enumerate(shape)]
 
 
-def _fill_margin(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
+def _fill_margin(x: Tensor, mode: SwtMode, axes: Axes) -> None:
     """In place: sets the last row and column to the border, zeros, or the first row and column if periodic."""
     for axis in axes:
         last = cut(x, axis, -1)
@@ -180,9 +167,7 @@ def _fill_margin(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
             last.copy_(cut(x, axis, 0, 1))
 
 
-def _gather(
-    total: torch.Tensor, difference: torch.Tensor, axis: int, mode: SwtMode, flip_details: bool
-) -> torch.Tensor:
+def _gather(total: Tensor, difference: Tensor, axis: int, mode: SwtMode, flip_details: bool) -> Tensor:
     """Adjoint of sum and difference with the next element: own block plus previous block."""
     x, previous = total + difference, total - difference
     if flip_details:
@@ -193,7 +178,7 @@ def _gather(
     return x
 
 
-def _divide_by_block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> None:
+def _divide_by_block_count(x: Tensor, mode: SwtMode, axes: Axes) -> None:
     """In place: divides by the number of 2x2 blocks that contain a pixel, one axis at a time."""
     for axis in axes:
         if mode == "periodic":

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import Function
 
+from wsfvit.wavelets.functional import check_maps
 from wsfvit.wavelets.reference import compute_dtype
 from wsfvit.wavelets.types import BoundaryMode, DetailCoeffs2d
 
@@ -35,9 +37,9 @@ MAX_MATRIX_SIDE = 256
 # Fewest maps (images times channels) for which building the matrices is worth its cost.
 MIN_MATRIX_MAPS = 8
 
-WaveletCoeffs2d = list[torch.Tensor | DetailCoeffs2d]
+WaveletCoeffs2d = list[Tensor | DetailCoeffs2d]
 """``[cA_n, DetailCoeffs2d_n, ..., DetailCoeffs2d_1]``, coarsest level first."""
-CoeffsToInvert = Sequence[torch.Tensor | Sequence[torch.Tensor | None] | None]
+CoeffsToInvert = Sequence[Tensor | Sequence[Tensor | None] | None]
 """``WaveletCoeffs2d`` in which a subband or all details of a level may be None, for zeros."""
 
 
@@ -51,7 +53,7 @@ class FilterBank(NamedTuple):
 
 
 def dwt2d(
-    x: torch.Tensor, wavelet: "str | pywt.Wavelet" = "haar", level: int = 1, mode: BoundaryMode = "symmetric"
+    x: Tensor, wavelet: "str | pywt.Wavelet" = "haar", level: int = 1, mode: BoundaryMode = "symmetric"
 ) -> WaveletCoeffs2d:
     """Multi-level wavelet transform, ``pywt.wavedec2(x, wavelet, mode, level)``.
 
@@ -81,14 +83,13 @@ def idwt2d(
     wavelet: "str | pywt.Wavelet" = "haar",
     mode: BoundaryMode = "symmetric",
     output_size: tuple[int, int] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Inverse of `dwt2d`, ``pywt.waverec2(coeffs, wavelet, mode)``.
 
     Args:
         coeffs: ``[cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]``, each (B, C, h, w), floating, any strides, all
             of one dtype. A subband that is None, or a level that is None instead of its three, counts as zeros.
-        wavelet: that of the transform.
-        mode: that of the transform.
+        wavelet, mode: those of the transform.
         output_size: (H, W) of the image. For an odd size the inverse is one longer and is cropped to it; by default the
             longer result is returned.
 
@@ -106,12 +107,7 @@ def idwt2d(
 
 
 def filter_bank(wavelet: "str | pywt.Wavelet") -> FilterBank:
-    """Reads the taps of a discrete wavelet from PyWavelets.
-
-    Raises:
-        ValueError: unknown discrete wavelet.
-        ImportError: PyWavelets is not installed.
-    """
+    """Reads the taps of a discrete wavelet (another is a ValueError) from PyWavelets, or raises an ImportError."""
     if isinstance(wavelet, str):
         return _named_filter_bank(wavelet)
     try:
@@ -143,17 +139,14 @@ def _read_filter_bank(name: str) -> FilterBank:
 _named_filter_bank._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def arithmetic_dtype(x: torch.Tensor) -> torch.dtype:
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
     """float32 or wider; float64 on CUDA, where a float32 convolution is by default rounded to the 10 bits of TF32."""
     return torch.float64 if x.is_cuda else compute_dtype(x.dtype)
 
 
-def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode) -> WaveletCoeffs2d:
+def analyse(x: Tensor, taps: Tensor, level: int, mode: BoundaryMode) -> WaveletCoeffs2d:
     """`dwt2d` with the taps (low and high pass, 2 x F) as a tensor in the dtype of the arithmetic."""
-    if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
-        raise ValueError(
-            f"dwt2d: expected a floating tensor (B, C, H, W) without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
-        )
+    check_maps("dwt2d", x)
     check_mode("dwt2d", mode)
     check_level("dwt2d", level)
     details: list[DetailCoeffs2d] = []
@@ -166,9 +159,7 @@ def analyse(x: torch.Tensor, taps: torch.Tensor, level: int, mode: BoundaryMode)
     return [cA.to(x.dtype), *reversed(details)]
 
 
-def synthesise(
-    coeffs: CoeffsToInvert, taps: torch.Tensor, mode: BoundaryMode, output_size: tuple[int, int] | None
-) -> torch.Tensor:
+def synthesise(coeffs: CoeffsToInvert, taps: Tensor, mode: BoundaryMode, output_size: tuple[int, int] | None) -> Tensor:
     """`idwt2d` with the taps (low and high pass, 2 x F) as a tensor in the dtype of the arithmetic."""
     first = first_coefficients(coeffs)
     check_mode("idwt2d", mode)
@@ -188,7 +179,7 @@ def synthesise(
     return cA.to(first.dtype)
 
 
-def _suits_matrices(x: torch.Tensor, taps: torch.Tensor, scale: int = 1) -> bool:
+def _suits_matrices(x: Tensor, taps: Tensor, scale: int = 1) -> bool:
     """Whether matrices are faster for images whose sides are ``scale`` times those of x (B, C, h, w)."""
     if x.device.type != "cpu" or taps.requires_grad:
         return False
@@ -204,30 +195,30 @@ class _MatrixProduct(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def forward(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
         with without_autocast(x.device):
             return left @ (x @ right)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         left, right = ctx.saved_tensors
         return _multiply(grad, left.mT, right.mT), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return _multiply(tangent, *ctx.saved_tensors)
 
 
-def _multiply(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return cast(torch.Tensor, _MatrixProduct.apply(x, left, right))  # type: ignore[no-untyped-call]
+def _multiply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return cast(Tensor, _MatrixProduct.apply(x, left, right))  # type: ignore[no-untyped-call]
 
 
-def _analyse_by_convolution(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode) -> tuple[torch.Tensor, ...]:
+def _analyse_by_convolution(x: Tensor, taps: Tensor, mode: BoundaryMode) -> tuple[Tensor, ...]:
     """(B, C, H, W) -> cA, cH, cV, cD, each (B, C, h, w)."""
     B, C, H, W = x.shape
     # Every filter makes a pair (low, high): first along the width, then along the height of each of the two.
@@ -236,7 +227,7 @@ def _analyse_by_convolution(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryM
     return both.reshape(B, C, 4, both.shape[2], both.shape[3]).unbind(2)
 
 
-def _analyse_by_matrices(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode) -> tuple[torch.Tensor, ...]:
+def _analyse_by_matrices(x: Tensor, taps: Tensor, mode: BoundaryMode) -> tuple[Tensor, ...]:
     """As `_analyse_by_convolution`."""
     _, _, H, W = x.shape
     rows = _analysis_matrix(W, taps, mode)
@@ -247,15 +238,13 @@ def _analyse_by_matrices(x: torch.Tensor, taps: torch.Tensor, mode: BoundaryMode
     return cA, cH, cV, cD
 
 
-def _analysis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+def _analysis_matrix(n: int, taps: Tensor, mode: BoundaryMode) -> Tensor:
     """(n, 2 * count): maps a row of n samples to its low-pass coefficients, then its high-pass ones."""
     identity = torch.eye(n, dtype=taps.dtype, device=taps.device)
     return _analyse_axis(identity.view(n, 1, 1, n), taps, 3, mode).flatten(1)
 
 
-def _synthesise_by_convolution(
-    subbands: tuple[torch.Tensor, ...], taps: torch.Tensor, mode: BoundaryMode
-) -> torch.Tensor:
+def _synthesise_by_convolution(subbands: tuple[Tensor, ...], taps: Tensor, mode: BoundaryMode) -> Tensor:
     """cA, cH, cV, cD, each (B, C, h, w) -> (B, C, H, W)."""
     B, C, h, w = subbands[0].shape
     columns = _synthesise_axis(torch.stack(subbands, 2).reshape(B * C * 2, 2, h, w), taps, 2, mode)
@@ -263,7 +252,7 @@ def _synthesise_by_convolution(
     return rows.reshape(B, C, rows.shape[2], rows.shape[3])
 
 
-def _synthesise_by_matrices(subbands: tuple[torch.Tensor, ...], taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+def _synthesise_by_matrices(subbands: tuple[Tensor, ...], taps: Tensor, mode: BoundaryMode) -> Tensor:
     """As `_synthesise_by_convolution`."""
     cA, cH, cV, cD = subbands
     _, _, h, w = cA.shape
@@ -273,13 +262,13 @@ def _synthesise_by_matrices(subbands: tuple[torch.Tensor, ...], taps: torch.Tens
     return _multiply(quarters, columns.mT, rows)
 
 
-def _synthesis_matrix(n: int, taps: torch.Tensor, mode: BoundaryMode) -> torch.Tensor:
+def _synthesis_matrix(n: int, taps: Tensor, mode: BoundaryMode) -> Tensor:
     """(2 * n, samples): maps n low-pass coefficients, then n high-pass ones, to the samples."""
     identity = torch.eye(2 * n, dtype=taps.dtype, device=taps.device)
     return _synthesise_axis(identity.view(2 * n, 2, 1, n), taps, 3, mode).flatten(1)
 
 
-def _analyse_axis(x: torch.Tensor, taps: torch.Tensor, axis: int, mode: BoundaryMode) -> torch.Tensor:
+def _analyse_axis(x: Tensor, taps: Tensor, axis: int, mode: BoundaryMode) -> Tensor:
     """(N, 1, H, W) -> (N, 2, H, W) with ``axis`` (2 or 3) halved."""
     n, length = x.shape[axis], taps.shape[1]
     # x[2k + s - j] for the first k and the last j is the leftmost sample, for the last k and the first j the rightmost.
@@ -294,7 +283,7 @@ def _analyse_axis(x: torch.Tensor, taps: torch.Tensor, axis: int, mode: Boundary
     return F.conv2d(x, kernel.unsqueeze(5 - axis), stride=(1, 2) if axis == 3 else (2, 1))
 
 
-def _synthesise_axis(y: torch.Tensor, taps: torch.Tensor, axis: int, mode: BoundaryMode) -> torch.Tensor:
+def _synthesise_axis(y: Tensor, taps: Tensor, axis: int, mode: BoundaryMode) -> Tensor:
     """(N, 2, h, w) -> (N, 1, h, w) with ``axis`` (2 or 3) doubled."""
     n, length = y.shape[axis], taps.shape[1]
     if mode == "periodization":
@@ -313,7 +302,7 @@ def _synthesise_axis(y: torch.Tensor, taps: torch.Tensor, axis: int, mode: Bound
     )
 
 
-def _extension(n: int, left: int, right: int, mode: BoundaryMode, device: torch.device) -> torch.Tensor:
+def _extension(n: int, left: int, right: int, mode: BoundaryMode, device: torch.device) -> Tensor:
     """For each sample of the extended signal, the index of the sample of the signal that it repeats."""
     index = torch.arange(-left, n + right, device=device)
     if mode == "constant":
@@ -339,7 +328,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext()
 
 
-def _crop(x: torch.Tensor, size: tuple[int, int], what: str) -> torch.Tensor:
+def _crop(x: Tensor, size: tuple[int, int], what: str) -> Tensor:
     """Drops the one row or column that an odd size adds."""
     _, _, H, W = x.shape
     if size[0] not in (H - 1, H) or size[1] not in (W - 1, W) or 0 in size:
@@ -359,9 +348,9 @@ def check_level(name: str, level: int) -> None:
         raise ValueError(f"{name}: level must be at least 1, not {level}")
 
 
-def first_coefficients(coeffs: CoeffsToInvert) -> torch.Tensor:
+def first_coefficients(coeffs: CoeffsToInvert) -> Tensor:
     first = coeffs[0] if isinstance(coeffs, Sequence) and len(coeffs) > 1 else None
-    if not isinstance(first, torch.Tensor):
+    if not isinstance(first, Tensor):
         raise ValueError("idwt2d: expected [cA_n, (cH_n, cV_n, cD_n), ..., (cH_1, cV_1, cD_1)]")
     if first.ndim != 4 or not first.is_floating_point() or 0 in first.shape:
         raise ValueError(
@@ -371,12 +360,12 @@ def first_coefficients(coeffs: CoeffsToInvert) -> torch.Tensor:
     return first
 
 
-def _read_details(detail: Any, cA: torch.Tensor, first: torch.Tensor) -> list[torch.Tensor]:
+def _read_details(detail: Any, cA: Tensor, first: Tensor) -> list[Tensor]:
     """Check (cH, cV, cD) of the level of ``cA``; None becomes zeros, in the shape of the others or of ``cA``."""
     detail = (None, None, None) if detail is None else detail
     three = isinstance(detail, Sequence) and len(detail) == 3
     present: list[Any] = [subband for subband in detail if subband is not None] if three else []
-    if not three or not all(isinstance(subband, torch.Tensor) for subband in present):
+    if not three or not all(isinstance(subband, Tensor) for subband in present):
         raise ValueError("idwt2d: each level of details is (cH, cV, cD), tensors or None")
     shape = present[0].shape if present else cA.shape
     for subband in present:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, cast, get_args
 
 import torch
+from torch import Tensor
 from torch.autograd import Function
 
 from wsfvit.wavelets import compiled, reference
@@ -26,7 +27,7 @@ from wsfvit.wavelets.backend import eager_module, resolve_backend
 from wsfvit.wavelets.types import SwtMode
 
 
-def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+def haar_dwt2d(x: Tensor) -> Tensor:
     """Orthonormal Haar transform of one level, ``pywt.dwt2(x, "haar", mode="zero")`` as one tensor.
 
     With a = x[2i, 2j], b = x[2i, 2j+1], c = x[2i+1, 2j], d = x[2i+1, 2j+1]::
@@ -48,12 +49,12 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: ``x`` is not 4-D, not floating, or has an empty axis.
     """
-    _check_images("haar_dwt2d", x)
+    check_maps("haar_dwt2d", x)
     resolve_backend(x.device)
     return _apply(_DWT, x)
 
 
-def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+def haar_idwt2d(y: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
     """Inverse of `haar_dwt2d`, and its adjoint.
 
     Args:
@@ -66,7 +67,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> 
     Raises:
         ValueError: ``y`` is not 5-D with 4 subbands, not floating, or has an empty axis; ``output_size`` does not fit.
     """
-    _check_subbands("haar_idwt2d", y)
+    check_maps("haar_idwt2d", y, subbands=True)
     resolve_backend(y.device)
     height, width = 2 * y.shape[-2], 2 * y.shape[-1]
     if output_size is not None:
@@ -80,7 +81,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int] | None = None) -> 
     return _apply(_IDWT, y, (height, width))
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> torch.Tensor:
+def haar_swt2d(x: Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> Tensor:
     """Undecimated (stationary) Haar transform of one level: the formulas of `haar_dwt2d` on the block of every pixel.
 
     With a = x[i, j], b = x[i, j+1], c = x[i+1, j], d = x[i+1, j+1]. In mode "periodic" it equals
@@ -100,13 +101,13 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = 
     Raises:
         ValueError: ``x`` is not 4-D, not floating, or has an empty axis; ``mode`` is unknown.
     """
-    _check_images("haar_swt2d", x)
+    check_maps("haar_swt2d", x)
     _check_swt_mode("haar_swt2d", mode)
     resolve_backend(x.device)
     return _apply(_SWT, x, mode, False, flip_details)
 
 
-def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> torch.Tensor:
+def haar_iswt2d(s: Tensor, mode: SwtMode = "zero", *, flip_details: bool = False) -> Tensor:
     """Least-squares (Moore-Penrose) inverse of `haar_swt2d`, exact for coefficients of an image.
 
     Each 2x2 block is inverted, and each pixel is the mean over the blocks that contain it: the adjoint divided by their
@@ -114,8 +115,7 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool =
 
     Args:
         s: (B, 4, C, H, W) in the order cA, cH, cV, cD, floating, any strides.
-        mode: that of the forward transform.
-        flip_details: that of the forward transform.
+        mode, flip_details: those of the forward transform.
 
     Returns:
         (B, C, H, W), dtype of ``s``; contiguous, or channels-last where ``s`` is stored as (B, H, W, 4, C).
@@ -123,7 +123,7 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool =
     Raises:
         ValueError: ``s`` is not 5-D with 4 subbands, not floating, or has an empty axis; ``mode`` is unknown.
     """
-    _check_subbands("haar_iswt2d", s)
+    check_maps("haar_iswt2d", s, subbands=True)
     _check_swt_mode("haar_iswt2d", mode)
     resolve_backend(s.device)
     return _apply(_SWT_ADJOINT, s, mode, True, flip_details)
@@ -132,50 +132,48 @@ def haar_iswt2d(s: torch.Tensor, mode: SwtMode = "zero", *, flip_details: bool =
 class _Rule(Function):
     """Autograd rule of one linear operator; built by `_linear_rule`."""
 
-    plain: Callable[..., torch.Tensor]  # the operator in traceable ops
-    compiled: Callable[..., torch.Tensor]  # the form for torch.compile on a GPU
+    plain: Callable[..., Tensor]  # the operator in traceable ops
+    compiled: Callable[..., Tensor]  # the form for torch.compile on a GPU
     adjoint: "type[_Rule]"
 
 
-def _apply(rule: type[_Rule], *arguments: Any) -> torch.Tensor:
+def _apply(rule: type[_Rule], *arguments: Any) -> Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         # Compilers, export and tracers differentiate the plain ops: a rule is traced with a contiguous gradient, so a
         # channels-last model loses its layout; torch 2.11 silently loses the gradient of a rule with a no-op cast in
         # its forward; and operator counters cannot see into a rule.
         on_gpu = arguments[0].is_cuda and torch.compiler.is_compiling()
         return rule.compiled(*arguments) if on_gpu else rule.plain(*arguments)
-    return cast(torch.Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
+    return cast(Tensor, rule.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 def _linear_rule(name: str, operator: str, adjoint_arguments: Callable[..., tuple[Any, ...]]) -> type[_Rule]:
     """Builds the rule of a linear operator, called with a tensor and its other arguments; `adjoint` is set afterwards.
 
-    Args:
-        name: Shown by profilers and in autograd graphs.
-        operator: Name of its function in `reference`, `compiled` and the modules of the backends.
-        adjoint_arguments: Computes the adjoint's arguments from the tensor's shape and the other arguments.
+    Profilers and autograd graphs show ``name``; ``operator`` is the function in `reference`, `compiled` and the modules
+    of the backends; ``adjoint_arguments`` maps the tensor's shape and the other arguments to those of the adjoint.
     """
 
     class Rule(_Rule):
         @staticmethod
-        def forward(tensor: torch.Tensor, *others: Any) -> torch.Tensor:
-            return cast(torch.Tensor, getattr(eager_module(tensor.device), operator)(tensor, *others))
+        def forward(tensor: Tensor, *others: Any) -> Tensor:
+            return cast(Tensor, getattr(eager_module(tensor.device), operator)(tensor, *others))
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             tensor, *ctx.others = inputs
             ctx.adjoint_arguments = adjoint_arguments(tensor.shape, *ctx.others)
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             return _apply(Rule.adjoint, grad, *ctx.adjoint_arguments), *(None for _ in ctx.others)
 
         @staticmethod
-        def jvp(ctx: Any, tangent: torch.Tensor, *_: None) -> torch.Tensor:
+        def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
             return _apply(Rule, tangent, *ctx.others)
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], tensor: torch.Tensor, *others: Any) -> tuple[torch.Tensor, int]:
+        def vmap(info: Any, in_dims: tuple[Any, ...], tensor: Tensor, *others: Any) -> tuple[Tensor, int]:
             # The operators treat each image separately, so the mapped axis can be folded into the batch.
             result = _apply(Rule, tensor.movedim(in_dims[0], 0).flatten(0, 1), *others)
             return result.reshape(info.batch_size, -1, *result.shape[1:]), 0
@@ -195,18 +193,13 @@ _DWT.adjoint, _IDWT.adjoint = _IDWT, _DWT
 _SWT.adjoint, _SWT_ADJOINT.adjoint = _SWT_ADJOINT, _SWT
 
 
-def _check_images(name: str, x: torch.Tensor) -> None:
-    if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape:
+def check_maps(name: str, x: Tensor, subbands: bool = False) -> None:
+    """Refuse anything but images (B, C, H, W), or ``subbands`` (B, 4, C, H, W), in an operator called ``name``."""
+    fits = x.ndim == 5 and x.shape[1] == 4 if subbands else x.ndim == 4
+    if not fits or not x.is_floating_point() or 0 in x.shape:
+        expected = "(B, 4, C, H, W)" if subbands else "(B, C, H, W)"
         raise ValueError(
-            f"{name}: expected a floating tensor (B, C, H, W) without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
-        )
-
-
-def _check_subbands(name: str, y: torch.Tensor) -> None:
-    if y.ndim != 5 or y.shape[1] != 4 or not y.is_floating_point() or 0 in y.shape:
-        raise ValueError(
-            f"{name}: expected a floating tensor (B, 4, C, H, W) without empty axes, "
-            f"got shape {tuple(y.shape)}, {y.dtype}"
+            f"{name}: expected a floating tensor {expected} without empty axes, got shape {tuple(x.shape)}, {x.dtype}"
         )
 
 

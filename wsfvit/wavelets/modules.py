@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wsfvit.wavelets import filterbank, functional
 from wsfvit.wavelets.filterbank import CoeffsToInvert, WaveletCoeffs2d
@@ -17,43 +17,38 @@ if TYPE_CHECKING:
 class HaarDWT2d(nn.Module):
     """`haar_dwt2d`: (B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2))."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return functional.haar_dwt2d(x)
 
 
 class HaarIDWT2d(nn.Module):
     """`haar_idwt2d`: (B, 4, C, h, w) -> (B, C, H, W)."""
 
-    def forward(self, y: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+    def forward(self, y: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         return functional.haar_idwt2d(y, output_size)
 
 
-class HaarSWT2d(nn.Module):
+class _Undecimated(nn.Module):
+    def __init__(self, mode: SwtMode = "zero") -> None:
+        super().__init__()
+        self.mode: SwtMode = mode
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}"
+
+
+class HaarSWT2d(_Undecimated):
     """`haar_swt2d`: (B, C, H, W) -> (B, 4, C, H, W)."""
 
-    def __init__(self, mode: SwtMode = "zero") -> None:
-        super().__init__()
-        self.mode: SwtMode = mode
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return functional.haar_swt2d(x, self.mode)
 
-    def extra_repr(self) -> str:
-        return f"mode={self.mode!r}"
 
-
-class HaarISWT2d(nn.Module):
+class HaarISWT2d(_Undecimated):
     """`haar_iswt2d`: (B, 4, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, mode: SwtMode = "zero") -> None:
-        super().__init__()
-        self.mode: SwtMode = mode
-
-    def forward(self, s: torch.Tensor) -> torch.Tensor:
+    def forward(self, s: Tensor) -> Tensor:
         return functional.haar_iswt2d(s, self.mode)
-
-    def extra_repr(self) -> str:
-        return f"mode={self.mode!r}"
 
 
 class _Taps(nn.Module):
@@ -63,7 +58,7 @@ class _Taps(nn.Module):
     again for an input that needs a wider one (float64 in a float32 module).
     """
 
-    taps: torch.Tensor
+    taps: Tensor
 
     def __init__(self, lo: tuple[float, ...], hi: tuple[float, ...], wavelet: "str | pywt.Wavelet") -> None:
         super().__init__()
@@ -71,26 +66,21 @@ class _Taps(nn.Module):
         self._values = (lo, hi)
         self.register_buffer("taps", torch.tensor(self._values, dtype=torch.float32), persistent=False)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.taps = self._build(filterbank.arithmetic_dtype(self.taps))
         return self
 
-    def _build(self, dtype: torch.dtype) -> torch.Tensor:
+    def _build(self, dtype: torch.dtype) -> Tensor:
         return torch.tensor(self._values, dtype=dtype, device=self.taps.device)
 
-    def _taps_for(self, x: torch.Tensor) -> torch.Tensor:
+    def _taps_for(self, x: Tensor) -> Tensor:
         dtype = filterbank.arithmetic_dtype(x)
         return self.taps if self.taps.dtype == dtype else self._build(dtype)
 
 
 class DWT2d(_Taps):
-    """`dwt2d` with fixed wavelet, level and mode.
-
-    Args:
-        wavelet: name or object of a discrete wavelet, see ``pywt.wavelist(kind="discrete")``.
-        level: number of levels, at least 1.
-        mode: zero, constant, symmetric, reflect, periodic or periodization.
+    """`dwt2d` with fixed wavelet, level and mode; see there for their values.
 
     Raises:
         ValueError: unknown wavelet or mode, ``level`` below 1.
@@ -106,7 +96,7 @@ class DWT2d(_Taps):
         self.level = level
         self.mode: BoundaryMode = mode
 
-    def forward(self, x: torch.Tensor) -> WaveletCoeffs2d:
+    def forward(self, x: Tensor) -> WaveletCoeffs2d:
         return filterbank.analyse(x, self._taps_for(x), self.level, self.mode)
 
     def extra_repr(self) -> str:
@@ -114,11 +104,7 @@ class DWT2d(_Taps):
 
 
 class IDWT2d(_Taps):
-    """`idwt2d` with fixed wavelet and mode.
-
-    Args:
-        wavelet: that of the transform.
-        mode: that of the transform.
+    """`idwt2d` with the wavelet and mode of the transform.
 
     Raises:
         ValueError: unknown wavelet or mode.
@@ -130,7 +116,7 @@ class IDWT2d(_Taps):
         super().__init__(bank.rec_lo, bank.rec_hi, wavelet)
         self.mode: BoundaryMode = mode
 
-    def forward(self, coeffs: CoeffsToInvert, output_size: tuple[int, int] | None = None) -> torch.Tensor:
+    def forward(self, coeffs: CoeffsToInvert, output_size: tuple[int, int] | None = None) -> Tensor:
         taps = self._taps_for(filterbank.first_coefficients(coeffs))
         return filterbank.synthesise(coeffs, taps, self.mode, output_size)
 

@@ -17,9 +17,11 @@ Memory layout: NCHW results are contiguous; channels-last inputs keep their chan
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from wsfvit.wavelets.types import SwtMode
 
+Axes = tuple[int, int]  # of rows and columns
 NCHW_AXES = (2, 3)
 NHWC_AXES = (1, 2)
 
@@ -29,7 +31,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+def haar_dwt2d(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)); a missing last row or column counts as 0.
 
     A channels-last input gives a result stored as (B, 4, h, w, C).
@@ -40,7 +42,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     return torch.stack(_dwt(x, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
-def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+def haar_idwt2d(y: Tensor, output_size: tuple[int, int]) -> Tensor:
     """(B, 4, C, h, w) -> (B, C, H, W) with (H, W) = output_size, at most (2h, 2w): inverse and adjoint of the DWT.
 
     Coefficients stored as (B, 4, h, w, C) give a channels-last result.
@@ -51,7 +53,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return _idwt(y, output_size, NCHW_AXES).to(y.dtype).contiguous()
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
+def haar_swt2d(x: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W): the four formulas on every 2x2 block, one per pixel.
 
     A channels-last input gives a result stored as (B, H, W, 4, C). With ``average`` each pixel is first divided by the
@@ -64,9 +66,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     return torch.stack(swt_subbands(x, mode, average, flip_details, NCHW_AXES), 1).to(x.dtype).contiguous()
 
 
-def haar_swt2d_adjoint(
-    s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
-) -> torch.Tensor:
+def haar_swt2d_adjoint(s: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, 4, C, H, W) -> (B, C, H, W): each pixel is the sum over the inverses of the blocks that contain it.
 
     With ``average`` the sum is divided by the number of those blocks: the least-squares inverse. Coefficients stored as
@@ -80,12 +80,12 @@ def haar_swt2d_adjoint(
     return _swt_adjoint(s, mode, average, flip_details, NCHW_AXES).to(s.dtype).contiguous()
 
 
-def is_channels_last(x: torch.Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether an image (B, C, H, W) has its channels innermost and is not also contiguous."""
     return x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
 
 
-def _dwt(x: torch.Tensor, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def _dwt(x: Tensor, axes: Axes) -> tuple[Tensor, ...]:
     height, width = axes
     low, high = _sum_and_difference(*_even_and_odd(x.to(compute_dtype(x.dtype)), width))
     cA, cH = _sum_and_difference(*_even_and_odd(low, height))
@@ -93,7 +93,7 @@ def _dwt(x: torch.Tensor, axes: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     return cA * 0.5, cH * 0.5, cV * 0.5, cD * 0.5
 
 
-def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) -> torch.Tensor:
+def _idwt(y: Tensor, output_size: tuple[int, int], axes: Axes) -> Tensor:
     height, width = axes
     cA, cH, cV, cD = y.to(compute_dtype(y.dtype)).unbind(1)
     low = _interleave(*_sum_and_difference(cA, cH), height, output_size[0])
@@ -101,9 +101,7 @@ def _idwt(y: torch.Tensor, output_size: tuple[int, int], axes: tuple[int, int]) 
     return _interleave(*_sum_and_difference(low, high), width, output_size[1]) * 0.5
 
 
-def swt_subbands(
-    x: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
-) -> tuple[torch.Tensor, ...]:
+def swt_subbands(x: Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: Axes) -> tuple[Tensor, ...]:
     """cA, cH, cV, cD of `haar_swt2d`, in float32 or wider, of an image with rows and columns on ``axes``."""
     height, width = axes
     x = x.to(compute_dtype(x.dtype))
@@ -116,9 +114,7 @@ def swt_subbands(
     return cA * 0.5, cH * flip, cV * flip, cD * 0.5
 
 
-def _swt_adjoint(
-    s: torch.Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: tuple[int, int]
-) -> torch.Tensor:
+def _swt_adjoint(s: Tensor, mode: SwtMode, average: bool, flip_details: bool, axes: Axes) -> Tensor:
     height, width = axes
     cA, cH, cV, cD = s.to(compute_dtype(s.dtype)).unbind(1)
     if flip_details:
@@ -129,28 +125,28 @@ def _swt_adjoint(
     return x / _block_count(x, mode, axes) if average else x
 
 
-def _sum_and_difference(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sum_and_difference(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first + second, first - second
 
 
-def cut(x: torch.Tensor, axis: int, start: int | None, stop: int | None = None, step: int = 1) -> torch.Tensor:
+def cut(x: Tensor, axis: int, start: int | None, stop: int | None = None, step: int = 1) -> Tensor:
     """``x[start:stop:step]`` on one axis."""
     return x[(slice(None),) * axis + (slice(start, stop, step),)]
 
 
-def _even_and_odd(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _even_and_odd(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     even, odd = cut(x, axis, 0, step=2), cut(x, axis, 1, step=2)
     if x.shape[axis] % 2:
         odd = F.pad(odd, (0, 0) * (x.ndim - 1 - axis) + (0, 1))
     return even, odd
 
 
-def _interleave(even: torch.Tensor, odd: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+def _interleave(even: Tensor, odd: Tensor, axis: int, size: int) -> Tensor:
     both = torch.stack((even, odd), axis + 1).reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
     return cut(both, axis, 0, size)
 
 
-def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Tensor:
+def _shift(x: Tensor, axis: int, mode: SwtMode, forward: bool) -> Tensor:
     """The next (``forward``) or the previous element of each; zero beyond the end, or the other end if periodic.
 
     Padded or rolled, not concatenated: torch.compile then computes a subband in one pass over the image.
@@ -161,13 +157,13 @@ def _shift(x: torch.Tensor, axis: int, mode: SwtMode, forward: bool) -> torch.Te
     return F.pad(rest, (0, 0) * (x.ndim - 1 - axis) + padding)
 
 
-def _gather(low: torch.Tensor, high: torch.Tensor, axis: int, mode: SwtMode) -> torch.Tensor:
+def _gather(low: Tensor, high: Tensor, axis: int, mode: SwtMode) -> Tensor:
     """Adjoint of sum and difference with the next element: the own block plus the previous one."""
     own, previous = _sum_and_difference(low, high)
     return own + _shift(previous, axis, mode, forward=False)
 
 
-def _block_count(x: torch.Tensor, mode: SwtMode, axes: tuple[int, int]) -> torch.Tensor:
+def _block_count(x: Tensor, mode: SwtMode, axes: Axes) -> Tensor:
     """Number of 2x2 blocks that contain each pixel, in a shape that broadcasts to ``x``."""
     if mode == "periodic":
         return x.new_full((), 4.0)

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
 SwtMode = Literal["zero", "periodic"]
 """Border of the undecimated Haar transform: what follows the last row and column."""
@@ -21,6 +21,6 @@ class DetailCoeffs2d(NamedTuple):
     (vertical) is high-pass along the width and low-pass along the height, cD (diagonal) is high-pass along both.
     """
 
-    cH: torch.Tensor
-    cV: torch.Tensor
-    cD: torch.Tensor
+    cH: Tensor
+    cV: Tensor
+    cD: Tensor

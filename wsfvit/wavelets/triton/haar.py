@@ -24,6 +24,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from wsfvit.wavelets.reference import is_channels_last
 from wsfvit.wavelets.triton import kernels, stem
@@ -59,7 +60,7 @@ class Tiling(NamedTuple):
     constants: dict[str, Any]
 
 
-def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
+def haar_dwt2d(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, ceil(H/2), ceil(W/2)), see `reference.haar_dwt2d`."""
     B, C, H, W = x.shape
     h, w = (H + 1) // 2, (W + 1) // 2
@@ -69,7 +70,7 @@ def haar_dwt2d(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
+def haar_idwt2d(y: Tensor, output_size: tuple[int, int]) -> Tensor:
     """(B, 4, C, h, w) -> (B, C, H, W), see `reference.haar_idwt2d`."""
     inside = y.permute(0, 1, 3, 4, 2).is_contiguous() and not y.is_contiguous()
     x = _new_image(y, *output_size, inside)
@@ -77,7 +78,7 @@ def haar_idwt2d(y: torch.Tensor, output_size: tuple[int, int]) -> torch.Tensor:
     return x
 
 
-def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> torch.Tensor:
+def haar_swt2d(x: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, 4, C, H, W), see `reference.haar_swt2d`."""
     B, C, H, W = x.shape
     inside = is_channels_last(x)
@@ -87,9 +88,7 @@ def haar_swt2d(x: torch.Tensor, mode: SwtMode, average: bool = False, flip_detai
     return s
 
 
-def haar_swt2d_adjoint(
-    s: torch.Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False
-) -> torch.Tensor:
+def haar_swt2d_adjoint(s: Tensor, mode: SwtMode, average: bool = False, flip_details: bool = False) -> Tensor:
     """(B, 4, C, H, W) -> (B, C, H, W), see `reference.haar_swt2d_adjoint`."""
     inside = s.permute(0, 3, 4, 1, 2).is_contiguous() and not s.is_contiguous()
     x = _new_image(s, s.shape[3], s.shape[4], inside)
@@ -98,9 +97,7 @@ def haar_swt2d_adjoint(
     return x
 
 
-def haar_swt2d_affine_gelu(
-    x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype
-) -> torch.Tensor:
+def haar_swt2d_affine_gelu(x: Tensor, factor: Tensor, summand: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
     """(B, 3, H, W), (12,), (12,) -> (B, 12, H, W), see `stem_operator.haar_swt2d_affine_gelu`."""
     B, C, H, W = x.shape
     y = x.new_empty(B, H, W, 4 * C, dtype=dtype).permute(0, 3, 1, 2)
@@ -111,12 +108,12 @@ def haar_swt2d_affine_gelu(
     return y
 
 
-def _new_image(subbands: torch.Tensor, H: int, W: int, inside: bool) -> torch.Tensor:
+def _new_image(subbands: Tensor, H: int, W: int, inside: bool) -> Tensor:
     B, _, C = subbands.shape[:3]
     return subbands.new_empty(B, H, W, C).permute(0, 3, 1, 2) if inside else subbands.new_empty(B, C, H, W)
 
 
-def _decimated_elements(image: torch.Tensor, inside: bool) -> int:
+def _decimated_elements(image: Tensor, inside: bool) -> int:
     # Half an access for NCHW: pairs of pixels fill one, loaded by the thread that computes with them.
     return (ACCESS if inside else ACCESS // 2) // image.element_size()
 
@@ -125,19 +122,17 @@ def _odd_sizes(H: int, W: int) -> dict[str, int]:
     return {"ODD_H": H % 2, "ODD_W": W % 2}
 
 
-def _swt_options(x: torch.Tensor, inside: bool, mode: SwtMode, average: bool, flip_details: bool) -> dict[str, int]:
+def _swt_options(x: Tensor, inside: bool, mode: SwtMode, average: bool, flip_details: bool) -> dict[str, int]:
     group = 1 if inside else _group(x)
     return {"PERIODIC": mode == "periodic", "AVERAGE": average, "FLIP": flip_details, "GROUP": group}
 
 
-def _group(x: torch.Tensor) -> int:
+def _group(x: Tensor) -> int:
     # If four divides the lines, a thread holds the neighbours of three pixels and loads that of the fourth.
     return SWT_ELEMENTS if x.shape[3] % SWT_ELEMENTS == 0 and SWT_ELEMENTS * x.element_size() <= ACCESS else 1
 
 
-def _launch(
-    kernel: Any, source: torch.Tensor, target: torch.Tensor, inside: bool, elements: int, **options: int
-) -> None:
+def _launch(kernel: Any, source: Tensor, target: Tensor, inside: bool, elements: int, **options: int) -> None:
     """Starts one program per tile; ``inside``: channels-last, ``elements``: of a line of a subband, for each thread."""
     image, subbands = (source, target) if source.ndim == 4 else (target, source)
     B, _, C, h, w = subbands.shape
@@ -198,7 +193,7 @@ def lines_of(h: int, programs: int) -> int:
     return lines
 
 
-def _alignment(tensor: torch.Tensor, inside: bool) -> int:
+def _alignment(tensor: Tensor, inside: bool) -> int:
     """Elements of the widest access that divides every line of ``tensor``, a power of two."""
     innermost = tensor.ndim - (3 if inside else 1)
     strides = [stride for axis, stride in enumerate(tensor.stride()) if axis != innermost]

@@ -4,23 +4,18 @@ Importing this module does not import Triton; only a call does.
 """
 
 import torch
+from torch import Tensor
 
 
 @torch.library.custom_op("wsfvit::haar_swt2d_affine_gelu", mutates_args=())
-def haar_swt2d_affine_gelu(
-    x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype
-) -> torch.Tensor:
+def haar_swt2d_affine_gelu(x: Tensor, factor: Tensor, summand: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
     """GELU (tanh form) of factor * subband + summand by a Triton kernel, without a gradient; see `haar_swt2d`.
 
-    Args:
-        x: Images (B, 3, H, W), float16, bfloat16 or float32, any strides, on a GPU. Arithmetic is in float32.
-        factor: (12,), contiguous: per subband (cA, cH, cV, cD) and channel, times the transform's 1/2.
-        summand: (12,), contiguous.
-        periodic: Periodic border after the last row and column, else zeros.
-        dtype: Of the result.
+    Shape: images (B, 3, H, W) -> (B, 12, H, W), channels-last, of ``dtype``.
 
-    Returns:
-        (B, 12, H, W), channels-last.
+    Images are float16, bfloat16 or float32, of any strides, on a GPU; arithmetic is in float32. ``factor`` (12,) is per
+    subband (cA, cH, cV, cD) and channel, times the transform's 1/2; it and ``summand`` (12,) are contiguous. The border
+    after the last row and column is ``periodic``, else zeros.
     """
     from wsfvit.wavelets.triton import haar
 
@@ -28,6 +23,6 @@ def haar_swt2d_affine_gelu(
 
 
 @haar_swt2d_affine_gelu.register_fake
-def _(x: torch.Tensor, factor: torch.Tensor, summand: torch.Tensor, periodic: bool, dtype: torch.dtype) -> torch.Tensor:
+def _(x: Tensor, factor: Tensor, summand: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
     B, C, H, W = x.shape
     return x.new_empty(B, H, W, 4 * C, dtype=dtype).permute(0, 3, 1, 2)
