@@ -3,6 +3,7 @@
 import builtins
 import errno
 import io
+import itertools
 import os
 import signal
 import socket
@@ -11,14 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tools.sandbox import ERROR_LINE, fork
 from wsfvit.train.trainer import Trainer
 from wsfvit_cli import dispatch
 
-FILE_CALLS = ("fsync", "link", "replace", "unlink")
-WRITING_CALLS = ("fsync", "link", "mkdir", "write")  # and open
+FILE_CALLS = [(os, name) for name in ("fsync", "link", "replace", "unlink")]
+WRITING_CALLS = [(os, name) for name in ("fsync", "link", "mkdir", "write")]
 SMALL_DETECTOR = "--model test_resnet --no-frozen-stats --proposals 20 --max-detections 5 --warmup-updates 2 "
 SMALL_DETECTOR += "--long-side 64 --short-sides 48 64 --detector-kwargs fpn_width=16 fc_width=32 roi_samples=16"
 SMALL_VIDEO = "--frames-in 3 --frames-out 2 --hid-s 4 --hid-t 8 --mlp-ratio 1 --n-s 2 --head-dim 4 --inter-heads 2 "
@@ -63,47 +65,46 @@ def short_cases(shapes: str = "shapes") -> list[Case]:
     return [Case(name, tuple(text.split()), processes) for name, text, processes in table]
 
 
-def kill_at_call(step: int) -> None:
-    """Make this process kill itself just before its ``step``-th call, from 0, that changes files."""
-    left = step
+def before_calls(functions: Iterable[tuple[ModuleType, str]], act: Callable[..., None]) -> None:
+    """Make this process call ``act`` with the arguments of each call of some functions first."""
 
-    def counted(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal left
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+    def preceded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            act(*args, **kwargs)
             return call(*args, **kwargs)
 
         return wrapper
 
-    for name in FILE_CALLS:
-        setattr(os, name, counted(getattr(os, name)))
+    for module, name in functions:
+        setattr(module, name, preceded(getattr(module, name)))
+
+
+def kill_at_call(step: int) -> None:
+    """Make this process kill itself just before its ``step``-th call, from 0, that changes files."""
+    steps = itertools.count()
+
+    def act(*args: Any, **kwargs: Any) -> None:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_calls(FILE_CALLS, act)
 
 
 def fill_disk(folder: Path, step: int) -> None:
     """Make all calls of this process that write below ``folder`` fail from the ``step``-th on: no space is left."""
-    left, plain_open = step, open
+    steps = itertools.count()
 
-    def is_below(file: Any) -> bool:
+    def act(file: Any, *args: Any, **kwargs: Any) -> None:
         place = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fsdecode(file)
-        return place.startswith(str(folder))
+        if place.startswith(str(folder)) and next(steps) >= step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
 
-    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            reads = call is plain_open and not set("wax+") & set(kwargs.get("mode", args[1] if len(args) > 1 else "r"))
-            if not reads and is_below(args[0]):
-                left -= 1
-                if left < 0:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), args[0])
-            return call(*args, **kwargs)
+    def act_on_writing(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> None:
+        if set("wax+") & set(mode):
+            act(file)
 
-        return wrapper
-
-    builtins.open = io.open = failing(plain_open)  # noqa: UP020  TensorBoard calls io.open
-    for name in WRITING_CALLS:
-        setattr(os, name, failing(getattr(os, name)))
+    before_calls(WRITING_CALLS, act)
+    before_calls(((builtins, "open"), (io, "open")), act_on_writing)  # TensorBoard calls io.open
 
 
 def terminate_twice(groups: Iterable[int]) -> None:
@@ -134,27 +135,19 @@ class Training:
 
     Args:
         case: What to train.
-        folder: The run folder.
+        folder: The run folder; ``folder``.N.log beside it gets what they print in the N-th start.
         fault: Called by rank 0 before it trains.
         resume: Continue the state in the folder.
-        log: File that they print to, in addition to what it holds (default: ``folder``.log).
 
     Attributes:
         living: Process id by rank.
         statuses: Exit code by rank, negative for a signal.
     """
 
-    def __init__(
-        self,
-        case: Case,
-        folder: Path,
-        fault: Callable[[], None] | None = None,
-        resume: bool = True,
-        log: Path | None = None,
-    ) -> None:
-        self._log = log or folder.with_name(f"{folder.name}.log")
+    def __init__(self, case: Case, folder: Path, fault: Callable[[], None] | None = None, resume: bool = True) -> None:
+        starts = len(list(folder.parent.glob(f"{folder.name}.*.log")))
+        self._log = folder.with_name(f"{folder.name}.{starts}.log")
         self._log.touch()
-        self._printed_before = self._log.stat().st_size
         argv = [*case.argv, "--output", str(folder.parent), "--experiment", folder.name]
         argv += ["--resume", "auto"] if resume else []
         with socket.socket() as probe:
@@ -182,17 +175,17 @@ class Training:
     @property
     def printed(self) -> str:
         """What the processes have printed."""
-        return self._log.read_bytes()[self._printed_before :].decode(errors="replace")
+        return self._log.read_text(errors="replace")
 
     @property
     def last_line(self) -> str:
         """The end of what they have printed."""
-        return (self.printed.splitlines() or [""])[-1][:300]
+        return (self.printed.splitlines() or [""])[-1]
 
     def ends_in_one_line(self) -> bool:
         """Whether the last line is the only error, and there is no traceback."""
         errors = [line for line in self.printed.splitlines() if ERROR_LINE.match(line)]
-        return len(errors) == 1 and errors[0][:300] == self.last_line and "Traceback" not in self.printed
+        return errors == [self.last_line] and "Traceback" not in self.printed
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> None:
         """Returns when all processes have ended or ``until`` holds."""

@@ -9,7 +9,7 @@ import what the file names, open a connection or unpickle (``tools.sandbox`` wat
 Values of a good file become other types, huge, negative, not finite, names of pipes, addresses, modules and devices;
 keys are added that trust other files; the text gets bombs and tags; bits flip, the end is cut off, pieces move.
 
-Prints the counts by kind, command and outcome, --out writes them as JSON; exit code 1 if a file did not end so. About
+Prints the counts by kind, file and outcome, --out writes them as JSON; exit code 1 if a file did not end so. About
 one second per file.
 """
 
@@ -59,6 +59,7 @@ CLASSIFIER = "--dataset synthetic --train-num-samples 4 --val-num-samples 2 --nu
 CLASSIFIER += "--img-size 32 --model-kwargs window_size=4 depths=(1,1,1,1) --warmup-epochs 0"
 DIVERGING = ["--opt", "sgd", "--lr", "1e30", "--max-bad-steps", "0", "--epochs", "4"]
 ALLOWED = {"pretrained", "torchcompile", "log_wandb", "log_trackio"}  # connections and processes that a recipe may need
+DESCRIBED = ("model_kwargs", "data_config", "config", "bad_step")  # in checkpoints and dumps
 NUMBERS = (-1, 0, 1e-6, 0.5, 3, 1000, 10**6, 10**7, 10**9, 2**63, 10**26, -(10**26), 1e308, math.nan, math.inf)
 NINE = "abcdefghij"
 TEXTS = (  # in place of a value in a text
@@ -67,61 +68,41 @@ TEXTS = (  # in place of a value in a text
     "!!python/name:os.system", f"!!python/object/apply:os.system ['touch {CANARY}']",
     "[&a [x], " + ", ".join(f"&{b} [{','.join(['*' + a] * 9)}]" for a, b in zip(NINE, NINE[1:], strict=False)) + "]",
 )  # fmt: skip
-BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "flipped bits": flip_bits,
-    "truncated": truncate,
-    "spliced": splice,
-}
+BYTES = {"flipped bits": flip_bits, "truncated": truncate, "spliced": splice}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A good file and the command that reads it.
-
-    Attributes:
-        kind: One of ``KINDS``.
-        command: For the table.
-        argv: Command line.
-        path: Of the file.
-        content: What is in it, nested dicts and lists, or bytes.
-        encode: Gives the bytes of ``content``.
-    """
+    """A good file of one of the ``KINDS``, of bytes or nested dicts and lists, and the command that reads it."""
 
     kind: str
-    command: str
     argv: Sequence[str]
     path: Path
     content: Any
-    encode: Callable[[Any], bytes] = bytes
 
 
-def encode_yaml(content: Any) -> bytes:
-    return yaml.safe_dump(content, sort_keys=False).encode()
-
-
-def encode_json(content: Any) -> bytes:
-    return json.dumps(content).encode()
-
-
-def encode_checkpoint(content: Any) -> bytes:
-    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-        save_atomic(content, file.name)
-        return Path(file.name).read_bytes()
-
-
-def encode_npy(content: Any) -> bytes:
-    header, data = content["header"], b"\x80" * 9600
-    if isinstance(header, dict) and isinstance(header.get("shape"), list):
-        header = {**header, "shape": tuple(header["shape"])}
-    text = f"{header}\n".encode()
-    return b"\x93NUMPY\x02\0" + len(text).to_bytes(4, "little") + text + data
-
-
-def encode_npz(content: Any) -> bytes:
+def encode(path: Path, content: Any) -> bytes:
+    """The bytes of a file, by its suffix."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("arr_0.npy", encode_npy(content))
-    return buffer.getvalue()
+    if path.suffix == ".yaml":
+        return yaml.safe_dump(content, sort_keys=False).encode()
+    if path.suffix == ".json":
+        return json.dumps(content).encode()
+    if path.suffix == ".tar":
+        with tempfile.NamedTemporaryFile(suffix=".pth.tar") as file:
+            save_atomic(content, file.name)
+            return Path(file.name).read_bytes()
+    if path.suffix == ".npy":
+        header = content["header"]
+        if isinstance(header, dict) and isinstance(header.get("shape"), list):
+            header = {**header, "shape": tuple(header["shape"])}
+        text = f"{header}\n".encode()
+        return b"\x93NUMPY\x02\0" + len(text).to_bytes(4, "little") + text + b"\x80" * 9600
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("arr_0.npy", encode(path.with_suffix(".npy"), content))
+        return buffer.getvalue()
+    return bytes(content)
 
 
 def make_targets(folder: Path, kinds: Sequence[str]) -> list[Target]:
@@ -144,28 +125,20 @@ def make_targets(folder: Path, kinds: Sequence[str]) -> list[Target]:
         config = {key: settings[key] for key in settings.keys() & {action.dest for action in parser._actions}}
         path, again = run.with_suffix(".yaml"), run.with_suffix(".again") / "args.yaml"
         again.parent.mkdir()
-        targets += [
-            Target("settings", f"{' '.join(train)} -c", [*train, "-c", str(path), *dry], path, config, encode_yaml),
-            Target(
-                "settings", "--resume DIR", [*train, "--resume", str(again.parent), *dry], again, settings, encode_yaml
-            ),
-        ]
+        targets.append(Target("settings", [*train, "-c", str(path), *dry], path, config))
+        targets.append(Target("settings", [*train, "--resume", str(again.parent), *dry], again, settings))
         state, path = read_checkpoint(run / "last.pth.tar"), run.with_suffix(".pth.tar")
-        for argv in (
-            [*task, *read, "--device", "cpu", "--checkpoint"],
-            [*train, *dry, "--resume"],
-            [*base, *dry, "--initial-checkpoint"],
-        ):
-            command = f"{' '.join(argv[: len(train)])} {argv[-1]}"
-            targets.append(Target("checkpoints", command, [*argv, str(path)], path, state, encode_checkpoint))
+        use, resume = [*task, *read, "--device", "cpu", "--checkpoint"], [*train, *dry, "--resume"]
+        for argv in (use, resume, [*base, *dry, "--initial-checkpoint"]):
+            targets.append(Target("checkpoints", [*argv, str(path)], path, state))
     diverging = ["train", *CLASSIFIER.split(), *SMALL, *DIVERGING, "--output", str(folder), "--experiment", "diverging"]
     sandbox.run(partial(dispatch, diverging))
     dump, path = next((folder / "diverging" / "bad-steps").iterdir()), folder / "dump.pth.tar"
     replay = ["replay", str(path), "--device", "cpu"]
-    targets += [Target("settings", "replay", replay, path, read_checkpoint(dump), encode_checkpoint)] * len(targets)
+    targets += [Target("settings", replay, path, read_checkpoint(dump))] * len(targets)
     targets += annotation_targets(folder) + data_targets(folder, image)
     for target in targets:
-        target.path.write_bytes(target.encode(target.content))
+        target.path.write_bytes(encode(target.path, target.content))
         if target.kind in kinds:
             run_good(sandbox, target.argv)
     return targets
@@ -190,10 +163,8 @@ def annotation_targets(folder: Path) -> list[Target]:
     validate = ["detection", "validate", *CPU, *checkpoint, "--annotations", str(path), "--images", images]
     train = ["detection", "train", str(folder / "shapes"), *SMALL_DETECTOR.split(), *SMALL, "--dry-run"]
     train += ["--train-annotations", str(path), "--train-images", images]
-    return [
-        Target("annotations", argv[1], argv, path, content, encode_json)
-        for argv in (validate, [*validate, "--on-bad-annotation", "skip"], train)
-    ]
+    commands = (validate, [*validate, "--on-bad-annotation", "skip"], train)
+    return [Target("annotations", argv, path, content) for argv in commands]
 
 
 def data_targets(folder: Path, image: str) -> list[Target]:
@@ -211,31 +182,31 @@ def data_targets(folder: Path, image: str) -> list[Target]:
     checkpoint = ["--checkpoint", str(folder / "run" / "last.pth.tar"), "--device", "cpu"]
     validate = ["validate", "--split", "val", *checkpoint, "-j", "0", "--data-dir"]
     measure = ["video", "validate", "--checkpoint", str(folder / "run-video" / "last.pth.tar"), *CPU, "--data"]
-    content: list[tuple[list[str], Path, Any, Callable[[Any], bytes]]] = [
-        ([*validate, str(folder / "shapes"), "--class-map"], folder / "map.txt", b"images", bytes),
-        (["predict", image, *checkpoint, "--class-map"], folder / "names.txt", b"a\nb\nc\nd", bytes),
-        ([*validate, str(shards), "--dataset", "wds/"], shards / "_info.json", {"splits": {"val": index}}, encode_json),
-        (measure, folder / "array.npy", array, encode_npy),
-        (measure, folder / "array.npz", array, encode_npz),
-        ([*measure, str(clips)], clips / "clip.gif", animation.getvalue(), bytes),
+    content: list[tuple[list[str], Path, Any]] = [
+        ([*validate, str(folder / "shapes"), "--class-map"], folder / "map.txt", b"images"),
+        (["predict", image, *checkpoint, "--class-map"], folder / "names.txt", b"a\nb\nc\nd"),
+        ([*validate, str(shards), "--dataset", "wds/"], shards / "_info.json", {"splits": {"val": index}}),
+        (measure, folder / "array.npy", array),
+        (measure, folder / "array.npz", array),
+        ([*measure, str(clips)], clips / "clip.gif", animation.getvalue()),
     ]
+    named = ("--class-map", "--data")  # other commands are given the folder
     return [
-        Target("data", path.name, [*argv, str(path)] if argv[-1].startswith("--") else argv, path, good, encode)
-        for argv, path, good, encode in content
+        Target("data", [*argv, str(path)] if argv[-1] in named else argv, path, good) for argv, path, good in content
     ]
 
 
-def hostile_content(folder: Path, url: str) -> tuple[list[str], list[dict[str, Any]]]:
+def hostile_content(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Names, and settings, that make careless readers run code, open connections or wait for ever."""
     canary, evil, fifo = folder / CANARY, str(folder / "evil.pth.tar"), str(folder / "fifo")
     Path(evil).write_bytes(pickle.dumps(Gadget(os.mkdir, str(canary))))
     shutil.copy(evil, folder / "evil.pkl")
     os.mkfifo(fifo)
     names = [
-        f"pipe:touch {canary}", f"{url}/x.tar", f"{url}/x.mp4", f"file://{evil}", f"hf-hub:{CANARY}/x", "hfds/a/b",
-        "tfds/mnist", "torch/cifar10", "wds/", f"local-dir:{folder}", f"{CANARY}_module", f"{CANARY}_module.py", fifo,
-        "/dev/zero", evil, str(folder / "evil.pkl"), f"open({str(canary)!r}, 'w')", f"$(touch {canary})",
-        "../../../etc/passwd", "x" * 300, "a\0b", "a\nb", "\x1b[2J",
+        f"pipe:touch {canary}", "http://127.0.0.1:9/x.tar", "rtsp://127.0.0.1:9/x.mp4", f"file://{evil}", "hfds/a/b",
+        "tfds/mnist", "torch/cifar10", "wds/", f"hf-hub:{CANARY}/x", f"local-dir:{folder}", f"{CANARY}_module", fifo,
+        f"{CANARY}_module.py", "/dev/zero", evil, str(folder / "evil.pkl"), f"open({str(canary)!r}, 'w')",
+        f"$(touch {canary})", "../../../etc/passwd", "x" * 300, "a\0b", "a\nb", "\x1b[2J",
     ]  # fmt: skip
     wds = {"dataset": "wds/", "data_dir": str(folder), "train_num_samples": 4}
     settings: list[dict[str, Any]] = [
@@ -254,10 +225,11 @@ def hostile_content(folder: Path, url: str) -> tuple[list[str], list[dict[str, A
 
 
 def mutate_values(content: Any, rng: random.Random, names: Sequence[str]) -> Any:
-    """One to three values of nested dicts and lists exchanged or removed, most not beside weights."""
+    """One or two values of nested dicts and lists exchanged or removed, most of what describes model and data."""
     changed = copy.deepcopy(content)
-    for _ in range(rng.choice((1, 1, 2, 3))):
-        place, weights = changed, rng.random() < 0.2
+    described = [changed[key] for key in DESCRIBED if key in changed] or [changed]
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        place, weights = rng.choice(described) if rng.random() < 0.7 else changed, rng.random() < 0.2
         while True:
             keys = range(len(place)) if isinstance(place, list) else [key for key in place if key not in ALLOWED]
             key = rng.choice([key for key in keys if weights or not _first_leaf_is_tensor(place[key])] or keys)
@@ -302,17 +274,18 @@ def mutate_text(blob: bytes, rng: random.Random) -> bytes:
 
 def damage(target: Target, rng: random.Random, names: list[str], settings: list[dict[str, Any]]) -> tuple[str, bytes]:
     """The kind of damage, and the damaged file."""
-    checkpoint = target.encode is encode_checkpoint
-    mutations = BYTES if checkpoint else {**BYTES, "text": mutate_text}
+    checkpoint = target.path.suffix == ".tar"
+    mutations: dict[str, Callable[..., bytes]] = {**BYTES} if checkpoint else {**BYTES, "text": mutate_text}
     kinds = [*mutations, *["values"] * (0 if isinstance(target.content, bytes) else 6)]
-    kind = rng.choice([*kinds, *["keys"] * (3 if target.kind == "settings" or "--resume" in target.argv else 0)])
+    kinds += ["keys"] * (3 if target.kind == "settings" or "--resume" in target.argv else 0)
+    kind = rng.choice(kinds)
     while True:
         content = target.content
         if kind == "keys":
             content = copy.deepcopy(content)
             (content["args"] if checkpoint else content).update(rng.choice(settings))
         try:
-            blob = target.encode(mutate_values(content, rng, names) if kind == "values" else content)
+            blob = encode(target.path, mutate_values(content, rng, names) if kind == "values" else content)
         except (TypeError, ValueError, UserError, yaml.YAMLError):  # the format has no form for such a value
             continue
         return kind, mutations[kind](blob, rng) if kind in mutations else blob
@@ -323,7 +296,7 @@ def fuzz(kinds: Sequence[str], count: int, seed: int, folder: Path) -> list[Case
     for module in IMPORTED:
         import_module(module)
     targets, sandbox, cases = make_targets(folder, kinds), Sandbox(folder), list[Case]()
-    hostile = hostile_content(folder, sandbox.url)
+    hostile = hostile_content(folder)
     for kind in kinds:
         rng, of_kind = random.Random(f"{seed} {kind}"), [target for target in targets if target.kind == kind]
         for index in range(count):
@@ -331,8 +304,8 @@ def fuzz(kinds: Sequence[str], count: int, seed: int, folder: Path) -> list[Case
             name, blob = damage(target, rng, *hostile)
             target.path.write_bytes(blob)
             ending = sandbox.run(partial(dispatch, target.argv))
-            cases.append(Case(f"{kind}: {name}", target.command, ending.outcome, ending.message))
-            target.path.write_bytes(target.encode(target.content))
+            cases.append(Case(f"{kind}: {name}", target.path.name, ending.outcome, ending.message))
+            target.path.write_bytes(encode(target.path, target.content))
     return cases
 
 
@@ -347,7 +320,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = fuzz(args.kinds, args.count, args.seed, Path(folder))
     bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
-    report(args, [{"kind": case.kind, "command": case.base, "outcome": case.outcome} for case in cases], bad)
+    report(args, [{"kind": case.kind, "file": case.base, "outcome": case.outcome} for case in cases], bad)
 
 
 if __name__ == "__main__":
