@@ -31,9 +31,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from benchmarks.common import add_out, build_parser
 from tools.faults import SMALL_DETECTOR, SMALL_VIDEO
@@ -45,6 +45,7 @@ from wsfvit.detection import args as detection
 from wsfvit.detection.shapes import write_shapes
 from wsfvit.utils.errors import UserError, run_main
 from wsfvit.video import args as video
+from wsfvit.video.data.video_files import write_mp4
 from wsfvit_cli import dispatch
 
 GOOD = ("ok", "refused")
@@ -175,20 +176,19 @@ def data_targets(folder: Path, image: str) -> list[Target]:
     with import_module("webdataset").TarWriter(str(shards / "a-val-0000.tar")) as archive:
         archive.write({"__key__": "0", "png": Path(image).read_bytes(), "cls": 1})
     index = {"name": "val", "num_samples": 1, "filenames": ["a-val-0000.tar"], "shard_lengths": [1]}
-    animation = io.BytesIO()
-    frames = [Image.new("L", (32, 30), shade) for shade in range(0, 200, 40)]
-    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    clip = clips / "clip.mp4"
+    write_mp4(clip, [np.full((30, 32, 3), shade, np.uint8) for shade in range(0, 250, 50)], fps=5)
     array = {"header": {"descr": "|u1", "fortran_order": False, "shape": [2, 5, 30, 32]}}
     checkpoint = ["--checkpoint", str(folder / "run" / "last.pth.tar"), "--device", "cpu"]
     validate = ["validate", "--split", "val", *checkpoint, "-j", "0", "--data-dir"]
     measure = ["video", "validate", "--checkpoint", str(folder / "run-video" / "last.pth.tar"), *CPU, "--data"]
     content: list[tuple[list[str], Path, Any]] = [
-        ([*validate, str(folder / "shapes"), "--class-map"], folder / "map.txt", b"images"),
+        ([*validate, str(folder / "shapes"), "--labels-by-position", "--class-map"], folder / "map.txt", b"images"),
         (["predict", image, *checkpoint, "--class-map"], folder / "names.txt", b"a\nb\nc\nd"),
         ([*validate, str(shards), "--dataset", "wds/"], shards / "_info.json", {"splits": {"val": index}}),
         (measure, folder / "array.npy", array),
         (measure, folder / "array.npz", array),
-        ([*measure, str(clips)], clips / "clip.gif", animation.getvalue()),
+        ([*measure, str(clips)], clip, clip.read_bytes()),
     ]
     named = ("--class-map", "--data")  # other commands are given the folder
     return [
@@ -227,7 +227,7 @@ def hostile_content(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
 def mutate_values(content: Any, rng: random.Random, names: Sequence[str]) -> Any:
     """One or two values of nested dicts and lists exchanged or removed, most of what describes model and data."""
     changed = copy.deepcopy(content)
-    described = [changed[key] for key in DESCRIBED if key in changed] or [changed]
+    described = [changed[key] for key in DESCRIBED if changed.get(key)] or [changed]
     for _ in range(rng.choice((1, 1, 1, 2))):
         place, weights = rng.choice(described) if rng.random() < 0.7 else changed, rng.random() < 0.2
         while True:

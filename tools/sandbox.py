@@ -47,6 +47,7 @@ def fork(function: Callable[[], object], stdout: Path, stderr: Path) -> int:
         os.setpgid(0, 0)
         for number, path in ((1, stdout), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # a caller may capture its own
         run_main(function)
         code = 0
     except SystemExit as err:
@@ -94,7 +95,7 @@ class Sandbox:
             file.unlink(missing_ok=True)
         code = self._wait(fork(limited, *files))
         printed, errors = (file.read_text(errors="replace") for file in files)
-        lines = errors.splitlines() or [""]
+        lines = errors.rstrip().splitlines() or [""]
         found = sum(bool(ERROR_LINE.match(line)) for line in lines)
         canary = self.folder / CANARY
         if canary.exists() or code == CAUGHT:
