@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import operator
 import os
@@ -193,8 +194,8 @@ def write_hostile(path: Path, weights: Weights, gadget: Gadget, rng: random.Rand
 MUTATIONS = {"flipped bits": flip_bits, "truncated": truncate, "spliced": splice, "exchanged records": exchange_records}
 
 
-def write_claim(path: Path, weights: Weights, rng: random.Random) -> str:
-    """Writes a small checkpoint of a classifier that claims to be large; returns what is large."""
+def fuzz_claims(count: int, seed: int, folder: Path) -> list[Case]:
+    """Classifies an image with ``count`` small checkpoints that claim to be large."""
     claims: dict[str, dict[str, Any]] = {
         "depth": {"model_kwargs": {"depths": [10**7, 1, 1, 1]}},
         "width": {"model_kwargs": {"embed_dims": [10**6] * 4}},
@@ -203,23 +204,29 @@ def write_claim(path: Path, weights: Weights, rng: random.Random) -> str:
         "weights without memory": {"state_dict": {"head.weight": torch.zeros(1).expand(10**9)}},
         "compressed weights": {},
     }
-    claim = rng.choice(list(claims))
-    save_atomic({"arch": "wsfvit_p0_224", "state_dict": weights, **claims[claim]}, path)
-    if claim == "compressed weights":
-        path.write_bytes(inflate(path.read_bytes()))
-    return claim
+    weights, sandbox, cases = make_weights(seed), Sandbox(folder), []
+    path, image = folder / "claim.pth.tar", folder / "image.png"
+    Image.new("RGB", (32, 32)).save(image)
+    for _, claim in zip(range(count), itertools.cycle(claims), strict=False):
+        save_atomic({"arch": "wsfvit_p0_224", "state_dict": weights, **claims[claim]}, path)
+        if claim == "compressed weights":
+            path.write_bytes(inflate(path.read_bytes()))
+        command = ["predict", str(image), "--device", "cpu", "--checkpoint", str(path)]
+        ending = sandbox.run(partial(dispatch, command))
+        cases.append(Case(f"claim: {claim}", "sealed", ending.outcome, ending.message))
+    return cases
 
 
 @cache
-def inflate(blob: bytes) -> bytes:
-    """A sealed checkpoint, sealed again after a record has grown to 1.25 GB of zeros, compressed to some MB."""
+def inflate(blob: bytes, size: int = 5 << 28) -> bytes:
+    """A sealed checkpoint, compressed and sealed again after a record has grown by ``size`` zeros."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(blob)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in old.namelist():
             with archive.open(name, "w", force_zip64=True) as record:
                 record.write(old.read(name))
-                for _ in range(20 if name.endswith("/data/0") else 0):
-                    record.write(bytes(1 << 26))
+                if name.endswith("/data/0"):
+                    record.write(bytes(size))
     unsealed = buffer.getvalue()
     comment = b"wsfvit-sha256:" + hashlib.sha256(unsealed).hexdigest().encode()
     return unsealed[:-2] + len(comment).to_bytes(2, "little") + comment
@@ -239,22 +246,15 @@ def try_file(path: Path, weights: Weights, sandbox: Sandbox) -> tuple[str, str]:
 
 
 def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
-    """Tries ``count`` files, one in five of them hostile, one in ten a claim; the same seed gives the same files."""
+    """Tries ``count`` files, one in five of them hostile; the same seed gives the same files."""
     rng, weights, sandbox = random.Random(seed), make_weights(seed), Sandbox(folder)
     bases = make_bases(folder, weights)
-    tried, image = folder / "tried", folder / "image.png"
-    Image.new("RGB", (32, 32)).save(image)
+    tried = folder / "tried"
     cases = []
     for index in range(count):
         shutil.rmtree(tried, ignore_errors=True)
         tried.mkdir()
         path = tried / "hostile.pth.tar"
-        if index % 10 == 9:
-            claim = write_claim(path, weights, rng)
-            predict = ["predict", str(image), "--device", "cpu", "--checkpoint", str(path)]
-            ending = sandbox.run(partial(dispatch, predict))
-            cases.append(Case(f"claim: {claim}", "sealed", ending.outcome, ending.message))
-            continue
         if index % 5 == 0:
             kind, gadget = rng.choice(list(gadgets(folder / CANARY).items()))
             base, kind = write_hostile(path, weights, gadget, rng), f"hostile: {kind}"
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
-        cases = fuzz(args.count, args.seed, Path(folder))
+        cases = fuzz(args.count, args.seed, Path(folder)) + fuzz_claims(args.count // 50, args.seed, Path(folder))
     bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
     kinds = [{"kind": case.kind, "format": case.base, "outcome": case.outcome} for case in cases]
     report(args, kinds, bad)

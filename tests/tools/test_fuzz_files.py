@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 TREE = {"images": [{"id": 1, "height": 20}], "names": ["a", "b"], "dataset": "digits", "trust_checkpoint": False}
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
     """A program of its own, because it forks and trains."""
     out = tmp_path / "files.json"
-    command = [sys.executable, "-m", "tools.fuzz_files", "--count", "6", "--seed", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "tools.fuzz_files", "--count", "6", "--seed", "2", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())["results"]
