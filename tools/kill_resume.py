@@ -66,8 +66,6 @@ class Kill:
         hit: ``all`` or ``rank N``.
         seconds: How long the run had lasted.
         saved: Epoch and batch of the checkpoint that the next run resumes from; None before the first save.
-        writing: Whether a half-written file was left behind.
-        waiting: Whether a process that was not hit had not noticed after ``PATIENCE`` seconds.
         problem: What should not have happened, or "".
     """
 
@@ -76,8 +74,6 @@ class Kill:
     hit: str
     seconds: float
     saved: tuple[int, int] | None
-    writing: bool
-    waiting: bool
     problem: str
 
 
@@ -117,21 +113,12 @@ def attempt(case: Case, folder: Path, longest: float, how: str, rng: random.Rand
         terminate_twice(training.living.values()) if how == TERMINATE else training.kill(hit)
     interrupted = training.seconds
     training.wait(lambda: training.seconds > interrupted + PATIENCE[how])
-    waiting = bool(training.living)
     training.kill(everyone)
     training.wait()
     if not any(training.statuses.values()):
         return None
-    return Kill(
-        how=how,
-        at=at,
-        hit="all" if len(hit) == case.processes else f"rank {hit[0]}",
-        seconds=round(interrupted, 3),
-        saved=saved_position(folder),
-        writing=any(folder.glob(".*.tmp")),
-        waiting=waiting,
-        problem=find_problem(training, how, saved_position(folder)),
-    )
+    names, saved = "all" if len(hit) == case.processes else f"rank {hit[0]}", saved_position(folder)
+    return Kill(how, at, names, round(interrupted, 3), saved, find_problem(training, how, saved))
 
 
 def find_problem(training: Training, how: str, saved: tuple[int, int] | None) -> str:
