@@ -304,8 +304,7 @@ def test_a_checkpoint_beside_pretrained_weights(monkeypatch, error_of, tmp_path)
     monkeypatch.chdir(tmp_path)
     loaded = []
     monkeypatch.setattr(
-        "wsfvit.inference.predictor.build_pretrained",
-        lambda args, flag: loaded.append(args) or timm.create_model("test_vit"),
+        "wsfvit.factory.model.build_pretrained", lambda args, flag: loaded.append(args) or timm.create_model("test_vit")
     )
     args = cam_parser().parse_args(
         ["--device", "cpu", "--models", "test_resnet", "test_vit", "--checkpoint", "a", "pretrained"]

@@ -15,6 +15,7 @@ from wsfvit.detection.args import train_parser as detection_train_parser
 from wsfvit.factory.recipe import resolve_grad_accum_steps
 from wsfvit.utils.errors import UserError, run_main
 from wsfvit.video.args import train_parser as video_train_parser
+from wsfvit_cli import add_import
 
 ROOT = Path(__file__).parents[2]
 # The command that reads the files of each folder of configs/.
@@ -31,6 +32,13 @@ def config(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     return str(path)
+
+
+def test_import_beside_resume():
+    parser = train_parser()
+    add_import(parser)
+    args = parse_with_config(parser, ["--import", "own.py", "--resume", "run"], lambda resume, given: {"epochs": 7})
+    assert (args.imports, args.resume, args.epochs) == (["own.py"], "run", 7)
 
 
 def test_yaml_changes_defaults_and_the_command_line_wins(tmp_path):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsfvit.detection.model.boxes import match_boxes, sample_matches, sample_rois
+from wsfvit.detection.model import boxes as boxes_module
+from wsfvit.detection.model.boxes import SampledRoIs, match_boxes, sample_matches
+from wsfvit.detection.model.config import DetectorConfig, StageConfig
 
 
 def bars(*widths: float, at: float = 0) -> Tensor:
@@ -68,10 +70,16 @@ def test_sampling_is_random_and_follows_the_seed() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+def sample_rois(proposals: Tensor, target: dict[str, Tensor], low_quality: bool, share: float = 1.0) -> SampledRoIs:
+    """Of 7 classes, at an IoU of 0.5."""
+    config = DetectorConfig("none", 7, low_quality_rois=low_quality, roi_positive_fraction=share)
+    return boxes_module.sample_rois(proposals, target, config, StageConfig(0.5))
+
+
 def test_objects_join_their_image_as_rois_of_their_own() -> None:
     """The second object lies within the first and is still its own match; an RoI has its object's class."""
     target = {"boxes": bars(100, 90), "labels": torch.tensor([4, 2])}
-    rois = sample_rois(bars(98, 91, 20), target, 7, 0.5, low_quality=False, number=512, positive_fraction=1.0)
+    rois = sample_rois(bars(98, 91, 20), target, low_quality=False)
     assert rois.boxes.tolist() == bars(100, 90, 98, 91, 20).tolist()
     assert rois.objects.tolist() == [0, 1, 0, 1]
     assert rois.labels.tolist() == [4, 2, 4, 2, 7]
@@ -81,13 +89,13 @@ def test_objects_join_their_image_as_rois_of_their_own() -> None:
 def test_low_quality_rois_count_from_the_stage_threshold_on() -> None:
     target = {"boxes": bars(100, 60), "labels": torch.tensor([0, 1])}
     for low_quality, objects in ((False, [0, 1, 0]), (True, [0, 1, 1])):
-        rois = sample_rois(bars(100), target, 7, 0.5, low_quality, number=512, positive_fraction=1.0)
+        rois = sample_rois(bars(100), target, low_quality)
         assert rois.objects.tolist() == objects
-    rois = sample_rois(bars(49), {k: v[:1] for k, v in target.items()}, 7, 0.5, True, 512, 1.0)
+    rois = sample_rois(bars(49), {k: v[:1] for k, v in target.items()}, low_quality=True)
     assert rois.labels.tolist() == [0, 7]
 
 
 def test_rois_of_an_image_without_objects() -> None:
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    rois = sample_rois(bars(10, 20), empty, 7, 0.5, True, 512, 0.25)
+    rois = sample_rois(bars(10, 20), empty, low_quality=True, share=0.25)
     assert rois.labels.tolist() == [7, 7] and not rois.is_object.any() and len(rois.objects) == 0

@@ -73,6 +73,16 @@ def test_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
                 assert torch.equal(ours, theirs)
 
 
+@torch.no_grad()
+def test_a_detector_of_boxes_only_has_no_masks() -> None:
+    model = export.ExportableDetector(make_detector(mask_rcnn_config, "test_resnet", mask_loss_weight=0.0))
+    setting = Setting({1: "cat", 2: "dog", 3: "bird"}, EvalTransform(60, 96), Normalize(), 32)
+    described = export.describe(model, setting, SIZE, "onnx")
+    assert [output["name"] for output in described["outputs"]] == ["boxes", "scores", "labels"]
+    result = export.check_export(model, lambda image: list(model(image)), make_images())
+    assert result.total > 0 and result.masks == 0 and len(model(make_images()[0])) == 3
+
+
 def test_forms_for_graphs_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     corners = 80 * torch.rand(60, 2)

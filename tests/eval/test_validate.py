@@ -19,6 +19,7 @@ from wsfvit.cli.validate import parse_validate_args
 from wsfvit.eval import validate as command
 from wsfvit.eval.jobs import Job, list_jobs
 from wsfvit.eval.validate import run_validation
+from wsfvit.factory import model as factory
 from wsfvit.models.fuse import ConvGELU
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
@@ -192,14 +193,14 @@ def test_the_authors_test_size_unless_a_checkpoint_or_a_flag_says_another(tmp_pa
     args = ["--model", "test_resnet", "--num-classes", str(CLASSES), "--device", "cpu", "-j", "0", "--checkpoint"]
     bare = str(save_model(tmp_path / "bare.pth"))
     saved = str(save_model(tmp_path / "saved.pth", arch="test_resnet", data_config={"input_size": [3, 40, 40]}))
-    build = command.build_model
+    build = factory.build_model
 
     def with_test_size(args, **extra):
         model = build(args, **extra)
         model.pretrained_cfg = {**model.pretrained_cfg, "test_input_size": (3, 64, 64), "test_crop_pct": 1.0}
         return model
 
-    monkeypatch.setattr(command, "build_model", with_test_size)
+    monkeypatch.setattr(factory, "build_model", with_test_size)
     for more, size in (
         ([bare], 64),
         ([bare, "--use-train-size"], 160),
@@ -312,9 +313,9 @@ def test_what_was_measured_survives_a_crash(tmp_path, monkeypatch):
             raise RuntimeError("cannot be had\nfor long reasons")
         if args.model == "test_convnext":
             raise KeyboardInterrupt
-        return command.build_model(args)
+        return factory.build_model(args)
 
-    monkeypatch.setattr(command, "build_pretrained", pretrained)
+    monkeypatch.setattr(factory, "build_pretrained", pretrained)
     with pytest.raises(KeyboardInterrupt):
         run("--model", listed, "--results-file", out, "--results-format", "json")
     good, bad = json.loads(out.read_text())
@@ -338,8 +339,10 @@ class Hungry(nn.Module):
 @pytest.mark.usefixtures("seven")
 def test_memory_that_runs_out(weights, monkeypatch, capsys):
     [plain] = run("--checkpoint", weights)
-    load = command._load
-    monkeypatch.setattr(command, "_load", lambda args: (lambda a, m, meta: (a, Hungry(m), meta))(*load(args)))
+    load = command.load_model
+    monkeypatch.setattr(
+        command, "load_model", lambda *given, **how: (lambda a, m, meta: (a, Hungry(m), meta))(*load(*given, **how))
+    )
     with pytest.raises(UserError, match="too small for --batch-size 7: pass a smaller one, or --retry"):
         run("--checkpoint", weights, "-b", "7")
     [row] = run("--checkpoint", weights, "-b", "7", "--retry")

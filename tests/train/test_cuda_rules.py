@@ -131,7 +131,9 @@ class Greedy(torch.nn.Module):
 def test_a_smaller_batch_finds_the_memory_of_the_larger_one(monkeypatch):
     """The failed try left no variables behind, which the garbage collector would find too late."""
     monkeypatch.setattr("wsfvit.factory.data.create_dataset", lambda *args, **kwargs: TinyImages(7))
-    monkeypatch.setattr("wsfvit.eval.validate._load", lambda args: (args, Greedy(), {"weights": "raw"}))
+    monkeypatch.setattr(
+        "wsfvit.eval.validate.load_model", lambda args, pretrained: (args, Greedy(), {"weights": "raw"})
+    )
     monkeypatch.setattr("wsfvit.factory.model.resolve_model_kwargs", lambda args: {})
     arguments = ["--model", "test_resnet", "-b", "7", "--retry", "-j", "0", "--device", "cpu"]
     gc.disable()

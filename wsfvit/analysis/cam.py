@@ -48,13 +48,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Column:
-    """One model and method of the gallery: for each image the model's input, its map and the caption.
+    """One model and method of the gallery, with an entry per image: the model's input, its map and the caption.
 
-    Attributes:
-        pixels: (H, W, C) from 0 to 1.
-        cams: (H, W) from 0 to 1.
-        captions: Class and probability.
-        correct: Whether the predicted class is the label, None if that is unknown.
+    ``pixels`` are (H, W, C) and ``cams`` (H, W), from 0 to 1; captions hold class and probability; ``correct`` is
+    whether the predicted class is the label, None if that is unknown.
     """
 
     title: str
@@ -131,10 +128,8 @@ def run_cam(args: argparse.Namespace) -> Path:
 def load_samples(args: argparse.Namespace, dataset: Any, classes: Collection[str] = ()) -> list[Sample]:
     """The images to explain, spread evenly over the data set, or over the folder where that is None.
 
-    In a folder, the name of an image's own folder is its class if it is one of ``classes``.
-
-    Raises:
-        UserError: There are none, or one cannot be read.
+    In a folder, the name of an image's own folder is its class if it is one of ``classes``. No image or an unreadable
+    one raises a ``UserError``.
     """
     if dataset is None:
         return _load_folder(args.data_dir or args.data or SAMPLE_FOLDER, args.num_images, args.workers, classes)
@@ -168,11 +163,8 @@ def explain(args: argparse.Namespace, classifier: Classifier, samples: Sequence[
     print(f"{classifier.name}: layer {layer.name}, map {layer.grid[0]}x{layer.grid[1]}")
     predicted = probabilities.argmax(1).tolist()
     classes = predicted if target is None else [target] * len(samples)
-    captions = [
-        f"{classifier.class_names[index][:26]}  {100 * row[index]:.1f} %"
-        for index, row in zip(classes, probabilities, strict=True)
-    ]
-    names = classifier.class_names
+    names, pairs = classifier.class_names, zip(classes, probabilities, strict=True)
+    captions = [f"{names[index][:26]}  {100 * row[index]:.1f} %" for index, row in pairs]
     correct = [sample.is_correct(guess, names) for sample, guess in zip(samples, predicted, strict=True)]
     columns = []
     for method in args.method:
@@ -183,9 +175,8 @@ def explain(args: argparse.Namespace, classifier: Classifier, samples: Sequence[
                 cams += list(compute_cams(classifier.model, layer, batch, here, method))
                 progress.step(len(batch))
         title = f"{classifier.name}\n{METHODS[method]}" + ("" if classifier.trained else ", untrained")
-        marked = [
-            text if cam.any() else f"{text}\nno positive evidence" for text, cam in zip(captions, cams, strict=True)
-        ]
+        notes = ("" if cam.any() else "\nno positive evidence" for cam in cams)
+        marked = [text + note for text, note in zip(captions, notes, strict=True)]
         columns.append(Column(title, pixels, cams, marked, correct))
     return columns
 
@@ -196,9 +187,8 @@ def draw_gallery(samples: Sequence[Sample], columns: Sequence[Column], title: st
     width = 1 + len(columns)
     blocks = max(1, MAX_PANELS_ABREAST // width) if len(samples) > MAX_ROWS_OF_ONE else 1
     rows = -(-len(samples) // blocks)
-    aspect = max(
-        image.shape[0] / image.shape[1] for image in originals + [image for c in columns for image in c.pixels]
-    )
+    shown = originals + [image for column in columns for image in column.pixels]
+    aspect = max(image.shape[0] / image.shape[1] for image in shown)
     figure, panels = new_panels(rows, width * blocks, 2.1, 2.1 * aspect + 0.45)
     groups = panels.reshape(rows * blocks, width)
     overlay: Any = None
@@ -215,9 +205,8 @@ def draw_gallery(samples: Sequence[Sample], columns: Sequence[Column], title: st
     for axis in groups[len(samples) :].flat:
         axis.set_axis_off()
     height = figure.get_size_inches()[1]
-    bar = figure.colorbar(
-        overlay, ax=panels, orientation="horizontal", shrink=0.4, fraction=0.3 / height, pad=0.1 / height, ticks=[0, 1]
-    )
+    place = {"orientation": "horizontal", "shrink": 0.4, "fraction": 0.3 / height, "pad": 0.1 / height}
+    bar = figure.colorbar(overlay, ax=panels, ticks=[0, 1], **place)
     bar.ax.set_xticklabels(["least evidence", "most"], fontsize=8)
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=10)
@@ -301,11 +290,10 @@ def _transform(args: argparse.Namespace, classifier: Classifier, samples: Sequen
 
     With ``--no-crop`` the shorter side is resized to the input size and the aspect ratio is kept.
     """
+    transform: Any = classifier.transform()
     if args.no_crop:
         config = classifier.data_config
         resize = transforms.Resize(min(config["input_size"][1:]), str_to_interp_mode(config["interpolation"]))
         normalize = transforms.Normalize(config["mean"], config["std"])
-        whole = transforms.Compose([resize, transforms.ToTensor(), normalize])
-        return [whole(classifier.convert(sample.image)) for sample in samples]
-    transform = classifier.transform()
+        transform = transforms.Compose([classifier.convert, resize, transforms.ToTensor(), normalize])
     return [transform(sample.image) for sample in samples]

@@ -18,13 +18,7 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module including its submodules.
-
-    Attributes:
-        name: Path from the model, "" for the model itself.
-        params: Number of parameters.
-        cost: Cost of its part of the forward pass.
-    """
+    """One module with its submodules: path from the model ("" for the model itself), parameters and cost."""
 
     name: str
     params: int

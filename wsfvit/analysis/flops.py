@@ -166,11 +166,7 @@ def count_named(args: argparse.Namespace, name: str) -> tuple[Complexity, tuple[
 
 
 def count_with_fvcore(args: argparse.Namespace, shape: tuple[int, ...]) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """MACs of each module by fvcore (Meta's counter), and the operators that it leaves out with their calls.
-
-    Raises:
-        UserError: fvcore is not installed.
-    """
+    """MACs of each module by fvcore, and calls of the operators that it leaves out; a ``UserError`` without fvcore."""
     fvcore = import_optional("fvcore.nn", "--counter fvcore: pip install fvcore")
     args = copy.copy(args)
     args.mean, args.std = None, None

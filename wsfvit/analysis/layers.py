@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,15 +103,12 @@ def _probe(model: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
     calls: Counter[str] = Counter()
     size, layout = (image.shape[2], image.shape[3]), model_layout(model)
 
-    def hook(name: str) -> Any:
-        def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            calls[name] += 1
-            if isinstance(output, Tensor) and output.requires_grad and len(output) == len(image):
-                outputs[name] = output
+    def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        calls[name] += 1
+        if isinstance(output, Tensor) and output.requires_grad and len(output) == len(image):
+            outputs[name] = output
 
-        return record
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules() if name]
     try:
         with torch.enable_grad():
             score = model(image.detach().clone().requires_grad_()).max()

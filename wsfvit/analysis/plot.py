@@ -39,11 +39,7 @@ class Run:
 
 
 def run_plot(args: argparse.Namespace) -> list[Run]:
-    """Run the plot command: draw the curves and print each run's best top-1 or box AP.
-
-    Raises:
-        UserError: There is nothing to draw in ``args.runs``.
-    """
+    """Run the plot command: draw the curves and print each run's best top-1 or box AP, or raise a ``UserError``."""
     out = figure_path(args.out)
     runs, refused = [], []
     files = list(dict.fromkeys(file for name in args.runs for file in find_tables(Path(name))))
@@ -91,11 +87,7 @@ def name_runs(files: Sequence[Path]) -> list[str]:
 
 
 def read_run(file: Path, name: str) -> Run:
-    """Read a table with a header and a column ``epoch`` counted from 0.
-
-    Raises:
-        UserError: The file cannot be read, or is not such a table.
-    """
+    """Read a table with a header and a column ``epoch`` counted from 0; raise a ``UserError`` for any other file."""
     try:
         with file.open(newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle))
@@ -108,11 +100,7 @@ def read_run(file: Path, name: str) -> Run:
 
 
 def draw_curves(runs: Sequence[Run]) -> Any:
-    """A figure with a panel for each quantity, with all runs that have it.
-
-    Raises:
-        UserError: No run has any.
-    """
+    """A figure with a panel for each quantity and all runs that have it; raise a ``UserError`` where no run has any."""
     panels = [panel for panel in PANELS if any(run.values(panel[2]) for run in runs)]
     if not panels:
         raise UserError("none of the tables has a column to draw: " + ", ".join(panel[2][0] for panel in PANELS))

@@ -4,7 +4,7 @@ import argparse
 import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from wsfvit.utils.errors import did_you_mean
@@ -23,58 +23,40 @@ SPELLINGS = (
 Group = argparse._ActionsContainer
 
 
-def _integer(text: str) -> int:
+def _parse(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], rule: str) -> Any:
     try:
-        return int(text)
+        value = kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be an integer, not '{text}'") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, not '{text}'") from None
+        name = "an integer" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {name}, not '{text}'") from None
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"must {rule}, not {text}")
+    return value
 
 
 def positive_int(text: str) -> int:
     """Parse an integer of 1 or more."""
-    value = _integer(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
-    return value
+    return int(_parse(text, int, lambda value: value >= 1, "be 1 or more"))
 
 
 def natural_int(text: str) -> int:
     """Parse an integer of 0 or more."""
-    value = _integer(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
-    return value
+    return int(_parse(text, int, lambda value: value >= 0, "be 0 or more"))
 
 
 def natural_float(text: str) -> float:
     """Parse a finite number of 0 or more."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, not {text}")
-    return value
+    return float(_parse(text, float, lambda value: 0 <= value < math.inf, "be a number of 0 or more"))
 
 
 def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
-    return value
+    return float(_parse(text, float, lambda value: 0 < value < math.inf, "be a number above 0"))
 
 
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {value}")
-    return value
+    return float(_parse(text, float, lambda value: 0 <= value <= 1, "lie between 0 and 1"))
 
 
 class KeyValues(argparse.Action):
@@ -111,13 +93,11 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """argparse's help with a usage of one line: the flags follow below it."""
         shapes: dict[object, str] = {None: "{}", "?": "[{}]"}
-        places = [
-            " ".join(
-                [*action.option_strings[:1], shapes.get(action.nargs, "{}...").format(action.metavar or action.dest)]
-            )
-            for action in self._actions
-            if action.required or not action.option_strings
-        ]
+        places: list[str] = []
+        for action in self._actions:
+            if action.required or not action.option_strings:
+                places += action.option_strings[:1]
+                places.append(shapes.get(action.nargs, "{}...").format(action.metavar or action.dest))
         self.usage = " ".join(["%(prog)s", *places, "[flags]"])
         return super().format_help()
 
@@ -148,20 +128,16 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return Parser(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
-def add_switch(group: Group, flag: str, text: str) -> None:
-    """Add a switch, off by default, with a ``--no-`` form so that the command line can override a YAML file."""
-    group.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=text)
+def add_switch(group: Group, flag: str, text: str, default: bool = False) -> None:
+    """Add a switch with a ``--no-`` form so that the command line can override a YAML file."""
+    group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
 
 
 def add_data_source(group: Group) -> None:
     add = group.add_argument
     add("--data-dir", metavar="DIR", help="data folder; the cache folder of hfds/ datasets")
-    add(
-        "--dataset",
-        default="",
-        metavar="NAME",
-        help="digits, synthetic (built in), or timm's: '' folder, hfds/PATH, ...",
-    )
+    text = "digits, synthetic (built in), or timm's: '' folder, hfds/PATH, ..."
+    add("--dataset", default="", metavar="NAME", help=text)
     add_switch(group, "--dataset-download", "download torch/ and tfds/ datasets")
     add("--class-map", default="", metavar="FILE", help="class to index mapping file")
     add("--input-img-mode", metavar="MODE", help="PIL mode to convert images to (default: by number of channels)")
@@ -185,11 +161,8 @@ def add_model_input(group: Group, data_config: bool = True) -> None:
 
 
 def add_trust(group: Group) -> None:
-    group.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="unpickle checkpoints without restrictions: they can run any code",
-    )
+    text = "unpickle checkpoints without restrictions: they can run any code"
+    group.add_argument("--trust-checkpoint", action="store_true", help=text)
 
 
 def add_use_ema(group: Group) -> None:
@@ -204,12 +177,8 @@ def add_trained(group: Group, other: str = "") -> None:
 
 
 def add_fuse(group: Group) -> None:
-    group.add_argument(
-        "--fuse",
-        action="store_true",
-        help="optimize for inference (only wsfvit models): fold BatchNorm into convolutions and, on a CPU in float32, "
-        "fuse GELU with the layer before it",
-    )
+    text = "optimize for inference (only wsfvit models): fold BatchNorm into convolutions and, on a CPU in float32, "
+    group.add_argument("--fuse", action="store_true", help=text + "fuse GELU with the layer before it")
 
 
 def add_device_name(group: Group) -> None:
@@ -234,6 +203,5 @@ def add_loader(group: Group) -> None:
 
 
 def add_on_bad_image(group: Group) -> None:
-    group.add_argument(
-        "--on-bad-image", default="raise", choices=("raise", "skip"), help="stop at an unreadable image, or skip it"
-    )
+    text = "stop at an unreadable image, or skip it"
+    group.add_argument("--on-bad-image", default="raise", choices=("raise", "skip"), help=text)

@@ -12,11 +12,7 @@ from wsfvit.utils.errors import UserError, did_you_mean
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of ``key: value`` lines.
-
-    Raises:
-        UserError: The file cannot be read or holds something else.
-    """
+    """Read a YAML file of ``key: value`` lines; raise a ``UserError`` if it cannot be read or holds something else."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as err:

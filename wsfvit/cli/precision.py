@@ -1,17 +1,14 @@
 """Flags of precision and compilation shared by training and validation."""
 
 from wsfvit.cli.common import Group, fraction
-from wsfvit.cli.refused import accepted
+from wsfvit.cli.refused import add_accepted
 
 
 def add_precision(group: Group) -> None:
     """--amp-impl and --model-dtype; --amp and --amp-dtype are the device's."""
-    group.add_argument(
-        "--amp-impl", type=accepted("--amp-impl", "native"), default="native", metavar="NAME", help="only native"
-    )
-    group.add_argument(
-        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights (default: float32)"
-    )
+    add_accepted(group, "--amp-impl", "native")
+    dtypes, text = ("float32", "bfloat16", "float16"), "dtype of the weights (default: float32)"
+    group.add_argument("--model-dtype", choices=dtypes, help=text)
 
 
 def add_compile(group: Group) -> None:
@@ -19,20 +16,12 @@ def add_compile(group: Group) -> None:
     add = group.add_argument
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile with BACKEND, or with inductor")
     add("--torchcompile-mode", metavar="MODE", help="default, reduce-overhead, max-autotune, ...")
-    add(
-        "--torchcompile-options",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="settings of torch._inductor.config, for example realize_reads_threshold=8",
-    )
+    text = "settings of torch._inductor.config, for example realize_reads_threshold=8"
+    add("--torchcompile-options", nargs="+", metavar="NAME=VALUE", help=text)
 
 
 def add_memory_budget(group: Group) -> None:
     """--torchcompile-memory-budget, for training."""
-    group.add_argument(
-        "--torchcompile-memory-budget",
-        type=fraction,
-        metavar="SHARE",
-        help="share of the activations that compiled training keeps, for example 0.5: the others are recomputed in the "
-        "backward pass, the cheapest first; less memory, slower (default: 1)",
-    )
+    text = "share of the activations that compiled training keeps, for example 0.5: the others are recomputed in the "
+    text += "backward pass, the cheapest first; less memory, slower (default: 1)"
+    group.add_argument("--torchcompile-memory-budget", type=fraction, metavar="SHARE", help=text)

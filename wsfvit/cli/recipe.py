@@ -2,16 +2,8 @@
 
 import argparse
 
-from wsfvit.cli.common import (
-    Group,
-    KeyValues,
-    add_switch,
-    fraction,
-    natural_float,
-    natural_int,
-    positive_float,
-    positive_int,
-)
+from wsfvit.cli import common
+from wsfvit.cli.common import Group, add_switch, fraction, natural_float, natural_int, positive_float, positive_int
 
 # timm's defaults: a value equal to them counts as not given.
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
@@ -37,7 +29,7 @@ def add_optimizer(group: Group) -> None:
     add("--clip-grad", type=positive_float, metavar="F", help="gradient clipping value (default: none)")
     add("--clip-mode", default="norm", choices=("norm", "value", "agc"), help="gradient clipping mode")
     add("--layer-decay", type=positive_float, metavar="F", help="learning rate decay from layer to layer")
-    add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="K=V", help="optimizer arguments")
+    add("--opt-kwargs", nargs="*", default={}, action=common.KeyValues, metavar="K=V", help="optimizer arguments")
 
 
 def add_schedule(group: Group) -> None:
@@ -48,12 +40,8 @@ def add_schedule(group: Group) -> None:
     add("--lr", type=positive_float, metavar="F", help="learning rate (default: --lr-base scaled to the global batch)")
     add("--lr-base", type=positive_float, default=0.1, metavar="F", help="learning rate at --lr-base-size")
     add("--lr-base-size", type=positive_int, default=256, metavar="N", help="batch size that --lr-base is for")
-    add(
-        "--lr-base-scale",
-        default="",
-        choices=("", "linear", "sqrt"),
-        help="default: sqrt for ada* and lamb, else linear",
-    )
+    text = "default: sqrt for ada* and lamb, else linear"
+    add("--lr-base-scale", default="", choices=("", "linear", "sqrt"), help=text)
     add("--lr-noise", type=fraction, nargs="+", metavar="F", help="noise, on and off at these fractions of the run")
     add("--lr-noise-pct", type=positive_float, default=0.67, metavar="F", help="bound of the noise")
     add("--lr-noise-std", type=positive_float, default=1.0, metavar="F", help="standard deviation of the noise")
@@ -82,14 +70,9 @@ def add_augmentation(group: Group) -> None:
     add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop (default: rrc)")
     add("--scale", type=float, nargs="+", default=SCALE, metavar="F", help="range of the random crop's area")
     add("--ratio", type=float, nargs="+", default=RATIO, metavar="F", help="range of the random crop's aspect ratio")
-    add(
-        "--crop-padding",
-        type=natural_int,
-        default=0,
-        metavar="N",
-        help="pad with N black pixels on each side and crop at random instead of the random resized crop, as most "
-        "recipes for CIFAR do with N = 4 (0: off)",
-    )
+    text = "pad with N black pixels on each side and crop at random instead of the random resized crop, as most "
+    text += "recipes for CIFAR do with N = 4 (0: off)"
+    add("--crop-padding", type=natural_int, default=0, metavar="N", help=text)
     add("--hflip", type=fraction, default=0.5, metavar="P", help="horizontal flip probability")
     add("--vflip", type=fraction, default=0.0, metavar="P", help="vertical flip probability")
     add("--color-jitter", type=natural_float, default=0.4, metavar="F", help="color jitter factor")
@@ -125,12 +108,8 @@ def add_batch_norm(group: Group) -> None:
     add("--bn-momentum", type=fraction, metavar="F", help="momentum of all batch norms")
     add("--bn-eps", type=positive_float, metavar="F", help="epsilon of all batch norms")
     add_switch(group, "--sync-bn", "batch statistics over all processes (CUDA only)")
-    add(
-        "--dist-bn",
-        default="reduce",
-        choices=("reduce", "broadcast", ""),
-        help="running statistics after an epoch: averaged, taken from rank 0, or unchanged",
-    )
+    text = "running statistics after an epoch: averaged, taken from rank 0, or unchanged"
+    add("--dist-bn", default="reduce", choices=("reduce", "broadcast", ""), help=text)
 
 
 def add_ema(group: Group) -> None:

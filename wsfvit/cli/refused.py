@@ -1,7 +1,6 @@
 """Flags and values of timm that train.py or validate.py does not support, with the reason and the alternative."""
 
 import argparse
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from wsfvit.cli.common import Group
@@ -38,27 +37,19 @@ REFUSED_VALUES = {
 class Refuse(argparse.Action):
     """Raise a ``UserError`` with the reason when the flag is used."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, *_: Any, **__: Any) -> None:
         raise UserError(str(self.const))
 
 
 def add_refused(group: Group, refused: dict[str, str] = REFUSED) -> None:
     """Add every refused flag, hidden from ``--help``."""
     for flag, reason in refused.items():
-        text = f"{flag} is not supported: {reason}"
-        group.add_argument(
-            flag, action=Refuse, nargs="*", const=text, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+        hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(flag, action=Refuse, nargs="*", const=f"{flag} is not supported: {reason}", **hidden)
 
 
-def accepted(flag: str, only: str) -> Callable[[str], str]:
-    """Parser of a timm flag with a single supported value; the others are refused with the reason."""
+def add_accepted(group: Group, flag: str, only: str) -> None:
+    """Add a timm flag with a single supported value; the others are refused with the reason."""
 
     def read(text: str) -> str:
         if text != only:
@@ -66,4 +57,4 @@ def accepted(flag: str, only: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"{text} is not supported: {reason}")
         return text
 
-    return read
+    group.add_argument(flag, type=read, default=only, metavar="NAME", help=f"only {only}")

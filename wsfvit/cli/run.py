@@ -53,7 +53,7 @@ def parse_with_config(
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
     """Names of the arguments that a command line holds."""
-    absent = object()
+    absent: list[Any] = []  # of this type because --import appends to a copy
     names = {action.dest for action in parser._actions}
     found = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, absent))))
     # A positional argument that is left out is set to its default.
@@ -63,14 +63,10 @@ def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[s
 
 def add_resume(group: Group) -> None:
     """Resuming an earlier run."""
-    group.add_argument(
-        "--resume",
-        default="",
-        metavar="RUN",
-        help="resume a checkpoint file in a new run folder, or a run folder in place, with the arguments of that run "
-        "(flags given again win); auto: the run in the folder of --experiment, if there is one, with the arguments "
-        "given here",
-    )
+    text = "resume a checkpoint file in a new run folder, or a run folder in place, with the arguments of that run "
+    text += "(flags given again win); auto: the run in the folder of --experiment, if there is one, with the arguments "
+    text += "given here"
+    group.add_argument("--resume", default="", metavar="RUN", help=text)
     group.add_argument("--no-resume-opt", action="store_true", help="do not resume the optimizer state")
     add_trust(group)
 
@@ -78,17 +74,12 @@ def add_resume(group: Group) -> None:
 def add_batches(group: Group, unit: str = "images", batch_size: int = 128) -> None:
     """Batch size and gradient accumulation; ``unit`` names what a batch holds, in the plural."""
     add = group.add_argument
-    add(
-        "-b", "--batch-size", type=positive_int, default=batch_size, metavar="N", help="training batch size per process"
-    )
+    text = "training batch size per process"
+    add("-b", "--batch-size", type=positive_int, default=batch_size, metavar="N", help=text)
     add("-vb", "--validation-batch-size", type=positive_int, metavar="N", help="default: the training batch size")
     add("--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches per optimizer update")
-    add(
-        "--global-batch-size",
-        type=positive_int,
-        metavar="N",
-        help=f"{unit} per optimizer update over all processes; sets --grad-accum-steps accordingly",
-    )
+    text = f"{unit} per optimizer update over all processes; sets --grad-accum-steps accordingly"
+    add("--global-batch-size", type=positive_int, metavar="N", help=text)
 
 
 def add_training_device(group: Group) -> None:
@@ -98,12 +89,8 @@ def add_training_device(group: Group) -> None:
     group.add_argument("--no-ddp-bb", action="store_true", help="do not broadcast rank 0's buffers at every step")
     add_switch(group, "--synchronize-step", "synchronize with the device after every update")
     group.add_argument("--device-modules", nargs="+", metavar="MODULE", help="modules that register a device type")
-    add_switch(
-        group,
-        "--deterministic",
-        "bit-exact repeatability on a GPU: only deterministic kernels, no autotuning, an error where there is "
-        "no such kernel; slower (a CPU is bit-exact without it)",
-    )
+    text = "bit-exact repeatability on a GPU: only deterministic kernels, no autotuning, an error where there is no "
+    add_switch(group, "--deterministic", text + "such kernel; slower (a CPU is bit-exact without it)")
 
 
 def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_loader) -> None:
@@ -111,17 +98,11 @@ def add_running(group: Group, add_data_loading: Callable[[Group], None] = add_lo
     add = group.add_argument
     add("--seed", type=natural_int, default=42, metavar="N", help="random seed")
     add_data_loading(group)
-    add(
-        "--eval-interval", type=positive_int, default=1, metavar="N", help="epochs between validations, beside the last"
-    )
-    add(
-        "--max-bad-steps",
-        type=natural_int,
-        default=10,
-        metavar="N",
-        help="stop after N updates in a row with a non-finite loss or gradient; such updates are skipped and "
-        "counted, and the first ones are dumped for wsfvit replay (0: stop at the first)",
-    )
+    text = "epochs between validations, beside the last"
+    add("--eval-interval", type=positive_int, default=1, metavar="N", help=text)
+    text = "stop after N updates in a row with a non-finite loss or gradient; such updates are skipped and counted, "
+    text += "and the first ones are dumped for wsfvit replay (0: stop at the first)"
+    add("--max-bad-steps", type=natural_int, default=10, metavar="N", help=text)
     add_switch(group, "--dry-run", "run one update and one validation batch and keep nothing, to check the setup")
 
 

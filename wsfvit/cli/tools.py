@@ -1,20 +1,10 @@
 """Parsers of the commands beside train and validate: cam, flops, predict, export, plot, replay and info."""
 
 import argparse
+from collections.abc import Iterable
 
-from wsfvit.cli.common import (
-    DEFAULT_MODEL,
-    Group,
-    add_data_source,
-    add_device_name,
-    add_fuse,
-    add_model_input,
-    add_trust,
-    add_use_ema,
-    build_parser,
-    natural_int,
-    positive_int,
-)
+from wsfvit.cli import common
+from wsfvit.cli.common import DEFAULT_MODEL, Group, build_parser, natural_int, positive_int
 
 # Names on the command line, and the classes of the grad-cam package behind them.
 METHODS = {
@@ -34,26 +24,15 @@ def cam_parser() -> argparse.ArgumentParser:
     parser = build_parser("Draw where a model sees the evidence for a class (class activation maps).")
     add = parser.add_argument
     add("data", nargs="?", metavar="DIR", help="folder of images (or --data-dir; default: ./images, made on first use)")
-    add_data_source(parser)
+    common.add_data_source(parser)
     add("--split", default="validation", help="split of --dataset")
     add("--num-images", type=positive_int, default=8, metavar="N", help="images to draw, spread evenly over the data")
-    add(
-        "--models",
-        "--model",
-        "-m",
-        nargs="+",
-        metavar="NAME",
-        help=f"models, side by side (default: those that the checkpoints name, else {DEFAULT_MODEL})",
-    )
-    add(
-        "--checkpoint",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="one weights file per model, or 'pretrained' for timm's weights of that model",
-    )
+    text = f"models, side by side (default: those that the checkpoints name, else {DEFAULT_MODEL})"
+    add("--models", "--model", "-m", nargs="+", metavar="NAME", help=text)
+    text = "one weights file per model, or 'pretrained' for timm's weights of that model"
+    add("--checkpoint", nargs="+", default=[], metavar="FILE", help=text)
     add_weights(parser)
-    add_model_input(parser)
+    common.add_model_input(parser)
     add_image_input(parser)
     add("--no-crop", action="store_true", help="use the whole image at its own aspect ratio (any-size models)")
     add("--method", nargs="+", default=["gradcam"], choices=METHODS, help="methods, side by side")
@@ -72,9 +51,9 @@ def predict_parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file")
     add("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
     add_weights(parser)
-    add_model_input(parser)
+    common.add_model_input(parser)
     add_image_input(parser)
-    add_fuse(parser)
+    common.add_fuse(parser)
     add("--class-map", default="", metavar="FILE.txt", help="class names, one per line (default: ImageNet's)")
     add("--topk", type=positive_int, default=5, metavar="N", help="classes to print for each image")
     add("--out", default="", metavar="FILE.png", help="draw the images with their predictions")
@@ -85,8 +64,8 @@ def predict_parser() -> argparse.ArgumentParser:
 def add_weights(group: Group) -> None:
     """Weights, other than those of --checkpoint."""
     group.add_argument("--pretrained", action="store_true", help="timm's published weights, downloaded once")
-    add_use_ema(group)
-    add_trust(group)
+    common.add_use_ema(group)
+    common.add_trust(group)
 
 
 def add_image_input(group: Group) -> None:
@@ -95,7 +74,7 @@ def add_image_input(group: Group) -> None:
     add("--crop-mode", choices=("center", "squash", "border"), help="how the evaluation crop is made")
     add("-b", "--batch-size", type=positive_int, default=16, metavar="N", help="images per forward pass")
     add("-j", "--workers", type=natural_int, default=4, metavar="N", help="threads that read images")
-    add_device_name(group)
+    common.add_device_name(group)
 
 
 # What each format is, for the help text.
@@ -113,29 +92,24 @@ def export_parser() -> argparse.ArgumentParser:
     add("--model", "-m", metavar="NAME", help="model name (default: what the checkpoint names)")
     add("--checkpoint", metavar="FILE", help=".pth.tar, .pth, .pt or .safetensors file (default: random weights)")
     add_weights(parser)
-    add_model_input(parser)
-    add_fuse(parser)
+    common.add_model_input(parser)
+    common.add_fuse(parser)
     add("--class-map", default="", metavar="FILE.txt", help="class names, one per line, for the description")
-    add(
-        "--format", choices=FORMATS, default="onnx", help="; ".join(f"{name}: {text}" for name, text in FORMATS.items())
-    )
-    add(
-        "--output",
-        "-o",
-        required=True,
-        metavar="FILE",
-        help="file to write, .onnx or .pt2; FILE.json beside it describes the input and the classes",
-    )
+    text = "file to write, .onnx or .pt2; FILE.json beside it describes the input and the classes"
+    add_export_file(parser, FORMATS, text)
     add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="images per call")
     add("--dynamic-batch", action="store_true", help="accept any number of images per call")
-    add(
-        "--check",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare the exported model with PyTorch on random images before writing it",
-    )
+    text = "compare the exported model with PyTorch on random images before writing it"
+    common.add_switch(parser, "--check", text, default=True)
     add("--device", default="cpu", metavar="NAME", help="device to export for, cpu or cuda (torch, aoti)")
     return parser
+
+
+def add_export_file(group: Group, formats: Iterable[str], output: str) -> None:
+    """Format, one of ``FORMATS``, and name of the exported file; ``output`` describes the file."""
+    text = "; ".join(f"{name}: {FORMATS[name]}" for name in formats)
+    group.add_argument("--format", choices=formats, default="onnx", help=text)
+    group.add_argument("--output", "-o", required=True, metavar="FILE", help=output)
 
 
 def replay_parser() -> argparse.ArgumentParser:
@@ -145,8 +119,8 @@ def replay_parser() -> argparse.ArgumentParser:
     add("dump", metavar="FILE", help="file in the folder bad-steps of a run")
     add("--data-dir", metavar="DIR", help="data folder (default: the run's)")
     add("-j", "--workers", type=natural_int, metavar="N", help="dataloader workers (default: the run's)")
-    add_device_name(parser)
-    add_trust(parser)
+    common.add_device_name(parser)
+    common.add_trust(parser)
     return parser
 
 
@@ -155,21 +129,14 @@ def flops_parser() -> argparse.ArgumentParser:
     parser = build_parser("Count a model's parameters, multiply-accumulates and activations.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="model name, any of timm's too")
-    which.add_argument(
-        "--all",
-        action="store_true",
-        help="table of every registered wsfvit model at its own input size, beside the published figures",
-    )
-    add_model_input(parser, data_config=False)
+    text = "table of every registered wsfvit model at its own input size, beside the published figures"
+    which.add_argument("--all", action="store_true", help=text)
+    common.add_model_input(parser, data_config=False)
     add = parser.add_argument
     add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N images")
     add("--depth", type=natural_int, default=2, metavar="N", help="levels of modules in the table of one model")
-    add(
-        "--counter",
-        default="ours",
-        choices=("ours", "fvcore"),
-        help="fvcore: also count one model with fvcore, and name the operators that it leaves out",
-    )
+    text = "fvcore: also count one model with fvcore, and name the operators that it leaves out"
+    add("--counter", default="ours", choices=("ours", "fvcore"), help=text)
     add("--format", default="markdown", choices=("markdown", "csv"), help="format of the table")
     add("--out", default="", metavar="FILE", help="write to FILE instead of the terminal")
     return parser

@@ -24,13 +24,9 @@ class BadImage:
 
 
 class TransformedDataset(Dataset[Any]):
-    """Items (transformed image, label) of a map-style dataset, or a ``BadImage`` for one that cannot be read.
+    """Items (transformed image, label) of a dataset of (image, label), or a ``BadImage`` for one that cannot be read.
 
     Nothing is raised here: an exception would leave the worker process as text with a traceback.
-
-    Args:
-        dataset: Items (image, label).
-        transform: Applied to the image.
     """
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any]) -> None:
@@ -52,9 +48,7 @@ class TransformedDataset(Dataset[Any]):
 class ReportingCollate:
     """Collate the readable images: (batch, or None if there is none, and the list of ``BadImage``).
 
-    Args:
-        collate: Collates a list of samples.
-        num_classes: Check that the labels of samples (image, label) are below it.
+    With ``num_classes``, check that the labels of samples (image, label) are below it.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any] = default_collate, num_classes: int | None = None) -> None:
@@ -73,13 +67,8 @@ class ReportingCollate:
 class CheckedBatches:
     """The batches of a loader that collates with ``ReportingCollate``.
 
-    Args:
-        loader: The loader.
-        on_bad_image: ``raise`` stops at the first bad image; ``skip`` leaves it out, which makes the batch smaller,
-            and warns once per image.
-
-    Attributes:
-        bad_images: Index to message of the bad images so far.
+    ``raise`` stops at the first bad image; ``skip`` leaves it out, which makes the batch smaller, warns once per image,
+    and keeps its index and message in ``bad_images``.
     """
 
     def __init__(self, loader: Any, on_bad_image: OnBadImage) -> None:

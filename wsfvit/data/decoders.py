@@ -12,8 +12,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from wsfvit.utils.errors import UserError
 
 DECODERS = ("pillow", "torchvision")
-
-
 # PIL modes of 8 bits per channel that the transforms work on, and their numbers of channels.
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "RGBA": 4, "CMYK": 4}
 # An integer image whose largest value needs this many bits less than its type has comes out black.
@@ -110,8 +108,7 @@ def decode_image(file: Any, mode: str | None, decoder: str = "pillow") -> Image.
         file.seek(0)
         encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
         with contextlib.suppress(RuntimeError):
-            pixels: torch.Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
-            return pixels
+            return decode_jpeg(encoded, ImageReadMode.RGB)
     return convert_image(image, mode)
 
 

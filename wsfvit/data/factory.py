@@ -9,12 +9,11 @@ import timm.data
 import torch.utils.data
 
 from wsfvit.data.decoders import DECODERS, convert_image, image_mode
-from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits
+from wsfvit.data.digits import TEST_SPLITS, TRAIN_SPLITS, Digits, Synthetic
 from wsfvit.data.folders import FolderReader, TarReader, find_split
 from wsfvit.data.image_files import EXTENSIONS
 from wsfvit.data.images import ImageDataset, describe
 from wsfvit.data.labels import read_class_map
-from wsfvit.data.synthetic import Synthetic
 from wsfvit.utils.errors import UserError
 
 Dataset = torch.utils.data.Dataset[Any]
@@ -65,7 +64,10 @@ def create_dataset(
     """
     options = {key: value for key, value in reader_options.items() if value}
     kind = name.partition("/")[0].lower()
-    _check_source(name, root, num_samples)
+    if num_samples is not None and kind not in ("synthetic", *STREAMING):
+        raise UserError(f"a sample count is for {', '.join(STREAMING)} and synthetic datasets, not '{name or root}'")
+    if "/" not in name and kind not in BUILT_IN:
+        _check_root(root)
     if decoder not in DECODERS:
         raise UserError(f"unknown decoder '{decoder}': use {' or '.join(DECODERS)}")
     if decoder != "pillow" and kind not in ("", "hfds"):
@@ -125,22 +127,18 @@ def same_images(dataset: Dataset, other: Dataset) -> bool:
         UserError: One is a folder inside the other's.
     """
     readers = [getattr(item, "reader", None) for item in (dataset, other)]
-    roots = [os.path.realpath(reader.root) for reader in readers if isinstance(reader, (FolderReader, TarReader))]
+    roots = [os.path.realpath(reader.root) for reader in readers if isinstance(reader, FolderReader)]
     if len(roots) < 2:
         return False
     if roots[0] != roots[1] and os.path.commonpath(roots) in roots:
-        raise UserError(
-            f"one split contains the other, {' and '.join(sorted(roots))}: divide the data into two folders"
-        )
+        both = " and ".join(sorted(roots))
+        raise UserError(f"one split contains the other, {both}: divide the data into two folders")
     return roots[0] == roots[1]
 
 
 def _class_to_index(dataset: Dataset) -> dict[Any, int]:
-    for holder in (dataset, getattr(dataset, "reader", None)):
-        classes = getattr(holder, "class_to_idx", None)
-        if classes:
-            return dict(classes)
-    return {}
+    reader = getattr(dataset, "reader", None)
+    return dict(getattr(dataset, "class_to_idx", None) or getattr(reader, "class_to_idx", None) or {})
 
 
 def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int | None, mode: str) -> Synthetic:
@@ -152,19 +150,14 @@ def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int 
     return Synthetic(split, num_samples or 1024, int(classes), mode)
 
 
-def _check_source(name: str, root: str | None, num_samples: int | None) -> None:
-    kind = name.partition("/")[0].lower()
-    if num_samples is not None and kind not in ("synthetic", *STREAMING):
-        raise UserError(f"a sample count is for {', '.join(STREAMING)} and synthetic datasets, not '{name or root}'")
-    if "/" in name or kind in BUILT_IN:
-        return
+def _check_root(root: str | None) -> None:
     if not root:
         raise UserError("no data given: pass a folder (train.py DATA ...), or --dataset digits for the built-in digits")
     if not os.path.exists(root):
         raise UserError(f"the data folder '{root}' does not exist")
 
 
-def _folder_reader(root: str, split: str, options: dict[str, Any]) -> FolderReader | TarReader:
+def _folder_reader(root: str, split: str, options: dict[str, Any]) -> FolderReader:
     """The reader of an image folder or .tar file; ``options`` are class_map and input_key, its file suffixes."""
     if "target_key" in options:
         raise UserError("--target-key is not for image folders, where the folder is the label: leave it out")

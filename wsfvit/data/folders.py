@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from timm.utils import natural_key
 
@@ -15,20 +15,6 @@ from wsfvit.utils.errors import UserError
 VALIDATION_SPLITS = tuple(name for name in TEST_SPLITS if name != "test")  # synonyms, as in timm
 # Readers of other data, by file suffix.
 OTHER_READERS = {".parquet": "hfds/{}", ".arrow": "hfds/{}", ".tar": "wds/", ".tfrecord": "tfds/NAME"}
-
-
-class Selection(NamedTuple):
-    """Images of a folder or .tar file.
-
-    Attributes:
-        files: Names of the images in each folder that holds any.
-        class_to_idx: Class name, the last part of a folder's path, to label.
-        notes: One line per difference between the folder and what is used of it.
-    """
-
-    files: dict[str, list[str]]
-    class_to_idx: dict[str, int]
-    notes: list[str]
 
 
 class FolderReader:
@@ -48,11 +34,10 @@ class FolderReader:
     def __init__(self, root: str, class_map: Mapping[str, int] | None, types: Collection[str] = EXTENSIONS) -> None:
         self.root = root
         found = {os.path.relpath(path, root): files for path, _, files in os.walk(root, followlinks=True)}
-        selection = select_images(root, found, class_map, types)
-        self.class_to_idx, self.notes = selection.class_to_idx, selection.notes
-        self.samples = [
+        files, self.class_to_idx, self.notes = select_images(root, found, class_map, types)
+        self.samples: list[Any] = [
             (os.path.join(root, folder, name), self.class_to_idx[os.path.basename(folder)])
-            for folder, names in sorted(selection.files.items())
+            for folder, names in sorted(files.items())
             for name in sorted(names)  # file systems differ in order, and natural_key has ties
         ]
         self.samples.sort(key=lambda sample: natural_key(sample[0]))
@@ -69,7 +54,7 @@ class FolderReader:
         return self.samples[index][0]
 
 
-class TarReader:
+class TarReader(FolderReader):
     """Reader of the images inside a .tar file, which may hold .tar files of its own; see ``FolderReader``.
 
     They are read by their offset: timm's reader keeps the tar file open, so that workers forked after the first read
@@ -82,12 +67,9 @@ class TarReader:
             members = list(_list_members(archive, "", 0))
         found: dict[str, list[str]] = {}
         for folder, name, *_ in members:
-            files = found.setdefault(folder, [])
-            if name:
-                files.append(name)
-        selection = select_images(root, found, class_map, types)
-        self.class_to_idx, self.notes = selection.class_to_idx, selection.notes
-        used = {folder: set(names) for folder, names in selection.files.items()}
+            found.setdefault(folder, []).extend([name] if name else [])
+        files, self.class_to_idx, self.notes = select_images(root, found, class_map, types)
+        used = {folder: set(names) for folder, names in files.items()}
         self.samples = [
             (path, self.class_to_idx[os.path.basename(folder)], offset, size)
             for folder, name, path, offset, size in members
@@ -95,10 +77,7 @@ class TarReader:
         ]
         self.samples.sort(key=lambda sample: natural_key(sample[0]))
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         _, label, offset, size = self.samples[index]
         with open(self.root, "rb") as file:
             file.seek(offset)
@@ -129,20 +108,15 @@ def _list_members(archive: tarfile.TarFile, prefix: str, start: int) -> Iterable
 def find_split(root: str, split: str) -> str:
     """The folder or .tar file of a split below ``root``, whatever the case of its name and by timm's synonyms.
 
-    Data without any split is one for both default names, ``train`` and ``validation``.
-
-    Raises:
-        UserError: There is no such split.
+    Data without any split is one for both default names, ``train`` and ``validation``. A missing split raises a
+    ``UserError``.
     """
     names = (split, *next((names for names in (TRAIN_SPLITS, VALIDATION_SPLITS) if split.lower() in names), ()))
     entries = {}
     if os.path.isdir(root):
-        with os.scandir(root) as listed:
-            entries = {
-                item.name: item.path
-                for item in sorted(listed, key=lambda item: item.name)
-                if item.name.endswith(".tar") or (item.is_dir() and not item.name.startswith("."))
-            }
+        for item in sorted(os.scandir(root), key=lambda item: item.name):
+            if item.name.endswith(".tar") or (item.is_dir() and not item.name.startswith(".")):
+                entries[item.name] = item.path
         below = os.path.normpath(os.path.join(root, split))
         if os.path.isdir(below) and below.startswith(os.path.join(os.path.normpath(root), "")):
             entries[split] = os.path.join(root, split)
@@ -165,14 +139,18 @@ def find_split(root: str, split: str) -> str:
 
 def select_images(
     root: str, found: Mapping[str, list[str]], class_map: Mapping[str, int] | None, types: Collection[str]
-) -> Selection:
-    """Select the images among files, and their classes.
+) -> tuple[dict[str, list[str]], dict[str, int], list[str]]:
+    """Select the images among files.
 
     Args:
         root: Folder or .tar file, for messages.
         found: Every folder below it ("." is the root) and the names of its files.
         class_map: Class name to label; it names every folder of images, and only folders that exist.
         types: File suffixes of images.
+
+    Returns:
+        Names of the images in each folder that holds any; class name, the last part of a folder's path, to label; and
+        one line per difference between the folder and what is used of it.
 
     Raises:
         UserError: There are no images; some are in no class folder, or in a folder of class folders; a class folder is
@@ -192,14 +170,11 @@ def select_images(
             hidden = name[0] == "." or not visible
             if suffix in types or not hidden:  # other hidden files are the system's, such as .DS_Store
                 left_out.setdefault("hidden" if hidden else suffix or "without suffix", []).append(f"{folder}/{name}")
-    counts = [
-        f"{len(paths)} {reason} (e.g. {os.path.normpath(min(paths))})" for reason, paths in sorted(left_out.items())
-    ]
+    counts = [f"{len(each)} {reason} (e.g. {os.path.normpath(min(each))})" for reason, each in sorted(left_out.items())]
     if not files:
         readers = {name.format(os.path.abspath(root)) for suffix, name in OTHER_READERS.items() if suffix in left_out}
-        advice = "it needs one folder of images per class"
-        if readers:
-            advice = f"pass --dataset {' or '.join(sorted(readers))}"
+        known = f"pass --dataset {' or '.join(sorted(readers))}"
+        advice = known if readers else "it needs one folder of images per class"
         raise UserError(f"'{root}' holds no images{', only ' if counts else ''}{', '.join(counts)}: {advice}")
     _check_tree(root, files)
     classes = {os.path.basename(path) for path in files}
@@ -224,7 +199,7 @@ def select_images(
         notes.append(f"'{root}': {sum(map(len, files.values()))} images are used, left out: {', '.join(counts)}")
     if len(classes) < len(files):
         notes.append(f"'{root}': {len(files)} folders are joined to {len(classes)} classes by their last name")
-    return Selection(files, dict(class_map), notes)
+    return files, dict(class_map), notes
 
 
 def _check_tree(root: str, files: Mapping[str, list[str]]) -> None:
@@ -245,6 +220,6 @@ def _check_tree(root: str, files: Mapping[str, list[str]]) -> None:
         raise UserError(f"'{root}' holds several splits ({_shorten(sorted(parents))}): pass the folder that holds them")
 
 
-def _shorten(names: Iterable[str]) -> str:
+def _shorten(names: Collection[str]) -> str:
     names = list(names)
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

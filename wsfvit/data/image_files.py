@@ -29,10 +29,8 @@ EXTENSIONS = _openable_extensions()
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The files among ``paths``, and for each folder every image file below it, sorted by path.
 
-    In folders, names that begin with a dot are left out.
-
-    Raises:
-        UserError: A path does not exist, or a folder holds no image.
+    In folders, names that begin with a dot are left out. A path that does not exist and a folder without images raise a
+    ``UserError``.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -55,11 +53,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
-    """Read an image in a PIL mode, with its EXIF orientation applied; see ``convert_image``.
-
-    Raises:
-        UserError: The file cannot be read or is not an image.
-    """
+    """Read an image in a PIL mode (``convert_image``), its EXIF orientation applied, or raise a ``UserError``."""
     try:
         with Image.open(path) as image:
             return convert_image(ImageOps.exif_transpose(image), mode, getattr(image, "tag_v2", None))
@@ -72,11 +66,7 @@ def read_image(path: str | os.PathLike[str], mode: str = "RGB") -> Image.Image:
 
 
 def write_sample_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Create ``folder`` with the two photographs that ship with scikit-learn (Creative Commons), and their credits.
-
-    Raises:
-        UserError: scikit-learn is not installed, or the folder cannot be written.
-    """
+    """Write scikit-learn's two photographs (Creative Commons) and credits to ``folder``, or raise a ``UserError``."""
     folder = Path(folder)
     try:
         source = importlib.resources.files("sklearn.datasets.images")

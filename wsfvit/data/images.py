@@ -12,13 +12,7 @@ from wsfvit.utils.errors import UserError, first_line
 
 
 class BadImageError(UserError):
-    """An image that cannot be read.
-
-    Attributes:
-        name: Its file, or its name in the dataset.
-        index: Its index in the dataset.
-        reason: Why it cannot be read.
-    """
+    """An image that cannot be read: its file, or its name in the dataset; its index there; and the reason."""
 
     def __init__(self, name: str, index: int, reason: str) -> None:
         super().__init__(f"cannot read image '{name}' (index {index}): {reason}")

@@ -14,12 +14,8 @@ from wsfvit.utils.errors import UserError
 def read_class_map(path: str, *folders: str) -> dict[Any, int]:
     """Read a class map: a .txt file of one class name per line, or a .pkl file of a dict from name to label.
 
-    Args:
-        path: The file, also relative to one of ``folders``.
-        folders: Where else to look for it.
-
-    Raises:
-        UserError: It cannot be read, has an empty line or a name twice, or a label that is not an integer from 0.
+    The path may be relative to one of ``folders``. A file that cannot be read, has an empty line or a name twice, or a
+    label that is not an integer from 0 raises a ``UserError``.
     """
     found = next(filter(os.path.isfile, (os.path.join(folder, path) for folder in ("", *folders))), None)
     if found is None:

@@ -66,33 +66,22 @@ class EvalLoader:
         loader: Collates with ``ReportingCollate``.
         data_config: ``input_size`` (C, H, W), ``mean`` and ``std``.
         options: Options of the loader.
+
+    Attributes:
+        dataset: The dataset from ``create_dataset``.
+        bad_images: Index to message of the images skipped so far.
     """
 
     def __init__(self, loader: DataLoader[Any], data_config: Mapping[str, Any], options: LoaderOptions) -> None:
         self._loader = loader
-        self._checked = CheckedBatches(loader, options.on_bad_image)
-        self._batches: Any = self._checked
+        self.dataset: Any = loader.dataset
+        while isinstance(self.dataset, (SeededDataset, TransformedDataset)):
+            self.dataset = self.dataset.dataset
+        self._batches: Any = CheckedBatches(loader, options.on_bad_image)
+        self.bad_images: dict[int, str] = self._batches.bad_images
         if options.use_prefetcher:
-            self._batches = PrefetchLoader(
-                self._checked,
-                mean=data_config["mean"],
-                std=data_config["std"],
-                channels=data_config["input_size"][0],
-                device=options.device,
-            )
-
-    @property
-    def dataset(self) -> Any:
-        """The dataset from ``create_dataset``."""
-        dataset: Any = self._loader.dataset
-        while isinstance(dataset, (SeededDataset, TransformedDataset)):
-            dataset = dataset.dataset
-        return dataset
-
-    @property
-    def bad_images(self) -> dict[int, str]:
-        """Index to message of the images skipped so far."""
-        return self._checked.bad_images
+            pixels = {"mean": data_config["mean"], "std": data_config["std"], "channels": data_config["input_size"][0]}
+            self._batches = PrefetchLoader(self._batches, device=options.device, **pixels)
 
     def __len__(self) -> int:
         """Number of batches in a whole pass."""
@@ -169,9 +158,8 @@ def build_train_loader(
         size = len(dataset)
         sampler = TrainSampler(size, options.batch_size, options.world_size, options.rank, seed, repeats)
         if not len(sampler):
-            raise UserError(
-                f"--batch-size {sampler.global_batch} (all processes) is more than the {size} training images"
-            )
+            batch = sampler.global_batch
+            raise UserError(f"--batch-size {batch} (all processes) is more than the {size} training images")
         seeded = SeededDataset(TransformedDataset(dataset, transform), seed)
         loader = build_map_style(seeded, options, _collate(options), batch_sampler=sampler)
     return TrainLoader(loader, data_config, options, seed)

@@ -75,8 +75,7 @@ class TrainSampler(Sampler[list[int]]):
     def _indices(self, order: np.ndarray, batch: int) -> list[int]:
         places = np.arange(batch * self.global_batch + self.rank, (batch + 1) * self.global_batch, self.world_size)
         image, repeat = order[places // self.repeats], places % self.repeats
-        indices: list[int] = (repeat * self.num_samples + image).tolist()
-        return indices
+        return (repeat * self.num_samples + image).tolist()
 
 
 class EvalSampler(Sampler[int]):

@@ -56,8 +56,7 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):
     def __call__(self, image: Image.Image | torch.Tensor) -> Image.Image:
         modes = self.interpolation if isinstance(self.interpolation, tuple) else (self.interpolation,)
         if not isinstance(image, torch.Tensor) or not TENSOR_MODES.keys() >= set(modes):
-            cropped: Image.Image = super().__call__(to_pil(image))
-            return cropped
+            return super().__call__(to_pil(image))
         top, left, height, width = self.get_params(image, self.scale, self.ratio)
         # A single mode draws no random number, as in timm.
         mode = random.choice(modes) if modes is self.interpolation else modes[0]
@@ -81,15 +80,13 @@ def build_train_transform(
     augmentation = augmentation or Augmentation()
     options = asdict(augmentation)
     padding = options.pop("crop_padding")
-    if padding:
-        _refuse_other_crops(augmentation)
+    others = [name for name in ("train_crop_mode", "scale", "ratio", "no_aug") if options[name]]
+    if padding and others:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise UserError(f"--crop-padding replaces the random resized crop: leave {flags} out")
     try:
-        transform: Any = create_transform(
-            **{key: data_config[key] for key in ("input_size", "mean", "std")},
-            **options,
-            is_training=True,
-            use_prefetcher=use_prefetcher,
-        )
+        options |= {key: data_config[key] for key in ("input_size", "mean", "std")}
+        transform: Any = create_transform(**options, is_training=True, use_prefetcher=use_prefetcher)
     except (AssertionError, KeyError, TypeError, ValueError) as err:
         raise UserError(f"the augmentation options do not fit together: {describe(err)}") from err
     if padding:
@@ -104,18 +101,7 @@ def build_train_transform(
     for op in _augment_ops(transform):
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
-    result: Transform = transform
-    return result
-
-
-def _refuse_other_crops(augmentation: Augmentation) -> None:
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in ("train_crop_mode", "scale", "ratio", "no_aug")
-        if getattr(augmentation, name)
-    ]
-    if given:
-        raise UserError(f"--crop-padding replaces the random resized crop: leave {', '.join(given)} out")
+    return transform
 
 
 def build_eval_transform(data_config: Mapping[str, Any], use_prefetcher: bool = True) -> Transform:
@@ -130,10 +116,9 @@ def build_eval_transform(data_config: Mapping[str, Any], use_prefetcher: bool = 
         UserError: A value that no transform takes.
     """
     try:
-        transform: Transform = create_transform(**data_config, use_prefetcher=use_prefetcher)
+        return create_transform(**data_config, use_prefetcher=use_prefetcher)
     except (AssertionError, KeyError, TypeError, ValueError, ZeroDivisionError) as err:
         raise UserError(f"evaluation setting {dict(data_config)}: {describe(err)}") from err
-    return transform
 
 
 def _augment_ops(transform: Any) -> list[auto_augment.AugmentOp]:
@@ -147,5 +132,4 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """timm's posterize, which fails with Pillow 13 where a policy keeps 0 bits; older versions gave a black image."""
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
-    posterized: Image.Image = auto_augment.posterize(image, bits_to_keep)
-    return posterized
+    return auto_augment.posterize(image, bits_to_keep)

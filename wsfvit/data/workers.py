@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader
 
 # Seconds for the last step and its checkpoint; schedulers kill a run about as long after the signal.
 GRACE_SECONDS = 30
-
-
 _loaders: "weakref.WeakSet[DataLoader[Any]]" = weakref.WeakSet()
 
 
@@ -37,11 +35,8 @@ def outlive_stop_signals(worker_id: int = 0) -> None:
     """Keep a worker alive for ``GRACE_SECONDS`` after SIGTERM, Ctrl-C or SIGUSR1; a second SIGTERM ends it.
 
     Terminals and schedulers signal every process of a run. The main process then finishes its step and saves, for which
-    it needs its workers.
-
-    Args:
-        worker_id: Unused; ``DataLoader(worker_init_fn=...)`` passes it. Must be called there: torch sets its own
-            SIGTERM handler when a worker starts.
+    it needs its workers. To be called by ``DataLoader(worker_init_fn=...)``: torch sets its own SIGTERM handler when a
+    worker starts.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has no SIGUSR1

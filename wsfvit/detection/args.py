@@ -3,25 +3,9 @@
 import argparse
 from typing import Any
 
-from wsfvit.cli.common import (
-    Group,
-    KeyValues,
-    add_device,
-    add_on_bad_image,
-    add_switch,
-    add_trained,
-    add_trust,
-    add_workers,
-    build_parser,
-    fraction,
-    natural_float,
-    natural_int,
-    positive_float,
-    positive_int,
-)
-from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer
-from wsfvit.cli.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
-from wsfvit.cli.tools import FORMATS
+from wsfvit.cli import common, recipe, run
+from wsfvit.cli.common import Group, build_parser, fraction, natural_float, natural_int, positive_float, positive_int
+from wsfvit.cli.tools import add_export_file
 from wsfvit.detection.data.transforms import PUBLISHED_LONG_SIDE, TrainSizes
 from wsfvit.detection.model.config import KINDS
 
@@ -37,7 +21,7 @@ def _add_number(group: Group, *flags: str, help: str, **options: Any) -> None:
 
 
 def _add_key_values(group: Group, flag: str, help: str) -> None:
-    group.add_argument(flag, nargs="*", default={}, action=KeyValues, metavar="K=V", help=help)
+    group.add_argument(flag, nargs="*", default={}, action=common.KeyValues, metavar="K=V", help=help)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -46,23 +30,22 @@ def train_parser() -> argparse.ArgumentParser:
         "Train Mask R-CNN or Cascade Mask R-CNN on data in COCO's format. SIGTERM, SIGUSR1 or Ctrl-C save after the "
         "current update and end with exit code 75; --resume auto continues."
     )
-    add_config(parser)
+    run.add_config(parser)
     parser.add_argument("data", nargs="?", metavar="DIR", help=DATA_HELP)
     _add_train_data(parser.add_argument_group("Data parameters"))
     _add_detector(parser.add_argument_group("Detector parameters"))
     _add_sizes(parser.add_argument_group("Image size and augmentation parameters, in pixels"))
-    add_training_device(parser.add_argument_group("Device parameters"))
-    add_optimizer(parser.add_argument_group("Optimizer parameters"))
+    run.add_training_device(parser.add_argument_group("Device parameters"))
+    recipe.add_optimizer(parser.add_argument_group("Optimizer parameters"))
     _add_schedule(parser.add_argument_group("Learning rate schedule parameters"))
-    add_batch_norm(parser.add_argument_group("Batch norm parameters"))
-    add_ema(parser.add_argument_group("Model EMA parameters"))
+    recipe.add_batch_norm(parser.add_argument_group("Batch norm parameters"))
+    recipe.add_ema(parser.add_argument_group("Model EMA parameters"))
     misc = parser.add_argument_group("Miscellaneous parameters")
-    add_running(misc, _add_data_loading)
-    misc.add_argument(
-        "--eval-metric", default="bbox_AP", choices=EVAL_METRICS, help="COCO metric that selects the best checkpoint"
-    )
+    run.add_running(misc, _add_data_loading)
+    text = "COCO metric that selects the best checkpoint"
+    misc.add_argument("--eval-metric", default="bbox_AP", choices=EVAL_METRICS, help=text)
     _add_backend(misc)
-    add_logs(parser.add_argument_group("Checkpoint and log parameters"))
+    run.add_logs(parser.add_argument_group("Checkpoint and log parameters"))
     # The published optimizer, and arguments of the trainer that have no flag here: batches differ in shape.
     parser.set_defaults(opt="adamw", opt_betas=[0.9, 0.999], weight_decay=0.05)
     parser.set_defaults(torchcompile=None, sched_on_updates=True)
@@ -74,23 +57,19 @@ def _add_train_data(group: Group) -> None:
         group.add_argument(f"--{split}-images", metavar="DIR", help=f"folder of the {name} images")
         group.add_argument(f"--{split}-annotations", metavar="FILE", help=f"JSON file of their {name} annotations")
     _add_on_bad_annotation(group)
-    add_switch(group, "--keep-empty", "also train on images without any annotation")
+    common.add_switch(group, "--keep-empty", "also train on images without any annotation")
 
 
 def _add_on_bad_annotation(group: Group) -> None:
-    group.add_argument(
-        "--on-bad-annotation",
-        default="raise",
-        choices=("raise", "skip"),
-        help="end at a malformed annotation, or one of a missing image or category, or leave it out",
-    )
-    add_switch(group, "--boxes-only", "ignore the masks: train and evaluate boxes only")
-    add_switch(group, "--boxes-from-masks", "ignore the boxes of the annotations: take them from the masks")
+    text = "end at a malformed annotation, or one of a missing image or category, or leave it out"
+    group.add_argument("--on-bad-annotation", default="raise", choices=("raise", "skip"), help=text)
+    common.add_switch(group, "--boxes-only", "ignore the masks: train and evaluate boxes only")
+    common.add_switch(group, "--boxes-from-masks", "ignore the boxes of the annotations: take them from the masks")
 
 
 def _add_data_loading(group: Group) -> None:
-    add_workers(group)
-    add_on_bad_image(group)
+    common.add_workers(group)
+    common.add_on_bad_image(group)
 
 
 def _add_kind(group: Group, with_model: str = "") -> None:
@@ -106,26 +85,18 @@ def _add_detector(group: Group) -> None:
     text = "proposals per image, and candidates per level (default: the published; fewer are faster)"
     _add_number(group, "--proposals", help=text)
     _add_number(group, "--max-detections", default=100, help="detections per image")
-    group.add_argument(
-        "--frozen-stats",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="freeze the batch norm statistics of the backbone; switch off without pretrained weights",
-    )
+    text = "freeze the batch norm statistics of the backbone; switch off without pretrained weights"
+    common.add_switch(group, "--frozen-stats", text, default=True)
     group.add_argument("--drop-path", type=fraction, default=0.0, metavar="P", help="drop path rate of the backbone")
     group.add_argument("--pretrained-path", metavar="FILE", help="start the backbone from this classifier's checkpoint")
-    add_switch(group, "--pretrained", "start the backbone from timm's pretrained weights, downloaded once")
-    add_switch(group, "--resize-bias-tables", "let --pretrained-path have bias tables of another window")
-    group.add_argument(
-        "--initial-checkpoint",
-        default="",
-        metavar="FILE",
-        help="start from this detector; its last layers are new where the number of categories differs",
-    )
-    add_switch(group, "--grad-checkpointing", "recompute the backbone in the backward pass: less memory, slower")
-    add_switch(group, "--channels-last", "use the channels-last memory layout")
-    add_resume(group)
-    add_batches(group, batch_size=2)
+    common.add_switch(group, "--pretrained", "start the backbone from timm's pretrained weights, downloaded once")
+    common.add_switch(group, "--resize-bias-tables", "let --pretrained-path have bias tables of another window")
+    text = "start from this detector; its last layers are new where the number of categories differs"
+    group.add_argument("--initial-checkpoint", default="", metavar="FILE", help=text)
+    common.add_switch(group, "--grad-checkpointing", "recompute the backbone in the backward pass: less memory, slower")
+    common.add_switch(group, "--channels-last", "use the channels-last memory layout")
+    run.add_resume(group)
+    run.add_batches(group, batch_size=2)
 
 
 def _add_sizes(group: Group) -> None:
@@ -163,12 +134,8 @@ def _add_schedule(group: Group) -> None:
 
 
 def _add_backend(group: Group) -> None:
-    group.add_argument(
-        "--backend",
-        default="pycocotools",
-        choices=("pycocotools", "faster"),
-        help="package that computes the average precision; faster needs faster-coco-eval and gives the same numbers",
-    )
+    text = "package that computes the average precision; faster needs faster-coco-eval and gives the same numbers"
+    group.add_argument("--backend", default="pycocotools", choices=("pycocotools", "faster"), help=text)
 
 
 def validate_parser() -> argparse.ArgumentParser:
@@ -184,8 +151,8 @@ def validate_parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("Detector parameters")
     _add_trained(model)
     _add_number(model, "-b", "--batch-size", default=2, help="batch size of each process")
-    add_switch(model, "--channels-last", "use the channels-last memory layout")
-    add_device(parser.add_argument_group("Device parameters"))
+    common.add_switch(model, "--channels-last", "use the channels-last memory layout")
+    common.add_device(parser.add_argument_group("Device parameters"))
     results = parser.add_argument_group("Result parameters")
     _add_backend(results)
     _add_number(results, "--log-freq", default=50, help="batches between two progress lines")
@@ -204,18 +171,17 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder: every image below it")
     _add_trained(parser)
     parser.add_argument("--out", default="output/detections", metavar="DIR", help="folder of drawings and JSON file")
-    parser.add_argument(
-        "--score", type=fraction, default=0.3, metavar="F", help="leave out detections with a lower score"
-    )
+    text = "leave out detections with a lower score"
+    parser.add_argument("--score", type=fraction, default=0.3, metavar="F", help=text)
     parser.add_argument("--no-masks", action="store_true", help="draw only boxes")
-    add_device(parser)
+    common.add_device(parser)
     parser.set_defaults(model_dtype=None)
     return parser
 
 
 def _add_trained(group: Group) -> None:
     """A trained detector, and the settings that may differ from its training."""
-    add_trained(group)
+    common.add_trained(group)
     _add_number(group, "--short-side", help="default: as validated in training")
     _add_number(group, "--long-side", help="default: as validated in training")
     _add_number(group, "--max-detections", help="default: as in training")
@@ -228,26 +194,19 @@ def export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint of the train command")
     parser.add_argument("--use-ema", action="store_true", help="use the EMA of the weights if there is one")
-    add_trust(parser)
+    common.add_trust(parser)
     parser.add_argument("--model", metavar="NAME", help="backbone of a detector with random weights: any timm model")
     _add_kind(parser, ", with --model")
     _add_number(parser, "--num-classes", default=80, metavar="K", help="categories, with --model")
-    formats = ("onnx", "torch")
-    text = "; ".join(f"{name}: {FORMATS[name]}" for name in formats)
-    parser.add_argument("--format", choices=formats, default="onnx", help=text)
     text = "file to write, .onnx or .pt2; FILE.json describes input, outputs and categories"
-    parser.add_argument("--output", "-o", required=True, metavar="FILE", help=text)
+    add_export_file(parser, ("onnx", "torch"), text)
     text = "height and width of the image (default: those of validation, on its long side, padded)"
     _add_number(parser, "--size", nargs=2, metavar=("H", "W"), help=text)
     text = "leave out detections that score no higher (default: as in training; 0 for random weights)"
     parser.add_argument("--score-threshold", type=fraction, metavar="F", help=text)
     _add_number(parser, "--max-detections", help="default: as in training")
-    parser.add_argument(
-        "--check",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare the export with PyTorch on two images before anything is written",
-    )
+    text = "compare the export with PyTorch on two images before anything is written"
+    common.add_switch(parser, "--check", text, default=True)
     return parser
 
 

@@ -20,19 +20,12 @@ CATEGORY_LAYERS = (".cls.", ".reg.", ".mask_fcn_logits.")
 
 @dataclass(frozen=True)
 class Setting:
-    """How images are prepared for a detector, and what its labels mean.
+    """How images are prepared for a detector, and what its labels mean."""
 
-    Attributes:
-        categories: Id to name, sorted by id; the index of an id is its label.
-        transform: Resizing in evaluation.
-        normalize: Mean and standard deviation.
-        multiple: Batches are padded to a multiple of it, in pixels.
-    """
-
-    categories: dict[int, str]
-    transform: EvalTransform
-    normalize: Normalize
-    multiple: int
+    categories: dict[int, str]  # id to name, sorted by id; the index of an id is its label
+    transform: EvalTransform  # resizing in evaluation
+    normalize: Normalize  # mean and standard deviation
+    multiple: int  # batches are padded to a multiple of it, in pixels
 
     @property
     def names(self) -> list[str]:
@@ -45,21 +38,15 @@ def describe(config: DetectorConfig, setting: Setting) -> dict[str, Any]:
     described = {
         "detector": {**asdict(config), "backbone_options": dict(config.backbone_options)},
         "categories": list(setting.categories.items()),
-        "short_side": setting.transform.short_side,
-        "long_side": setting.transform.long_side,
-        "mean": setting.normalize.mean,
-        "std": setting.normalize.std,
+        **asdict(setting.transform),
+        **asdict(setting.normalize),
         "multiple": setting.multiple,
     }
     return {"task": TASK, "config": described}
 
 
 def read_description(described: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[DetectorConfig, Setting]:
-    """Reads the ``config`` that ``describe`` made; ``path`` is for messages.
-
-    Raises:
-        UserError: it describes no detector.
-    """
+    """Reads the ``config`` that ``describe`` made, or raises a ``UserError`` that names ``path``."""
     try:
         fields = dict(described["detector"])
         stages = ({**stage, "box_stds": tuple(stage["box_stds"])} for stage in fields["stages"])
@@ -87,15 +74,12 @@ def load_detector(
     long_side: int | None = None,
     max_detections: int | None = None,
 ) -> tuple[Detector, Setting, dict[str, Any]]:
-    """Builds the detector of a checkpoint, in eval mode on ``device``.
+    """Builds the detector of a checkpoint of the train command, in eval mode on ``device``.
 
     Args:
-        path: A checkpoint of the train command.
+        path, use_ema, trust: See ``load_state_dict_file``.
         device: Device of the detector.
-        use_ema: Prefer the EMA of the weights where the file has it.
-        trust: Unpickle without restrictions. The file can then run any code.
-        short_side: Short side of the images in pixels (default: the checkpoint's).
-        long_side: Long side, likewise.
+        short_side, long_side: Of the images, in pixels (default: the checkpoint's).
         max_detections: Detections per image, likewise.
 
     Returns:
@@ -119,10 +103,7 @@ def load_detector(
 def start_from(detector: Detector, path: str | os.PathLike[str], trust: bool = False) -> list[str]:
     """Loads another detector's weights, for fine-tuning.
 
-    Where the number of categories differs, layers with weights for each category keep their own.
-
-    Returns:
-        Keys of the weights that were kept.
+    Where the number of categories differs, layers with weights for each category keep their own; returns their keys.
 
     Raises:
         UserError: the file holds no detector, or one that does not fit.

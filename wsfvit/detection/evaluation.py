@@ -7,13 +7,15 @@ AP of boxes and masks with pycocotools or faster-coco-eval; both give the same n
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import box_convert
 
 from wsfvit.detection.data.coco_masks import encode_masks
 from wsfvit.detection.data.dataset import DetectionBatch
@@ -34,29 +36,20 @@ METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100":
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections in one image file, in pixels of the file.
+    """Detections in one image file, in pixels of the file."""
 
-    Attributes:
-        image_id: Id in the annotation file.
-        boxes: float32 (M, 4), x1, y1, x2, y2.
-        scores: float32 (M,), best first.
-        labels: int64 (M,).
-        masks: bool (M, H, W).
-    """
-
-    image_id: int
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor
+    image_id: int  # id in the annotation file
+    boxes: Tensor  # float32 (M, 4), x1, y1, x2, y2
+    scores: Tensor  # float32 (M,), best first
+    labels: Tensor  # int64 (M,)
+    masks: Tensor  # bool (M, H, W)
 
 
 @contextlib.contextmanager
 def finite_outputs(detector: nn.Module) -> Iterator[None]:
-    """Checks the outputs of a detector's parts: NaN has no score above a threshold, so that detections hide it.
+    """Raises a ``UserError`` at the end if a detector's parts had outputs that are NaN or infinite.
 
-    Raises:
-        UserError: at the end, if one is NaN or infinite.
+    NaN has no score above a threshold, so that detections hide it.
     """
     bad: dict[str, Tensor] = {}
     hooks = []
@@ -64,7 +57,7 @@ def finite_outputs(detector: nn.Module) -> Iterator[None]:
         if name in ("fpn", "rpn.head") or name.startswith("roi_heads.") and name.count(".") == 2:
 
             def check(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                bad[name] = torch.stack([~x.isfinite().all() for x in _tensors(output)]).any()
+                bad[name] = torch.stack([~x.isfinite().all() for x in tree_leaves(output)]).any()
 
             hooks.append(module.register_forward_hook(check))
     try:
@@ -79,14 +72,6 @@ def finite_outputs(detector: nn.Module) -> Iterator[None]:
         )
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    else:
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
-
-
 def to_image_detections(detections: list[Detections], batch: DetectionBatch) -> Iterator[ImageDetections]:
     """Yields the detections of a batch in pixels of the files, on their device."""
     images = zip(detections, batch.sizes, batch.original_sizes, batch.image_ids, strict=True)
@@ -97,27 +82,17 @@ def to_image_detections(detections: list[Detections], batch: DetectionBatch) -> 
 
 def encode_detections(found: ImageDetections, category_ids: Sequence[int]) -> list[Entry]:
     """Detections in COCO's format of results, ready for JSON; ``category_ids`` has the id of each label."""
-    corners = found.boxes.detach().cpu().double()
-    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1)
+    image, categories = found.image_id, [category_ids[label] for label in found.labels.tolist()]
+    boxes = box_convert(found.boxes.detach().cpu().double(), "xyxy", "xywh").tolist()
     rles = encode_masks(found.masks.detach().cpu().numpy())
-    columns = zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rles, strict=True)
     return [
-        {
-            "image_id": found.image_id,
-            "category_id": category_ids[label],
-            "bbox": box,
-            "score": score,
-            "segmentation": rle,
-        }
-        for box, score, label, rle in columns
+        {"image_id": image, "category_id": category, "bbox": box, "score": score, "segmentation": rle}
+        for category, box, score, rle in zip(categories, boxes, found.scores.tolist(), rles, strict=True)
     ]
 
 
-class _Result(NamedTuple):
-    """COCO's twelve metrics, and the precision (10 IoU thresholds, 101 recalls, K categories) behind the first."""
-
-    stats: list[float]
-    precision: np.ndarray
+# COCO's twelve metrics, and the precision (10 IoU thresholds, 101 recalls, K categories) behind the first.
+Result = tuple[list[float], np.ndarray]
 
 
 class CocoEvaluator:
@@ -146,24 +121,20 @@ class CocoEvaluator:
         self._truth = self._index({**ground_truth, "annotations": annotations})
         self._image_ids = {entry["id"] for entry in ground_truth["images"]}
         self._found: dict[int, list[Entry]] = {}
-        self._results: dict[str, _Result] | None = None
+        self._results: dict[str, Result] = {}
 
     def add(self, found: ImageDetections) -> None:
-        """Adds the detections of one image.
-
-        Raises:
-            ValueError: the ground truth has no such image.
-        """
+        """Adds the detections of one image, which must be in the ground truth (else a ``ValueError``)."""
         if found.image_id not in self._image_ids:
             raise ValueError(f"the ground truth has no image {found.image_id}")
-        self._results = None
+        self._results.clear()
         self._found[found.image_id] = encode_detections(found, self._category_ids)
 
     def gather(self, world: World) -> None:
         """Gives every process the detections of all; of an image that several have, those of the lowest rank."""
         parts = world.gather(self._found)
         self._found = {image_id: found for part in reversed(parts) for image_id, found in part.items()}
-        self._results = None
+        self._results.clear()
 
     def detections_json(self) -> list[Entry]:
         """All detections in COCO's format of results, by image id; ``bbox`` is x, y, width, height."""
@@ -175,28 +146,24 @@ class CocoEvaluator:
         Keys are ``bbox_`` or ``segm_`` and AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (areas up to 32^2,
         up to 96^2 and above), AR100 (recall with 100 detections per image). A metric without any object is -1.
         """
-        results = self._compute()
-        return {f"{kind}_{name}": results[kind].stats[index] for kind in self.kinds for name, index in METRICS.items()}
+        stats = {kind: self._result(kind)[0] for kind in self.kinds}
+        return {f"{kind}_{name}": stats[kind][index] for kind in self.kinds for name, index in METRICS.items()}
 
     def per_category(self) -> list[Entry]:
         """One row per category: id, name, number of objects, and AP and AP50 of boxes and masks; -1 without objects."""
-        results = self._compute()
         rows = []
         for index, (key, name) in enumerate(self.categories.items()):
             objects = self._truth.loadAnns(self._truth.getAnnIds(catIds=[key]))
             row: Entry = {"id": key, "name": name, "objects": sum(not entry["iscrowd"] for entry in objects)}
             for kind in self.kinds:
-                precision = results[kind].precision[:, :, index]
+                precision = self._result(kind)[1][:, :, index]
                 row[f"{kind}_AP"], row[f"{kind}_AP50"] = _mean(precision), _mean(precision[0])
             rows.append(row)
         return rows
 
-    def _compute(self) -> dict[str, _Result]:
-        if self._results is None:
-            self._results = {kind: self._compute_type(kind) for kind in self.kinds}
-        return self._results
-
-    def _compute_type(self, kind: str) -> _Result:
+    def _result(self, kind: str) -> Result:
+        if kind in self._results:
+            return self._results[kind]
         # With a box in its entry a mask would count as small, medium or large by the area of that box.
         left_out = "segmentation" if kind == "bbox" else "bbox"
         found = [{key: value for key, value in entry.items() if key != left_out} for entry in self.detections_json()]
@@ -209,7 +176,8 @@ class CocoEvaluator:
             evaluation.summarize()
         # Axes: IoU thresholds, recalls, categories, areas (the first: all), detections per image (the last: 100). A
         # copy of this part, because the whole evaluation keeps every match of every image.
-        return _Result(evaluation.stats.tolist(), evaluation.eval["precision"][:, :, :, 0, -1].copy())
+        self._results[kind] = evaluation.stats.tolist(), evaluation.eval["precision"][:, :, :, 0, -1].copy()
+        return self._results[kind]
 
     def _index(self, content: Entry) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -236,33 +204,21 @@ def _mean(precision: np.ndarray) -> float:
 
 @dataclass
 class CocoValidation:
-    """Validation pass: COCO's metrics of a detector over the images of a loader.
+    """Validation pass: COCO's metrics of a detector over the images of a loader."""
 
-    Attributes:
-        world: The processes, each with a loader of its own share of the images.
-        ground_truth: COCO dictionary of all images.
-        amp_dtype: Lower precision of autocast, or None for float32.
-        layout: Memory format of the images.
-        backend: Package that computes the metrics.
-        log_interval: Batches between two progress lines.
-        kinds: What is measured, of ``IOU_TYPES``.
-        keep: Number of images whose detections are kept, for figures.
-        evaluator: Of the last call.
-        kept: Detections of the first images of this process's share in the last call.
-        speed: Of the last call, images per second of all processes: ``images_per_s`` with data loading and mask
-            pasting, ``detector_images_per_s`` of the detector alone.
-    """
-
-    world: World
-    ground_truth: Entry
-    amp_dtype: torch.dtype | None = None
-    layout: torch.memory_format = torch.contiguous_format
-    backend: Backend = "pycocotools"
-    log_interval: int = 50
-    keep: int = 0
-    kinds: Sequence[str] = IOU_TYPES
-    evaluator: CocoEvaluator | None = None
+    world: World  # the processes, each with a loader of its own share of the images
+    ground_truth: Entry  # COCO dictionary of all images
+    amp_dtype: torch.dtype | None = None  # lower precision of autocast, or None for float32
+    layout: torch.memory_format = torch.contiguous_format  # memory format of the images
+    backend: Backend = "pycocotools"  # package that computes the metrics
+    log_interval: int = 50  # batches between two progress lines
+    keep: int = 0  # number of images whose detections are kept, for figures
+    kinds: Sequence[str] = IOU_TYPES  # what is measured, of ``IOU_TYPES``
+    evaluator: CocoEvaluator | None = None  # of the last call
+    # Detections of the first images of this process's share in the last call.
     kept: list[ImageDetections] = field(default_factory=list)
+    # Of the last call, images per second of all processes: ``images_per_s`` with data loading and mask pasting,
+    # ``detector_images_per_s`` of the detector alone.
     speed: dict[str, float] = field(default_factory=dict)
 
     # Not inference_mode: a model may cache tensors here, which training could not use then.

@@ -8,7 +8,7 @@ ONNX files hold only standard operators (RoiAlign, NonMaxSuppression, ...); a to
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +21,7 @@ from wsfvit.detection.model.detector import Detector, build_detector
 from wsfvit.detection.model.heads import MASK_SIDE
 from wsfvit.detection.model.roi_heads import Detections
 from wsfvit.detection.shapes import draw_shapes
-from wsfvit.inference.export import (
-    INPUT,
-    TOLERANCE,
-    Runner,
-    export_model,
-    load_runner,
-    log,
-    output_path,
-    require_tools,
-    write_export,
-)
+from wsfvit.inference import export
 from wsfvit.utils.errors import UserError
 
 # Boxes that differ by no more are the same detection, in pixels.
@@ -43,36 +33,33 @@ SHAPES = {"boxes": [-1, 4], "scores": [-1], "labels": [-1], "mask_probs": [-1, M
 
 
 def run_export(args: argparse.Namespace) -> dict[str, Any]:
-    """Exports a detector, compares it with PyTorch and writes it.
-
-    Returns:
-        Content of the JSON file, see `describe`.
+    """Exports a detector, compares it with PyTorch and writes it; returns the content of the JSON file.
 
     Raises:
         UserError: something does not fit, a package is missing, the detector cannot be exported, or the result differs
             from PyTorch; then nothing is written.
     """
-    path = output_path(args.output, args.format)
+    path = export.output_path(args.output, args.format)
     if bool(args.checkpoint) == bool(args.model):
         raise UserError("pass either --checkpoint FILE, or --model NAME for a detector with random weights")
-    require_tools(args.format, args.check)
+    export.require_tools(args.format, args.check)
     detector, setting = _load(args)
     H, W = args.size or _size(setting)
     weights = "" if args.checkpoint else " untrained, random weights;"
-    log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
+    export.log(f"{detector.config.backbone},{weights} an image of {H} x {W}, as {args.format}; this can take minutes")
     model = ExportableDetector(detector).eval()
     pixels = torch.from_numpy(draw_shapes(H, W, seed=0)[0]).permute(2, 0, 1)
     images = [setting.normalize(pixels)[None], torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))]
-    content = export_model(model, images[0], args.format, outputs=Detections._fields)
-    description = describe(detector, setting, (H, W), args.format)
+    content = export.export_model(model, images[0], args.format, outputs=model.outputs)
+    description = describe(model, setting, (H, W), args.format)
     if args.check:
-        log("exported; comparing with PyTorch")
-        result = check_export(model, load_runner(content, args.format), images)
-        log(str(result))
+        export.log("exported; comparing with PyTorch")
+        result = check_export(model, export.load_runner(content, args.format), images)
+        export.log(str(result))
         if not result.total:
-            log("note: the two images have no detections to compare; --score-threshold 0 gives some")
+            export.log("note: the two images have no detections to compare; --score-threshold 0 gives some")
         description["compared"] = result._asdict()
-    write_export(path, content, description)
+    export.write_export(path, content, description)
     return description
 
 
@@ -102,27 +89,20 @@ def _size(setting: Setting) -> tuple[int, int]:
     return height, width
 
 
-def describe(detector: Detector, setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
-    """What a program needs to run the exported file.
-
-    Returns:
-        format, backbone, ``input`` and ``outputs`` (name, shape with -1 for the number of detections), mean, std,
-        short_side and long_side that images are resized to, categories by label, thresholds, the version of torch.
-    """
-    config = detector.config
+def describe(model: "ExportableDetector", setting: Setting, size: tuple[int, int], format: str) -> dict[str, Any]:
+    """What a program needs to run the exported file; in shapes, -1 is the number of detections."""
+    config = model.detector.config
+    dtypes = {"labels": "int64"}
     return {
         "format": format,
         "backbone": config.backbone,
         "stages": len(config.stages),
-        "input": {"name": INPUT, "shape": [1, 3, *size], "dtype": "float32"},
+        "input": {"name": export.INPUT, "shape": [1, 3, *size], "dtype": "float32"},
         "outputs": [
-            {"name": name, "shape": SHAPES[name], "dtype": "int64" if name == "labels" else "float32"}
-            for name in Detections._fields
+            {"name": name, "shape": SHAPES[name], "dtype": dtypes.get(name, "float32")} for name in model.outputs
         ],
-        "mean": setting.normalize.mean,
-        "std": setting.normalize.std,
-        "short_side": setting.transform.short_side,
-        "long_side": setting.transform.long_side,
+        **asdict(setting.normalize),
+        **asdict(setting.transform),
         "categories": [{"id": key, "name": name} for key, name in setting.categories.items()],
         **{key: getattr(config, key) for key in ("score_threshold", "nms_threshold", "max_detections")},
         "torch": torch.__version__,
@@ -133,35 +113,29 @@ class ExportableDetector(nn.Module):
     """A detector as a function of one image, the only form that can be exported.
 
     Shape: (1, 3, H, W), normalised -> boxes (M, 4), scores (M,), labels (M,) and mask_probs (M, 28, 28), as in
-    `Detections`. All of H x W counts as image: boxes reach into padding unless the caller clips them.
+    `Detections`; no masks if it was trained on boxes only. All of H x W counts as image: boxes reach into padding
+    unless the caller clips them.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
+        self.outputs = Detections._fields if detector.config.mask_loss_weight else Detections._fields[:-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         _, _, H, W = images.shape
         (found,) = self.detector(images, [(H, W)])
-        return tuple(found)
+        return tuple(found)[: len(self.outputs)]
 
 
 class Comparison(NamedTuple):
-    """Detections of a detector against those of its export.
+    """Detections of a detector against those of its export."""
 
-    Attributes:
-        total: Detections of the side that has more.
-        unmatched: Those that the other side does not have.
-        boxes: Largest difference between matched detections, in pixels.
-        scores: Likewise, of scores.
-        masks: Likewise, of mask probabilities.
-    """
-
-    total: int
-    unmatched: int
-    boxes: float
-    scores: float
-    masks: float
+    total: int  # detections of the side that has more
+    unmatched: int  # those that the other side does not have
+    boxes: float  # largest difference between matched detections, in pixels
+    scores: float  # likewise, of scores
+    masks: float  # likewise, of mask probabilities
 
     def __str__(self) -> str:
         return (
@@ -188,20 +162,22 @@ def compare_detections(expected: Detections, found: Detections) -> Comparison:
 
 
 @torch.no_grad()
-def check_export(model: ExportableDetector, run: Runner, images: Sequence[Tensor]) -> Comparison:
-    """Runs a detector and its export on each of ``images``, (1, 3, H, W).
+def check_export(model: ExportableDetector, run: export.Runner, images: Sequence[Tensor]) -> Comparison:
+    """Sums of counts and largest differences of a detector and its export on each of ``images``, (1, 3, H, W).
 
-    Returns:
-        Sums of the numbers of detections, and the largest differences.
-
-    Raises:
-        UserError: the two differ.
+    Raises a ``UserError`` if the two differ.
     """
-    each = [compare_detections(Detections(*model(image)), Detections(*run(image))) for image in images]
+    each = [compare_detections(_with_masks(model(image)), _with_masks(run(image))) for image in images]
     total, unmatched = sum(x.total for x in each), sum(x.unmatched for x in each)
     # A tensor's largest value is NaN where there is one, and NaN is not below the tolerance.
     worst = torch.tensor([x[2:] for x in each], dtype=torch.float64).amax(dim=0)
     result = Comparison(total, unmatched, *worst.tolist())
-    if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= TOLERANCE).all():
+    if unmatched > MAX_UNMATCHED * total or not (worst[1:] <= export.TOLERANCE).all():
         raise UserError(f"the export differs from PyTorch: {result}")
     return result
+
+
+def _with_masks(outputs: Sequence[Tensor]) -> Detections:
+    """The outputs of an exported detector, with empty masks where it has none."""
+    boxes, scores, labels, *masks = outputs
+    return Detections(boxes, scores, labels, *masks or [boxes.new_zeros(len(boxes), 0, 0)])

@@ -41,12 +41,18 @@ def draw_targets(batch: DetectionBatch, normalize: Normalize, names: Sequence[st
 
 
 def draw_found(
-    found: Sequence[ImageDetections], paths: Mapping[int, Path], names: Sequence[str], log: RunLog, update: int
+    found: Sequence[ImageDetections],
+    paths: Mapping[int, Path],
+    names: Sequence[str],
+    log: RunLog,
+    update: int,
+    with_masks: bool,
 ) -> None:
     """Draws detections on their images, side by side, to ``FILE`` in the run folder and to TensorBoard."""
     drawings = []
     for detections in found:
-        image = draw_detections(*enlarge(read_image(paths[detections.image_id]), detections), names)
+        enlarged = enlarge(read_image(paths[detections.image_id]), detections)
+        image = draw_detections(*enlarged, names, with_masks=with_masks)
         drawings.append(np.asarray(image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))))
     if drawings:
         row = np.concatenate(drawings, axis=1)
@@ -65,14 +71,9 @@ def enlarge(image: Image.Image, found: ImageDetections) -> tuple[Image.Image, Im
 def draw_detections(
     image: Image.Image, found: ImageDetections, names: Sequence[str], min_score: float = 0.3, with_masks: bool = True
 ) -> Image.Image:
-    """Draws detections on a copy of an RGB image, the best on top.
+    """Draws detections that score at least ``min_score`` on a copy of an RGB image, the best on top.
 
-    Args:
-        image: The image file's pixels.
-        found: Detections in it.
-        names: Name of each label.
-        min_score: Detections with a lower score are left out.
-        with_masks: Also fill the masks.
+    ``names`` has the name of each label; with ``with_masks`` masks are filled.
     """
     # Ascending scores, so that the best ones end up on top.
     order = [index for index in found.scores.argsort().tolist() if found.scores[index] >= min_score]

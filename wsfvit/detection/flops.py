@@ -58,21 +58,13 @@ NOTES = (
 
 @dataclass(frozen=True)
 class PartCost:
-    """Cost of one part of a detector.
+    """Cost of one part of a detector."""
 
-    Attributes:
-        name: A key of `PARTS`, or "total".
-        params: Number of parameters.
-        published: MACs by the published rule.
-        macs: MACs by the rules of `wsfvit.analysis.flop_rules`.
-        other: Floating-point operations outside ``macs``, by the same rules; RoIAlign only counts in the total.
-    """
-
-    name: str
-    params: int
-    published: int
-    macs: int
-    other: int
+    name: str  # a key of `PARTS`, or "total"
+    params: int  # number of parameters
+    published: int  # MACs by the published rule
+    macs: int  # MACs by the rules of `wsfvit.analysis.flop_rules`
+    other: int  # floating-point operations outside ``macs``, by the same rules; RoIAlign only counts in the total
 
 
 # Keys are kind of detector and backbone.
@@ -144,16 +136,10 @@ def _giga(value: int) -> str:
 def count_detector(
     config: DetectorConfig, size: tuple[int, ...] = (1120, 896), box_rois: int = 1000, mask_rois: int = 100
 ) -> list[PartCost]:
-    """Counts one image of ``size`` (H, W), on the meta device: nothing is computed.
+    """Counts one image of ``size`` (H, W), padded to what the backbone takes, on the meta device: nothing is computed.
 
-    Args:
-        config: The detector.
-        size: Height and width of the image; padded to what the backbone takes.
-        box_rois: RoIs that each box head gets.
-        mask_rois: RoIs that each mask head gets.
-
-    Returns:
-        The parts, in the order of `PARTS`, and the total.
+    Each box head gets ``box_rois`` RoIs, each mask head ``mask_rois``. Returns the parts, in the order of `PARTS`, and
+    the total.
     """
     with torch.device("meta"):
         detector = build_detector(config).eval()

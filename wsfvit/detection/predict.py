@@ -37,8 +37,8 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
         UserError: something does not fit, or an image could not be read (the others are done first).
     """
     paths = find_images(args.images)
-    device = resolve_device(args.device)
     changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
+    device = resolve_device(args.device)
     detector, setting, _ = load_detector(args.checkpoint, device, args.use_ema, args.trust_checkpoint, **changes)
     # A detector that was trained on boxes only has meaningless masks.
     with_masks = bool(detector.config.mask_loss_weight) and not args.no_masks
@@ -55,7 +55,7 @@ def run_predict(args: argparse.Namespace) -> dict[str, Any]:
             except UserError as err:
                 unreadable.append(str(err))
                 continue
-            found = _detect(detector, setting, image, number, device, amp_dtype(args), args.score)
+            found = _detect(detector, setting, image, number, args)
             drawing = draw_detections(*enlarge(image, found), setting.names, args.score, with_masks=with_masks)
             write_png(folder / names[path], drawing)
             size = {"height": image.height, "width": image.width}
@@ -88,20 +88,15 @@ def _drawing_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 @torch.no_grad()
 def _detect(
-    detector: Detector,
-    setting: Setting,
-    image: Image.Image,
-    number: int,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    score: float,
+    detector: Detector, setting: Setting, image: Image.Image, number: int, args: argparse.Namespace
 ) -> ImageDetections:
-    """Detections of an image that score at least ``score``, on the CPU."""
+    """Detections of an image that score at least ``--score``, on the CPU."""
+    device = next(detector.parameters()).device
     view = setting.transform(start_view(pil_to_tensor(image), torch.zeros(0, 4)))
     sample = Sample(setting.normalize(view.image), None, (image.height, image.width), number)
     batch = PaddingCollate(setting.multiple)([sample])
-    with autocast(device, dtype), finite_outputs(detector):
+    with autocast(device, amp_dtype(args)), finite_outputs(detector):
         (detections,) = detector(batch.images.to(device), batch.sizes)
-    enough = detections.scores >= score
+    enough = detections.scores >= args.score
     kept = type(detections)(*(part[enough].cpu() for part in detections))
     return next(to_image_detections([kept], batch))

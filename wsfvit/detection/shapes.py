@@ -19,11 +19,7 @@ ATTEMPTS = 20
 
 
 def run_shapes(args: argparse.Namespace) -> None:
-    """Writes a training and a validation folder of different images.
-
-    Raises:
-        UserError: see ``write_shapes``.
-    """
+    """Writes a training and a validation folder of different images; see ``write_shapes``."""
     for split, count, seed in (("train", args.train_count, args.seed), ("val", args.val_count, args.seed + 1)):
         annotations, _ = write_shapes(Path(args.folder) / split, count, tuple(args.size), seed)
         print(f"{count} images: {annotations}")
@@ -38,14 +34,8 @@ def write_shapes(
     Each image depends only on (seed, its number, size). Every third one is in portrait format, so that batches meet
     both aspect ratios.
 
-    Args:
-        folder: Gets ``images/*.png`` and ``instances.json``.
-        count: Number of images.
-        size: Short and long side in pixels, at least 32.
-        seed: Seed of the images.
-
-    Returns:
-        The annotation file and the folder of images, as ``read_coco`` takes them.
+    The folder gets ``images/*.png`` and ``instances.json``, and ``size`` is the short and the long side in pixels, at
+    least 32. Returns the annotation file and the folder of images, as ``read_coco`` takes them.
 
     Raises:
         UserError: a size below 32 pixels, or the folder cannot be written.
@@ -54,6 +44,7 @@ def write_shapes(
         raise UserError(f"{count} images of {size[0]}x{size[1]} pixels: at least one, and 32 pixels, are needed")
     images, annotations = Path(folder, "images"), Path(folder, "instances.json")
     make_folder(images)
+    module = coco_mask_module()
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -65,17 +56,18 @@ def write_shapes(
         path = images / f"{number:06d}.png"
         write_png(path, pixels)
         content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
-        content["annotations"] += _annotate(number, labels, masks, first_id=len(content["annotations"]) + 1)
+        for label, rle in zip(labels, encode_masks(masks), strict=True):
+            entry = {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0}
+            box, area = module.toBbox(rle).astype(int).tolist(), int(module.area(rle))
+            content["annotations"].append({**entry, "bbox": box, "area": area, "segmentation": rle})
     write_text_atomic(annotations, to_json(content))
     return annotations, images
 
 
 def draw_shapes(height: int, width: int, seed: int) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Draws one image.
+    """Draws one image: pixels uint8 (H, W, 3), labels (indices in ``CATEGORIES``), and masks bool (N, H, W).
 
-    Returns:
-        Pixels uint8 (H, W, 3), labels (indices in ``CATEGORIES``), and masks bool (N, H, W): the pixels whose centres
-        lie inside a shape.
+    A mask has the pixels whose centres lie inside its shape.
     """
     random = np.random.default_rng(seed)
     dark = random.integers(0, 90, 3)
@@ -107,14 +99,3 @@ def _rasterise(label: int, y: float, x: float, radius: float, height: int, width
     if CATEGORIES[label] == "square":
         return np.maximum(abs(dy), abs(dx)) <= radius
     return (dy <= radius) & (2 * abs(dx) <= dy + radius)
-
-
-def _annotate(image: int, labels: list[int], masks: np.ndarray, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of one image, with its masks as compressed RLE."""
-    module = coco_mask_module()
-    entries = []
-    for number, (label, rle) in enumerate(zip(labels, encode_masks(masks), strict=True), start=first_id):
-        entry = {"id": number, "image_id": image, "category_id": label + 1, "iscrowd": 0}
-        box, area = module.toBbox(rle).astype(int).tolist(), int(module.area(rle))
-        entries.append({**entry, "bbox": box, "area": area, "segmentation": rle})
-    return entries

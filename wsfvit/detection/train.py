@@ -79,32 +79,26 @@ class DetectionTask(Task):
             self.validation.kinds = IOU_TYPES[:1]
         options = partial(loader_options, args, world, on_bad_image=args.on_bad_image)
         val_options = options(args.validation_batch_size or args.batch_size)
-        return (
-            build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed),
-            build_eval_loader(val_set, val_options, setting.multiple),
-        )
+        train_loader = build_train_loader(train_set, options(args.batch_size), setting.multiple, args.seed)
+        return train_loader, build_eval_loader(val_set, val_options, setting.multiple)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of ``--opt`` over ``group_parameters``."""
-        args = self.args
-        return recipe.build_optimizer(args, model, lambda model: group_parameters(model, args.weight_decay))
+        group = partial(group_parameters, weight_decay=self.args.weight_decay)
+        return recipe.build_optimizer(self.args, model, group)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler, int]:
         """By update: linear warm-up, then steps, a cosine or a constant."""
         args = self.args
-        warmup: dict[str, Any] = {
-            "warmup_t": args.warmup_updates,
-            "warmup_lr_init": args.warmup_factor * args.lr,
-            "warmup_prefix": False,
-            "t_in_epochs": False,
-        }
+        warmup = {"warmup_t": args.warmup_updates, "warmup_lr_init": args.warmup_factor * args.lr}
+        by_update = warmup | {"warmup_prefix": False, "t_in_epochs": False}
         if args.sched == "cosine":
             total = args.epochs * updates_per_epoch
-            return CosineLRScheduler(optimizer, total, lr_min=args.min_lr, **warmup), args.epochs
+            return CosineLRScheduler(optimizer, total, lr_min=args.min_lr, **by_update), args.epochs
         # timm decays one step before the milestone.
         milestones = args.decay_milestones if args.sched == "multistep" else []
         steps = [epoch * updates_per_epoch + 1 for epoch in sorted(milestones)]
-        return MultiStepLRScheduler(optimizer, steps, decay_rate=args.decay_rate, **warmup), args.epochs
+        return MultiStepLRScheduler(optimizer, steps, decay_rate=args.decay_rate, **by_update), args.epochs
 
     def prepare(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
         batch = batch.to(device, non_blocking=True)
@@ -141,18 +135,19 @@ class DetectionTask(Task):
 
     def after_epoch(self, log: RunLog, update: int) -> None:
         paths = {image.id: image.path for image in self.val_data.images}
-        draw_found(self.validation.kept, paths, self.setting.names, log, update)
+        with_masks = bool(self.config.mask_loss_weight)
+        draw_found(self.validation.kept, paths, self.setting.names, log, update, with_masks)
         self.validation.kept = []
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups without and with weight decay, by the published rule (``NOT_DECAYED``)."""
-    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (0.0, weight_decay)]
+    kept: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = not any(part in name for part in NOT_DECAYED)
-            groups[decayed]["params"].append(parameter)
-    return groups
+            (kept if any(part in name for part in NOT_DECAYED) else decayed).append(parameter)
+    return [{"params": kept, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
 def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
@@ -167,11 +162,7 @@ def _read_data(args: argparse.Namespace) -> tuple[CocoData, CocoData]:
 
 
 def build_config(args: argparse.Namespace, num_classes: int) -> DetectorConfig:
-    """The detector that the arguments describe.
-
-    Raises:
-        UserError: an unknown setting.
-    """
+    """The detector that the arguments describe; an unknown setting is a ``UserError``."""
     changes: dict[str, Any] = dict(args.detector_kwargs)
     if args.proposals is not None:
         counts = ("candidates_train", "candidates_test", "proposals_train", "proposals_test")
@@ -222,11 +213,7 @@ def build_train_detector(args: argparse.Namespace, config: DetectorConfig, world
 
 
 def build_sizes(args: argparse.Namespace) -> TrainSizes:
-    """The published sizes scaled to ``--long-side``, changed where the arguments say so.
-
-    Raises:
-        UserError: an empty range.
-    """
+    """The published sizes scaled to ``--long-side``, changed by other arguments; an empty range is a ``UserError``."""
     given = {name: getattr(args, name) for name in ("short_sides", "crop_short_sides", "crop_range")}
     changes: dict[str, Any] = {name: tuple(value) for name, value in given.items() if value is not None}
     try:

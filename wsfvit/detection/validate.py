@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -48,9 +49,8 @@ def run_validation(args: argparse.Namespace) -> Row:
 
 def _evaluate(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidation]:
     changes = {key: getattr(args, key) for key in ("short_side", "long_side", "max_detections")}
-    detector, setting, meta = load_detector(
-        args.checkpoint, world.device, args.use_ema, args.trust_checkpoint, **changes
-    )
+    loaded = load_detector(args.checkpoint, world.device, args.use_ema, args.trust_checkpoint, **changes)
+    detector, setting, meta = loaded
     layout = memory_format(args)
     detector.to(memory_format=layout)  # type: ignore[call-overload]
     boxes_only = args.boxes_only or not detector.config.mask_loss_weight
@@ -70,8 +70,7 @@ def _evaluate(args: argparse.Namespace, world: World) -> tuple[Row, CocoValidati
         "model": detector.config.backbone,
         "stages": len(detector.config.stages),
         "param_count": sum(parameter.numel() for parameter in detector.parameters()) / 1e6,
-        "short_side": setting.transform.short_side,
-        "long_side": setting.transform.long_side,
+        **asdict(setting.transform),
         "precision": f"amp {args.amp_dtype}" if args.amp else "float32",
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
         "images": len(data.images),
@@ -88,17 +87,14 @@ def _report(row: Row, categories: Sequence[dict[str, Any]]) -> str:
     columns = ("objects", *(f"{name}_{metric}" for name in kinds for metric in ("AP", "AP50")))
     metrics = [(name, *(_cell(row[f"{name}_{metric}"]) for metric in METRICS)) for name in kinds]
     rows = [(entry["name"], *(_cell(entry[key]) for key in columns)) for entry in categories]
-    lines = (
+    return (
         f"{kind} on {row['model']}, {row['param_count']:.2f} M parameters, {row['weights']} weights of "
-        f"{row['checkpoint']}",
-        f"  {row['images']} images{left_out}, sides up to {row['short_side']} and {row['long_side']}, "
-        f"{row['precision']} on {row['device']}",
-        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n",
-        markdown_table(("-", *METRICS), metrics, aligned=False),
-        "",
-        markdown_table(("category", *columns), rows, aligned=False),
+        f"{row['checkpoint']}\n  {row['images']} images{left_out}, sides up to {row['short_side']} and "
+        f"{row['long_side']}, {row['precision']} on {row['device']}\n"
+        f"  {row['images_per_s']:.3g} images/s, {row['detector_images_per_s']:.3g} of the detector alone\n\n"
+        f"{markdown_table(('-', *METRICS), metrics, aligned=False)}\n\n"
+        f"{markdown_table(('category', *columns), rows, aligned=False)}"
     )
-    return "\n".join(lines)
 
 
 def _cell(value: float) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from wsfvit.eval.evaluate import match_labels
-from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.figures import figure_path, new_panels, save_figure
 from wsfvit.utils.files import output_file, write_text_atomic
@@ -37,11 +36,7 @@ class Confusion:
 
 
 def check_confusion_files(names: Sequence[str]) -> None:
-    """Check early that the files can be written.
-
-    Raises:
-        UserError: A folder does not exist, or a name ends in no known format.
-    """
+    """Raise a ``UserError`` early for a folder that does not exist, or a name that ends in no known format."""
     for name in names:
         output_file("--confusion-matrix", name)
         if not name.lower().endswith(".csv"):
@@ -82,8 +77,3 @@ def draw_confusion(counts: torch.Tensor, class_names: Sequence[str]) -> Any:
         axis.set_yticks(places, [f"{name} ({text})" for name, text in zip(class_names, accuracy, strict=True)])
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of the class's images")
     return figure
-
-
-def sum_counts(counts: torch.Tensor, world: World) -> torch.Tensor:
-    """The counts of all processes, on the CPU."""
-    return world.sum(counts.to(world.device)).cpu() if world.size > 1 else counts

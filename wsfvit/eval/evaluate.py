@@ -4,8 +4,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,9 @@ from wsfvit.utils.progress import Progress
 _VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
-class LabelMatcher(Protocol):
-    """Decides which predictions are correct."""
-
-    def __call__(self, predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Match one batch; called once for each, in the order of the loader.
-
-        Args:
-            predicted: Classes (B, k), most probable first.
-            labels: The data's labels (B,).
-
-        Returns:
-            Which predictions are correct (B, k), and which images count (B,), both bool.
-        """
+# Matches one batch, called once for each in the order of the loader: from the predicted classes (B, k), most probable
+# first, and the data's labels (B,) to which predictions are correct (B, k) and which images count (B,), both bool.
+LabelMatcher = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def match_labels(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,9 +114,7 @@ def reduce_metrics(sums: torch.Tensor, world: World) -> dict[str, float]:
     Raises:
         UserError: There are no images, or none that count, or outputs that are not finite.
     """
-    if world.size > 1:  # one process stays on the CPU: not every device has float64
-        sums = world.sum(sums.to(world.device))
-    loss, top1, top5, counted, bad, images = sums.tolist()
+    loss, top1, top5, counted, bad, images = world.sum(sums).tolist()
     if not images:
         raise UserError("the validation split has no images")
     if not counted:
@@ -142,17 +130,27 @@ class RealLabels:
 
     Args:
         path: The published JSON file: one list of classes per validation image, in the order of their numbers.
-        names: File names of the images in the order of the evaluation; the numbers in them select the labels.
+        dataset: With ``filename(index)``: the number in an image's name selects its labels.
+        indices: The images, in the order of the evaluation.
 
     Raises:
-        UserError: The file cannot be read or has another format, or an image has no number in its name.
+        UserError: The file cannot be read or has another format, or an image has no name or no number in it.
     """
 
-    def __init__(self, path: str, names: Sequence[str]) -> None:
-        table = _read_table(path)
+    def __init__(self, path: str, dataset: Any, indices: Iterable[int]) -> None:
+        if not callable(getattr(dataset, "filename", None)):
+            raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                table = json.load(file)
+        except (OSError, ValueError) as err:
+            raise UserError(f"--real-labels {path} cannot be read: {err}") from err
+        rows = table if isinstance(table, list) else [None]
+        if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
+            raise UserError(f"--real-labels {path} is not a JSON list of lists of classes, which are integers from 0")
         self.answers: list[list[int]] = []
         self.position = 0
-        for name in names:
+        for name in map(dataset.filename, indices):
             found = _VALIDATION_IMAGE.search(os.path.basename(name))
             if not found or not 1 <= int(found[1]) <= len(table):
                 raise UserError(
@@ -171,12 +169,7 @@ class RealLabels:
 
 
 class SelectedClasses(nn.Module):
-    """A classifier restricted to a subset of its classes.
-
-    Args:
-        model: Images (B, C, H, W) -> logits (B, K).
-        classes: Which of the K, in the order of the labels.
-    """
+    """A classifier, images (B, C, H, W) to logits (B, K), restricted to ``classes``, in the order of the labels."""
 
     def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
         super().__init__()
@@ -189,11 +182,7 @@ class SelectedClasses(nn.Module):
 
 
 def read_valid_labels(path: str, num_classes: int) -> list[int]:
-    """Read a text file of class indices, one per line.
-
-    Raises:
-        UserError: It cannot be read, or holds anything but distinct classes of the model.
-    """
+    """Read class indices, one per line, or raise a ``UserError`` for anything but distinct classes of the model."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             classes = [int(line) for line in file if line.strip()]
@@ -204,26 +193,3 @@ def read_valid_labels(path: str, num_classes: int) -> list[int]:
         found = f"class {wrong[0]}" if wrong else "a class twice" if classes else "nothing"
         raise UserError(f"--valid-labels {path}: {found}, expected distinct classes from 0 to {num_classes - 1}")
     return classes
-
-
-def file_names(dataset: Any, indices: Sequence[int]) -> list[str]:
-    """File names of some of a dataset's images.
-
-    Raises:
-        UserError: The dataset has none.
-    """
-    if not callable(getattr(dataset, "filename", None)):
-        raise UserError("--real-labels needs a dataset with file names: an image folder or a tar file")
-    return [dataset.filename(index) for index in indices]
-
-
-def _read_table(path: str) -> list[list[int]]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            table = json.load(file)
-    except (OSError, ValueError) as err:
-        raise UserError(f"--real-labels {path} cannot be read: {err}") from err
-    rows = table if isinstance(table, list) else [None]
-    if not all(isinstance(row, list) and not any(map(wrong_label, row)) for row in rows):
-        raise UserError(f"--real-labels {path} is not a JSON list of lists of classes, which are integers from 0")
-    return table

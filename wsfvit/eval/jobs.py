@@ -23,15 +23,10 @@ class Job(NamedTuple):
 
 
 def list_jobs(name: str, checkpoint: str, log: Callable[[str], None] = print) -> tuple[bool, list[Job]]:
-    """Whether ``--model`` and ``--checkpoint`` name several models, and the models.
+    """Whether ``--model`` and ``--checkpoint`` ("" if not given) name several models, and the models.
 
-    Args:
-        name: ``--model``, or "".
-        checkpoint: ``--checkpoint``, or "".
-        log: Receives a line for each file of a folder that is skipped as a copy.
-
-    Raises:
-        UserError: They name nothing that can be evaluated.
+    ``log`` receives a line for each file of a folder that is skipped as a copy. Names of nothing that can be evaluated
+    raise a ``UserError``.
     """
     if checkpoint and Path(checkpoint).is_dir():
         return True, [Job(name, str(path)) for path in _list_checkpoints(Path(checkpoint), log)]

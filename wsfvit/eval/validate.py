@@ -11,35 +11,21 @@ import torch
 from timm.layers import set_fast_norm
 from timm.utils import reparameterize_model
 
-from wsfvit.checkpoint.io import (
-    apply_state_dict,
-    load_state_dict_file,
-    note_on_other_model,
-    saved_data_config,
-    with_checkpoint_defaults,
-)
+from wsfvit.checkpoint.io import note_on_other_model, saved_data_config
 from wsfvit.data import dataset_class_names, dataset_notes, dataset_num_classes
-from wsfvit.eval.confusion import Confusion, check_confusion_files, sum_counts, write_confusion
+from wsfvit.eval.confusion import Confusion, check_confusion_files, write_confusion
 from wsfvit.eval.evaluate import (
     LabelMatcher,
     RealLabels,
     SelectedClasses,
     evaluate_local,
-    file_names,
     match_labels,
     read_valid_labels,
     reduce_metrics,
 )
 from wsfvit.eval.jobs import Job, list_jobs
-from wsfvit.factory.data import (
-    DataConfig,
-    build_dataset,
-    build_eval_loader,
-    check_class_order,
-    check_classes,
-    resolve_data,
-)
-from wsfvit.factory.model import build_model, build_pretrained, fuse_model
+from wsfvit.factory.data import build_dataset, build_eval_loader, check_class_order, check_classes, resolve_data
+from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.models.fuse import can_fuse
 from wsfvit.utils.compiling import compile_model
 from wsfvit.utils.distributed import World, joined_world
@@ -102,13 +88,7 @@ def run_validation(args: argparse.Namespace) -> list[Row]:
 
 
 def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool = False) -> Row:
-    """Evaluate one model with all processes.
-
-    Args:
-        args: Arguments of validate.py.
-        job: The model and its checkpoint.
-        world: The processes.
-        retry: Halve the batch size when memory runs out.
+    """Evaluate one model with all processes; ``retry`` halves the batch size when memory runs out.
 
     Raises:
         UserError: The checkpoint, the model, the data or a value does not fit, or the memory is too small.
@@ -129,7 +109,7 @@ def validate_model(args: argparse.Namespace, job: Job, world: World, retry: bool
             torch.cuda.empty_cache()
     row["left_out"] = sum(world.gather(row["left_out"]))
     if (confusion := row.pop("confusion")) is not None:
-        counts = sum_counts(confusion[0], world)
+        counts = world.sum(confusion[0])
         if world.is_main:
             write_confusion(counts, confusion[1], args.confusion_matrix)
         world.log(f"confusion matrix: {', '.join(args.confusion_matrix)}")
@@ -153,13 +133,13 @@ def _fail_together(world: World, step: Callable[[], Result]) -> Result:
         error = err
     out_of_memory = isinstance(error, RuntimeError) and "memory" in str(error) and "allocate" in str(error)
     reports = world.gather(None if error is None else (out_of_memory, _reason(error)))
-    if any(report and report[0] for report in reports) and not any(report and not report[0] for report in reports):
-        raise torch.OutOfMemoryError(next(report[1] for report in reports if report)) from error
+    failed = [(rank, *report) for rank, report in enumerate(reports) if report]
+    if failed and all(memory for _, memory, _ in failed):
+        raise torch.OutOfMemoryError(failed[0][2]) from error
     if error is not None:
         raise error
-    for rank, report in enumerate(reports):
-        if report:
-            raise UserError(f"process {rank}: {report[1]}")
+    if failed:
+        raise UserError(f"process {failed[0][0]}: {failed[0][2]}")
     return result
 
 
@@ -168,7 +148,7 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     device = world.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    args, model, meta = _load(args)
+    args, model, meta = load_model(args, pretrained=True)
     if note := note_on_other_model(args, meta):
         world.log(note)
     data_config = resolve_data(args, model, saved_data_config(args.model, meta), test_size=not args.use_train_size)
@@ -191,32 +171,24 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     for text in dataset_notes(dataset):
         world.log(f"note: {text}")
     check_classes(dataset, classes)
+    names, saved_names = dataset_class_names(dataset), meta.get("class_names")
     if not args.valid_labels and not args.labels_by_position:
-        names = dataset_class_names(dataset)
-        check_class_order(names, meta.get("class_names"), f"checkpoint '{args.checkpoint}'", "--labels-by-position")
+        check_class_order(names, saved_names, f"checkpoint '{args.checkpoint}'", "--labels-by-position")
     if not args.valid_labels and (found := dataset_num_classes(dataset)) is not None and found < classes:
-        world.log(
-            f"note: the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
-        )
+        note = f"the data has {found} classes, evaluated as the first of the model's {classes}; see --valid-labels"
+        world.log(f"note: {note}")
     loader = build_eval_loader(args, dataset, data_config, args.batch_size, world, classes)
     matcher: LabelMatcher = match_labels
     if args.real_labels:
-        matcher = RealLabels(args.real_labels, file_names(dataset, range(world.rank, len(dataset), world.size)))
+        matcher = RealLabels(args.real_labels, dataset, range(world.rank, len(dataset), world.size))
     confusion = None
     if args.confusion_matrix:
-        names = dataset_class_names(dataset) or meta.get("class_names") or []
+        names = names or saved_names or []
         confusion = Confusion(classes), [*names, *map(str, range(len(names), classes))]
         matcher = confusion[0]
     started = time.perf_counter()
-    sums, images_per_s = evaluate_local(
-        compile_model(args, model),
-        loader,
-        world,
-        amp_dtype(args),
-        memory_format(args),
-        interval=args.log_freq,
-        matcher=matcher,
-    )
+    model, precision = compile_model(args, model), (amp_dtype(args), memory_format(args))
+    sums, images_per_s = evaluate_local(model, loader, world, *precision, interval=args.log_freq, matcher=matcher)
     speed = {
         "num_classes": classes,
         "param_count": params / 1e6,
@@ -230,18 +202,7 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     return sums, _describe_source(args, meta, data_config) | speed
 
 
-def _load(args: argparse.Namespace) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
-    """The arguments completed by the checkpoint, the model with its weights, and the checkpoint's metadata."""
-    if not args.checkpoint:
-        return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
-    state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
-    args = with_checkpoint_defaults(args, meta)
-    model = build_model(args)
-    apply_state_dict(model, state_dict, args.checkpoint)
-    return args, model, meta
-
-
-def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: DataConfig) -> Row:
+def _describe_source(args: argparse.Namespace, meta: dict[str, Any], data_config: dict[str, Any]) -> Row:
     forms = {"reparameterized": args.reparam, "fused": args.fuse, "compiled": args.torchcompile}
     setting = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
     return {

@@ -89,10 +89,8 @@ def build_eval_loader(
 ) -> data.EvalLoader:
     """Build the loader of this process's share of ``dataset``: batches of images (B, C, H, W) float32 and labels (B,).
 
-    The labels are integers below ``num_classes``, or their batch raises UserError.
-
-    Raises:
-        UserError: a value of the evaluation configuration is invalid.
+    The labels are integers below ``num_classes``, or their batch raises a ``UserError``, as an invalid evaluation
+    configuration does here.
     """
     return data.build_eval_loader(dataset, data_config, _image_options(args, batch_size, world, num_classes))
 
@@ -131,19 +129,8 @@ def build_train_loader(
     """
     if args.epoch_repeats and args.dataset.partition("/")[0].lower() not in STREAMING:
         raise UserError("--epoch-repeats is for streaming datasets; for others raise --epochs, or use --aug-repeats")
-    train_set = build_dataset(
-        args,
-        args.train_split,
-        args.train_num_samples,
-        data_config["input_size"][0],
-        is_training=True,
-        decoder=args.decoder,
-        repeats=args.epoch_repeats,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        num_classes=num_classes,
-    )
-    check_classes(train_set, num_classes)
+    mode = {"is_training": True, "decoder": args.decoder, "repeats": args.epoch_repeats}
+    train_set = _training_split(args, args.train_split, args.train_num_samples, data_config, num_classes, **mode)
     if dataset_num_classes(train_set) == 1:
         raise UserError("the training data has one class, so there is nothing to classify: make one folder per class")
     return data.build_train_loader(
@@ -159,24 +146,20 @@ def build_train_loader(
 def build_val_loader(
     args: argparse.Namespace, data_config: DataConfig, num_classes: int, world: World
 ) -> data.EvalLoader:
-    """Build the validation loader of this process for a training; see ``build_eval_loader``.
+    """Build the validation loader of this process for a training; see ``build_eval_loader`` and ``check_classes``."""
+    val_set = _training_split(args, args.val_split, args.val_num_samples, data_config, num_classes)
+    batch_size = args.validation_batch_size or args.batch_size
+    return build_eval_loader(args, val_set, data_config, batch_size, world, num_classes)
 
-    Raises:
-        UserError: the data is missing or has too many classes.
-    """
-    val_set = build_dataset(
-        args,
-        args.val_split,
-        args.val_num_samples,
-        data_config["input_size"][0],
-        batch_size=args.batch_size,
-        seed=args.seed,
-        num_classes=num_classes,
-    )
-    check_classes(val_set, num_classes)
-    return build_eval_loader(
-        args, val_set, data_config, args.validation_batch_size or args.batch_size, world, num_classes
-    )
+
+def _training_split(
+    args: argparse.Namespace, split: str, samples: int | None, config: DataConfig, num_classes: int, **mode: Any
+) -> Any:
+    """The dataset of one split of a training, after ``check_classes``; ``mode`` is what its kind of split adds."""
+    mode |= {"batch_size": args.batch_size, "seed": args.seed, "num_classes": num_classes}
+    dataset = build_dataset(args, split, samples, config["input_size"][0], **mode)
+    check_classes(dataset, num_classes)
+    return dataset
 
 
 def count_bad_images(loader: Loader, world: World) -> int:

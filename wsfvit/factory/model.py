@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import wsfvit  # noqa: F401  importing the package registers its models with timm
-from wsfvit.checkpoint.io import load_checkpoint
+from wsfvit.checkpoint.io import apply_state_dict, load_checkpoint, load_state_dict_file, with_checkpoint_defaults
 from wsfvit.models.fuse import can_fuse, fuse_for_inference
 from wsfvit.utils.errors import UserError, first_line
 
@@ -30,10 +30,8 @@ def check_model_name(name: str) -> None:
 def resolve_model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of ``create_model`` for the model that ``args`` describes.
 
-    They include the image size only for models that are built for one.
-
-    Raises:
-        UserError: unknown model, or contradictory sizes.
+    They include the image size only for models that are built for one. An unknown model or contradictory sizes raise a
+    ``UserError``.
     """
     check_model_name(args.model)
     request = {"img_size": args.img_size, "in_chans": args.in_chans, "input_size": args.input_size}
@@ -55,21 +53,35 @@ def build_model(args: argparse.Namespace, **extra: Any) -> nn.Module:
     """
     kwargs = resolve_model_kwargs(args)
     try:
-        model: nn.Module = timm.create_model(args.model, **kwargs, **extra)
+        return timm.create_model(args.model, **kwargs, **extra)
     # The first three report an invalid size or argument, the last a missing package of a wavelet.
     except (AssertionError, TypeError, ValueError, ImportError) as err:
         shown = ", ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"model {args.model} cannot be built with {shown}: {err}") from err
-    return model
+
+
+def load_model(args: argparse.Namespace, pretrained: bool) -> tuple[argparse.Namespace, Any, dict[str, Any]]:
+    """Build the model of ``--checkpoint`` with its weights; without one, with timm's pretrained or random weights.
+
+    Returns:
+        The arguments completed by the checkpoint, the model, and the checkpoint's metadata.
+
+    Raises:
+        UserError: the checkpoint, the model or an argument does not fit.
+    """
+    if not args.checkpoint and pretrained:
+        return args, build_pretrained(args, "--checkpoint"), {"weights": "pretrained"}
+    if not args.checkpoint:
+        return args, build_model(args), {}
+    state_dict, meta = load_state_dict_file(args.checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
+    args = with_checkpoint_defaults(args, meta)
+    model = build_model(args)
+    apply_state_dict(model, state_dict, args.checkpoint)
+    return args, model, meta
 
 
 def build_train_model(args: argparse.Namespace, start: bool = True, log: Callable[[str], None] = print) -> Any:
-    """Build the model on the CPU in float32.
-
-    Args:
-        args: Arguments of train.py.
-        start: Whether to load the weights to start from; False where a run is resumed.
-        log: Called with a line about the weights.
+    """Build the model on the CPU in float32, with the weights to start from unless a run is resumed (not ``start``).
 
     Raises:
         UserError: the model cannot be built with these arguments, or its initial weights are missing or do not fit.
@@ -81,7 +93,10 @@ def build_train_model(args: argparse.Namespace, start: bool = True, log: Callabl
         )
     if args.fast_norm:
         set_fast_norm()
-    model = _build(args, pretrained=args.pretrained and not files and start)
+    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
+    given = {key: value for key, value in rates.items() if value is not None}
+    pretrained = args.pretrained and not files and start
+    model: Any = build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
     if files and start:
         meta = load_checkpoint(model, files[0], use_ema=True, trust=args.trust_checkpoint, replace_classifier=True)
         log(f"starting from the {meta['weights']} weights of {files[0]}")
@@ -114,17 +129,10 @@ def synchronize_batch_norm(model: nn.Module) -> Any:
     return convert_sync_batchnorm(model)
 
 
-def _build(args: argparse.Namespace, pretrained: bool) -> Any:
-    rates = {"drop_rate": args.drop, "drop_path_rate": args.drop_path, "drop_block_rate": args.drop_block}
-    given = {key: value for key, value in rates.items() if value is not None}
-    return build_pretrained(args, "--pretrained-path", **given) if pretrained else build_model(args, **given)
-
-
 def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> Any:
     """Build the model with timm's pretrained weights; ``instead`` is the flag that reads weights from a file.
 
-    Raises:
-        UserError: the model cannot be built, or its weights cannot be fetched.
+    A model that cannot be built and weights that cannot be fetched raise a ``UserError``.
     """
     with fetching_weights(args.model, instead):
         return build_model(args, pretrained=True, **extra)
@@ -132,11 +140,7 @@ def build_pretrained(args: argparse.Namespace, instead: str, **extra: Any) -> An
 
 @contextmanager
 def fetching_weights(name: str, instead: str) -> Iterator[None]:
-    """Turn any error while fetching timm's weights into one line; see ``build_pretrained``.
-
-    Raises:
-        UserError: anything went wrong.
-    """
+    """Turn any error while fetching timm's weights into a ``UserError`` of one line; see ``build_pretrained``."""
     try:
         yield
     except UserError:

@@ -59,45 +59,30 @@ def build_optimizer(
     model: nn.Module,
     group_parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build an optimizer with timm's factory.
+    """Build an optimizer of ``model`` with timm's factory, from the flags of ``cli.recipe.add_optimizer`` and ``lr``.
 
-    Args:
-        args: Flags of ``cli.recipe.add_optimizer``, and ``lr``.
-        model: What it optimizes.
-        group_parameters: Makes the parameter groups; by default there is no weight decay on biases and norms.
-
-    Raises:
-        UserError: unknown optimizer, or a value it does not take.
+    ``group_parameters`` makes the parameter groups; by default there is no weight decay on biases and norms. An unknown
+    optimizer and a value that it does not take raise a ``UserError``.
     """
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, param_group_fn=group_parameters, **optimizer_kwargs(args), **args.opt_kwargs
-        )
+        return create_optimizer_v2(model, param_group_fn=group_parameters, **optimizer_kwargs(args), **args.opt_kwargs)
     except (AssertionError, TypeError, ValueError) as err:
         raise UserError(f"optimizer '{args.opt}': {err}") from err
-    return optimizer
 
 
 def build_scheduler(
     args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Scheduler | None, int]:
-    """Build a learning rate schedule with timm's factory (None for ``--sched none``); also return its epochs.
-
-    Raises:
-        UserError: the schedule's options contradict each other.
-    """
+    """Build timm's learning rate schedule (None for ``--sched none``) and its epochs, or raise a ``UserError``."""
     if args.sched == "plateau" and args.eval_interval > 1:
         raise UserError("--sched plateau follows the figure of every epoch: leave --eval-interval at 1")
     try:
         with warnings.catch_warnings():
             # timm warns that a plateau's state is lost on resume; TrainState keeps it.
             warnings.simplefilter("ignore", FutureWarning)
-            scheduler, epochs = create_scheduler_v2(
-                optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
-            )
+            return create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch)
     except (AssertionError, ValueError, ZeroDivisionError) as err:
         raise UserError(f"schedule '{args.sched}': {err}") from err
-    return scheduler, epochs
 
 
 def build_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:

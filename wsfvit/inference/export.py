@@ -86,11 +86,7 @@ def log(text: str) -> None:
 
 
 def output_path(output: str, format: str) -> Path:
-    """The file to write.
-
-    Raises:
-        UserError: It does not have the suffix of the format, or its folder does not exist.
-    """
+    """The file to write; raise a ``UserError`` if it lacks the suffix of the format, or its folder does not exist."""
     path = output_file("--output", output)
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--output {path}: a file of --format {format} ends in {SUFFIXES[format]}")
@@ -107,11 +103,7 @@ def write_export(path: Path, content: bytes, description: dict[str, Any]) -> Non
 
 
 def require_tools(format: str, check: bool) -> None:
-    """Check early for the packages and the compiler that a format needs.
-
-    Raises:
-        UserError: A package or the C++ compiler is missing.
-    """
+    """Raise a ``UserError`` early if a package or the C++ compiler that a format needs is missing."""
     if format == "onnx":
         wanted = ("onnx", "onnxscript", *(("onnxruntime",) if check else ()))
         missing = [name for name in wanted if importlib.util.find_spec(name) is None]
@@ -158,52 +150,39 @@ def export_model(
             foreign = foreign_operators(program)
             if foreign:
                 raise UserError(f"{name} has operators that standard PyTorch does not have: {', '.join(foreign)}")
-            return WRITERS[format](program, outputs)
+            return _write(program, format, outputs)
     except UserError:
         raise
     # Tracers, converters and compilers raise exceptions of many types.
     except Exception as err:
-        reason = err.__cause__ or err
-        raise UserError(
-            f"{name} cannot be exported as {format} ({type(reason).__name__}: {first_line(reason)})"
-        ) from err
+        cause = err.__cause__ or err
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(f"{name} cannot be exported as {format} ({reason})") from err
 
 
-def _write_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
-    converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False)
-    assert converted is not None
-    foreign = sorted({node.domain for node in converted.model.graph.all_nodes()} - set(ONNX_DOMAINS))
-    if foreign:
-        raise UserError(f"the ONNX graph has operators of other domains: {', '.join(foreign)}")
-    return converted.model_proto.SerializeToString()
-
-
-def _write_torch(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-def _write_aoti(program: torch.export.ExportedProgram, _: Sequence[str]) -> bytes:
+def _write(program: torch.export.ExportedProgram, format: str, outputs: Sequence[str]) -> bytes:
+    if format == "onnx":
+        converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False)
+        assert converted is not None
+        foreign = sorted({node.domain for node in converted.model.graph.all_nodes()} - set(ONNX_DOMAINS))
+        if foreign:
+            raise UserError(f"the ONNX graph has operators of other domains: {', '.join(foreign)}")
+        return converted.model_proto.SerializeToString()
+    if format == "torch":
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
     with tempfile.TemporaryDirectory() as folder:
         package = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/model.pt2")
         return Path(package).read_bytes()
-
-
-WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Sequence[str]], bytes]] = {
-    "onnx": _write_onnx,
-    "torch": _write_torch,
-    "aoti": _write_aoti,
-}
 
 
 def foreign_operators(program: torch.export.ExportedProgram) -> list[str]:
     """Names of the operators in a graph that are not PyTorch's."""
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     # The others are Python functions for sizes and tuples.
-    operators = [
-        target for target in targets if isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
-    ]
+    kinds = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
+    operators = [target for target in targets if isinstance(target, kinds)]
     return sorted(str(operator) for operator in operators if operator.namespace not in TORCH_NAMESPACES)
 
 
@@ -221,27 +200,18 @@ def load_runner(content: bytes, format: str) -> Runner:
         return run
     if format == "torch":
         with _quiet():
-            module: Runner = torch.export.load(io.BytesIO(content)).module()
-        return module
+            return torch.export.load(io.BytesIO(content)).module()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt2")
         path.write_bytes(content)
-        compiled: Runner = torch._inductor.aoti_load_package(str(path))
-    return compiled
+        return torch._inductor.aoti_load_package(str(path))
 
 
 @torch.no_grad()
 def compare_outputs(
     model: nn.Module, run: Runner, input_size: Sequence[int], batches: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Compare a model with its export on random images.
-
-    Args:
-        model: In eval mode.
-        run: The exported model.
-        input_size: (C, H, W).
-        batches: Sizes of the batches.
-        device: Device of the model.
+    """Compare a model, in eval mode, with its export on batches of random images of ``input_size`` (C, H, W).
 
     Returns:
         The largest absolute difference, and the largest absolute output of the model.

@@ -19,17 +19,11 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.utils import random_seed
 from torch import Tensor
 
-from wsfvit.checkpoint.io import (
-    apply_state_dict,
-    load_state_dict_file,
-    note_on_other_model,
-    saved_data_config,
-    with_checkpoint_defaults,
-)
+from wsfvit.checkpoint.io import note_on_other_model, saved_data_config
 from wsfvit.data.decoders import convert_image, image_mode
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.factory.data import DataConfig, resolve_data
-from wsfvit.factory.model import build_model, build_pretrained, fuse_model
+from wsfvit.factory.model import fuse_model, load_model
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
@@ -63,19 +57,11 @@ class Classifier:
 
     @property
     def mode(self) -> str:
-        """The PIL mode of the model's images.
-
-        Raises:
-            UserError: No mode has the model's number of channels.
-        """
+        """The PIL mode of the model's images; raise a ``UserError`` if none has its number of channels."""
         return image_mode(self.data_config["input_size"][0], self.input_img_mode)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The image in the mode of the model.
-
-        Raises:
-            UserError: That is not grey or RGB, and the image has another one, so that a channel would be made up.
-        """
+        """The image in the mode of the model; a ``UserError`` if that would make up a channel, beyond grey and RGB."""
         if image.mode != self.mode and self.mode not in ("L", "RGB"):
             raise UserError(
                 f"{self.name} takes {self.mode} images, this one is {image.mode}: wsfvit predict reads them"
@@ -127,18 +113,12 @@ def load_classifier(
     if checkpoint == PRETRAINED and not Path(checkpoint).exists():
         args.pretrained, checkpoint = True, None
     args.model, args.checkpoint = model_name, checkpoint
-    device, state_dict = resolve_device(args.device), None
-    meta: dict[str, Any] = {}
-    if checkpoint:
-        if args.pretrained:
-            raise UserError("--checkpoint and --pretrained both name weights: leave one out")
-        state_dict, meta = load_state_dict_file(checkpoint, use_ema=args.use_ema, trust=args.trust_checkpoint)
-        args = with_checkpoint_defaults(args, meta)
+    device = resolve_device(args.device)
+    if checkpoint and args.pretrained:
+        raise UserError("--checkpoint and --pretrained both name weights: leave one out")
     random_seed(0)  # untrained models have the same weights at every call
-    model: Any = build_pretrained(args, "--checkpoint") if args.pretrained else build_model(args)
+    args, model, meta = load_model(args, args.pretrained)
     data_config = resolve_data(args, model, saved_data_config(args.model, meta))
-    if state_dict is not None:
-        apply_state_dict(model, state_dict, str(checkpoint))
     if note := note_on_other_model(args, meta):
         print(note, file=sys.stderr)  # stdout may be parsed
     model.to(device).eval().requires_grad_(False)
@@ -150,10 +130,8 @@ def load_classifier(
 def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any) -> list[str]:
     """One name per class: those of the file ``class_map``, else ``names``, else ImageNet's, else numbers.
 
-    WordNet ids, the names of ImageNet's folders, are replaced by words.
-
-    Raises:
-        UserError: The file cannot be read, or its number of names is not the model's number of classes.
+    WordNet ids, the names of ImageNet's folders, are replaced by words. A file that cannot be read or has another
+    number of names than the model has classes raises a ``UserError``.
     """
     if class_map:
         try:
@@ -224,19 +202,15 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
 def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndarray], title: str) -> Any:
     """A figure with each image, as the model receives it, beside bars of its most probable classes.
 
-    Args:
-        results: Results of ``run_predict``.
-        images: (H, W, C) from 0 to 1, one per result.
-        title: Title of the figure.
+    There is one image, (H, W, C) from 0 to 1, per result of ``run_predict``.
     """
     columns = 1 if len(images) == 1 else 2
     rows = -(-len(images) // columns)
     aspect = max(image.shape[0] / image.shape[1] for image in images)
     figure, panels = new_panels(rows, 2 * columns, 2.3, max(1.2, 2.1 * min(aspect, 1.5)))
     pairs = panels.reshape(-1, 2)
-    for pair in pairs[len(images) :]:
-        pair[0].set_axis_off()
-        pair[1].set_axis_off()
+    for axis in pairs[len(images) :].flat:
+        axis.set_axis_off()
     for (left, right), result, image in zip(pairs, results, images, strict=False):
         show_image(left, image)
         left.set_title(textwrap.fill(Path(result["image"]).name, 36), fontsize=8)
@@ -278,11 +252,9 @@ def _batches(
 
 
 def _top(probabilities: Tensor, topk: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    values, classes = probabilities.topk(min(topk, len(probabilities)))
-    return [
-        {"class": index, "name": names[index], "probability": value}
-        for value, index in zip(values.tolist(), classes.tolist(), strict=True)
-    ]
+    best = probabilities.topk(min(topk, len(probabilities)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [{"class": index, "name": names[index], "probability": value} for index, value in pairs]
 
 
 def _as_text(result: dict[str, Any]) -> str:

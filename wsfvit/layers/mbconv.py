@@ -32,20 +32,10 @@ class Downsample(nn.Module):
 class MBConv(nn.Module):
     """BatchNorm -> 1x1 expand -> depthwise 3x3 -> squeeze-excite -> 1x1 project, plus shortcut (MBConv as in MaxViT).
 
-    Each inner convolution is followed by BatchNorm and activation; only the last has a bias. Expansion and
-    squeeze-excitation widths are relative to the output width. Strided convolutions pad as TensorFlow's SAME.
+    Each inner convolution is followed by BatchNorm (`norm_eps`) and activation; only the last has a bias. Expansion and
+    squeeze-excitation ratios are relative to the output width. Strided convolutions pad as TensorFlow's SAME.
 
-    Args:
-        in_chs: Input channels C.
-        out_chs: Output channels D.
-        stride: 1 or 2.
-        expand_ratio: Hidden width over D.
-        se_ratio: Squeeze-excitation width over D.
-        act_layer: Activation after the inner BatchNorms.
-        norm_eps: Epsilon of the BatchNorms.
-        drop_path: Stochastic depth rate.
-
-    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
+    Shape: (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride)), stride 1 or 2.
     """
 
     def __init__(

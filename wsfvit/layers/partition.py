@@ -55,13 +55,7 @@ def pad_to_multiple(x: Tensor, size: tuple[int, int]) -> Tensor:
 def padding_mask(
     map_size: tuple[int, int], size: tuple[int, int], partition: Partition, device: torch.device
 ) -> Tensor | None:
-    """Mask of the padding of each group.
-
-    Args:
-        map_size: (H, W) before padding.
-        size: (P, Q) of the partition.
-        partition: "window" or "grid".
-        device: Of the mask.
+    """Mask of the padding of each group, for a map of `map_size` (H, W) before padding and parts of `size` (P, Q).
 
     Returns:
         Boolean (n, P * Q), True for tokens of the map and False for padding; None without padding. Every group has at

@@ -62,14 +62,10 @@ class RelPosBias(nn.Module):
         self.init_non_persistent_buffers()
 
     def forward(self, window_size: tuple[int, int] | None = None) -> Tensor:
-        """The bias (heads, N, N) for queries (rows) and keys (columns) of a window.
+        """The bias (heads, P * Q, P * Q), in the table's dtype, for queries (rows) and keys (columns) of a window.
 
-        Args:
-            window_size: A window at most as large as the module's own, for maps smaller than that; offsets outside it
-                are left out. Default: the module's own.
-
-        Returns:
-            Bias (heads, P * Q, P * Q) in the table's dtype.
+        The window (default: the module's own) may be smaller than the module's, for maps smaller than that; offsets
+        outside it are left out.
         """
         if window_size is None or window_size == self.window_size:
             return self.relative_position_bias_table.flatten(1)[:, self.index]

@@ -76,13 +76,9 @@ class AFNO2d(nn.Module):
 
 
 def real_form(weight: Tensor) -> Tensor:
-    """Real matrices, for interleaved (real, imaginary) vectors, of complex matrices.
+    """Real matrices, for interleaved (real, imaginary) vectors, of complex matrices (2, K, m, n), real part first.
 
-    Args:
-        weight: (2, K, m, n), real part first.
-
-    Returns:
-        (K, 2m, 2n): each complex entry a + ib becomes [[a, b], [-b, a]].
+    In the result (K, 2m, 2n) each complex entry a + ib becomes [[a, b], [-b, a]].
     """
     real, imag = weight
     to_real, to_imag = torch.stack((real, -imag), 2), torch.stack((imag, real), 2)
@@ -92,13 +88,9 @@ def real_form(weight: Tensor) -> Tensor:
 class GlobalFilter(nn.Module):
     """A learned circular convolution with one full-size kernel per channel (GFNet, Rao et al., 2021).
 
-    On a map of another size the kernel keeps its taps, see `resample_filter`.
+    On a map of another size than `grid_size`, (h, w), the kernel keeps its taps, see `resample_filter`.
 
-    Args:
-        dim: Channels C.
-        grid_size: (h, w) of the filter's maps.
-
-    Shape: (B, H, W, C) -> the same, any H and W; dtype of the input.
+    Shape: (B, H, W, dim) -> the same, any H and W; dtype of the input.
     """
 
     def __init__(self, dim: int, grid_size: tuple[int, int]) -> None:

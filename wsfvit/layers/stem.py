@@ -44,14 +44,7 @@ class PublishedHaarSWT2d(nn.Module):
 class WaveletStem(nn.Module):
     """Haar subbands -> BatchNorm + GELU -> 3x3 convolution (stride) -> BatchNorm + GELU -> 3x3 -> BatchNorm + GELU.
 
-    Shape: image (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)).
-
-    Args:
-        in_chs: Image channels C.
-        out_chs: Output channels D.
-        stride: Of the first convolution.
-        act_layer: Activation.
-        norm_eps: Epsilon of the BatchNorms.
+    `act_layer` replaces the GELUs. Shape: image (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(

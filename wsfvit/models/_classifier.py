@@ -82,8 +82,10 @@ class Stage(nn.Module):
 class Classifier(IntermediatesMixin, StrictLoadMixin, nn.Module):
     """Base class of image classifiers with timm's interface; a subclass adds the forward pass.
 
-    The constructor of a subclass sets the attributes. The head has timm's interface: `reset`, `num_features`, `fc`, and
-    `pre_logits=` in its forward.
+    The constructor of a subclass sets the attributes. Its arguments that timm's models have too: `in_chans` image
+    channels; `num_classes`, 0 leaves the classifier out; `global_pool`, "avg", "max", ... or "" for none; `drop_rate`,
+    dropout before the classifier; `drop_path_rate`, stochastic depth of the last block, which rises linearly from 0
+    over all blocks. The head has timm's interface: `reset`, `num_features`, `fc`, and `pre_logits=` in its forward.
 
     Attributes:
         feature_info: num_chs, reduction and module of each intermediate map.

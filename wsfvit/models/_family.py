@@ -16,11 +16,7 @@ Cfg = TypeVar("Cfg", bound=Any)
 
 
 def override_cfg(cfg: Cfg, overrides: Mapping[str, Any]) -> Cfg:
-    """The frozen dataclass `cfg` with some fields replaced; lists become tuples.
-
-    Raises:
-        TypeError: Unknown field.
-    """
+    """The frozen dataclass `cfg` with some fields replaced; lists become tuples, an unknown field is a TypeError."""
     known = {field.name for field in fields(cfg)}
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -29,11 +25,7 @@ def override_cfg(cfg: Cfg, overrides: Mapping[str, Any]) -> Cfg:
 
 
 def check_sizes(cfg: Any, *names: str) -> None:
-    """Checks that fields are integers of at least 1, or tuples of them; None counts as not given.
-
-    Raises:
-        ValueError: Names the first field that is not, and its value.
-    """
+    """Raises a ValueError for the first field that is not an integer of at least 1, a tuple of them, or None."""
     for name in names:
         value = getattr(cfg, name)
         several = isinstance(value, tuple)
@@ -43,11 +35,7 @@ def check_sizes(cfg: Any, *names: str) -> None:
 
 
 def check_one_per_stage(cfg: Any, *names: str) -> None:
-    """Checks that fields are non-empty tuples of one length.
-
-    Raises:
-        ValueError: Names all of them.
-    """
+    """Raises a ValueError that names all fields unless they are non-empty tuples of one length."""
     values = {name: getattr(cfg, name) for name in names}
     lengths = {len(value) if isinstance(value, tuple) else 0 for value in values.values()}
     if len(lengths) > 1 or 0 in lengths:
@@ -56,11 +44,7 @@ def check_one_per_stage(cfg: Any, *names: str) -> None:
 
 
 def build_global_pool(pool_type: str) -> SelectAdaptivePool2d:
-    """timm's pooling by name: (B, C, H, W) -> (B, C), or the unchanged map for "".
-
-    Raises:
-        ValueError: The pooling changes the number of channels.
-    """
+    """timm's pooling by name: (B, C, H, W) -> (B, C), or the unchanged map for ""; another width is a ValueError."""
     pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
     if pool.feat_mult() != 1:
         raise ValueError(f"global_pool {pool_type!r} changes the width; use avg, max, avgmax, fast or ''")
@@ -85,14 +69,7 @@ def build_variant(
     `kwargs` are the keywords of `create_model`.
     """
     features = dict(feature_cls="getter", out_indices=out_indices)
+    options = dict(model_cfg=model_cfg, feature_cfg=features, pretrained_filter_fn=filter_fn)
     with torch.device(device) if device is not None else nullcontext():
-        model = build_model_with_cfg(
-            model_cls,
-            name,
-            pretrained,
-            model_cfg=model_cfg,
-            feature_cfg=features,
-            pretrained_filter_fn=filter_fn,
-            **kwargs,
-        )
+        model = build_model_with_cfg(model_cls, name, pretrained, **options, **kwargs)
     return model if dtype is None else model.to(dtype)

@@ -56,37 +56,21 @@ GridSize = tuple[int, int]
 
 @dataclass(frozen=True)
 class MixerViTCfg:
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `level=2, wavelet="db2"`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `level=2, wavelet="db2"`."""
 
-    Attributes:
-        embed_dim: Width.
-        depth: Blocks.
-        mixer: "mwa", "afno", "gfn" or "sa".
-        patch_size: Side of a square patch.
-        mlp_ratio: Hidden width of the MLPs over the width.
-        double_skip: One residual around the mixer and one around the MLP, instead of one around both.
-        groups: MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both.
-        level: MWA: levels of the wavelet transform.
-        wavelet: MWA: any discrete wavelet of PyWavelets.
-        share_kernels: MWA: the same 3x3 and 1x1 kernels on map and coefficients.
-        num_blocks: AFNO: blocks of the channels.
-        sparsity_threshold: AFNO: lambda of the soft shrinkage.
-        num_heads: Self-attention: heads.
-    """
-
-    embed_dim: int
-    depth: int
-    mixer: str = "mwa"
-    patch_size: int = 4
-    mlp_ratio: float = 4.0
-    double_skip: bool = True
-    groups: int | tuple[int, int] = (8, 8)
-    level: int = 1
-    wavelet: str = "haar"
-    share_kernels: bool = True
-    num_blocks: int = 4
-    sparsity_threshold: float = 0.1
-    num_heads: int = 8
+    embed_dim: int  # width
+    depth: int  # blocks
+    mixer: str = "mwa"  # "mwa", "afno", "gfn" or "sa"
+    patch_size: int = 4  # side of a square patch
+    mlp_ratio: float = 4.0  # hidden width of the MLPs over the width
+    double_skip: bool = True  # one residual around the mixer and one around the MLP, instead of one around both
+    groups: int | tuple[int, int] = (8, 8)  # MWA: groups of the 3x3 and of the 1x1 convolutions, or one number for both
+    level: int = 1  # MWA: levels of the wavelet transform
+    wavelet: str = "haar"  # MWA: any discrete wavelet of PyWavelets
+    share_kernels: bool = True  # MWA: the same 3x3 and 1x1 kernels on map and coefficients
+    num_blocks: int = 4  # AFNO: blocks of the channels
+    sparsity_threshold: float = 0.1  # AFNO: lambda of the soft shrinkage
+    num_heads: int = 8  # self-attention: heads
 
 
 class SelfAttention(Attention):
@@ -152,11 +136,7 @@ class MixerViT(Classifier):
         cfg: The variant.
         img_size: Nominal image size, an int or (H, W): the size of the position embedding and of the global filters,
             which are resampled for images of other sizes.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        in_chans, num_classes, global_pool, drop_rate, drop_path_rate: See `Classifier`.
         **overrides: Fields of MixerViTCfg.
 
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes). A size that the patches do not divide is padded with
@@ -185,9 +165,7 @@ class MixerViT(Classifier):
         check_sizes(cfg, "embed_dim", "depth", "patch_size", "groups", "level", "num_blocks", "num_heads")
         if int(cfg.embed_dim * cfg.mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio {cfg.mlp_ratio} gives the MLPs a hidden width of 0: increase it")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.embed_dim = self.head_hidden_size = cfg.embed_dim
         self.img_size = to_2tuple(img_size)
         self.grad_checkpointing = False
@@ -352,26 +330,20 @@ model_cfgs: dict[str, MixerViTCfg] = {
     for size, cfg in _SIZES.items()
 }
 
-default_cfgs = generate_default_cfgs(
-    dict.fromkeys(
-        model_cfgs,
-        dict(
-            url="",
-            num_classes=10,
-            input_size=(3, 32, 32),
-            fixed_input_size=True,  # timm then passes --img-size to the constructor; the model itself takes any size
-            pool_size=(8, 8),
-            crop_pct=1.0,
-            crop_mode="center",
-            interpolation="bicubic",
-            mean=CIFAR10_MEAN,
-            std=CIFAR10_STD,
-            first_conv="patch_embed.proj",
-            classifier="head.fc",
-            license="apache-2.0",
-        ),
-    )
+_CIFAR10_CFG = dict(
+    url="",
+    num_classes=10,
+    input_size=(3, 32, 32),
+    fixed_input_size=True,  # timm then passes --img-size to the constructor; the model itself takes any size
+    pool_size=(8, 8),
+    crop_pct=1.0,
+    mean=CIFAR10_MEAN,
+    std=CIFAR10_STD,
+    first_conv="patch_embed.proj",
+    classifier="head.fc",
+    license="apache-2.0",
 )
+default_cfgs = generate_default_cfgs(dict.fromkeys(model_cfgs, _CIFAR10_CFG))
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> MixerViT:

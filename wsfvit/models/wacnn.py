@@ -31,29 +31,18 @@ from ._family import build_global_pool, build_variant, check_one_per_stage, chec
 
 @dataclass(frozen=True)
 class WACNNCfg:
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `wavelet="db2"`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `wavelet="db2"`."""
 
-    Attributes:
-        backbone: Type of the blocks.
-        stem_width: Width of the first convolution.
-        widths: Width of each stage.
-        depths: Blocks of each stage.
-        strides: Stride of each stage's first block, 1 or 2.
-        final_width: Width of a last stage of one 1x1 convolution, as in MobileNetV2; 0 for none.
-        hidden_sizes: Widths of the classifier's hidden layers.
-        drop_rate: Default dropout after each hidden layer, or before the classifier without hidden layers.
-        wavelet: A discrete PyWavelets wavelet; None without attention. `create_model` ignores None: use the
-            `..._baseline` models instead.
-    """
-
-    backbone: Literal["resnet", "vgg", "mobilenetv2"]
-    stem_width: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    strides: tuple[int, ...]
-    final_width: int = 0
-    hidden_sizes: tuple[int, ...] = ()
-    drop_rate: float = 0.0
+    backbone: Literal["resnet", "vgg", "mobilenetv2"]  # type of the blocks
+    stem_width: int  # width of the first convolution
+    widths: tuple[int, ...]  # width of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    strides: tuple[int, ...]  # stride of each stage's first block, 1 or 2
+    final_width: int = 0  # width of a last stage of one 1x1 convolution, as in MobileNetV2; 0 for none
+    hidden_sizes: tuple[int, ...] = ()  # widths of the classifier's hidden layers
+    drop_rate: float = 0.0  # default dropout after each hidden layer, or before the classifier without hidden layers
+    # A discrete PyWavelets wavelet; None without attention. `create_model` ignores None: use the `..._baseline` models
+    # instead.
     wavelet: str | None = "haar"
 
 
@@ -131,14 +120,9 @@ class InvertedResidual(nn.Module):
 class Head(nn.Module):
     """Global pooling, hidden layers with ReLU and dropout, dropout, classifier; per position without pooling.
 
-    Args:
-        in_features: Input channels C.
-        num_classes: Classes; 0 leaves the classifier out.
-        hidden_sizes: Widths of the hidden layers.
-        pool_type: As in timm, "" for no pooling.
-        drop_rate: Dropout after each hidden layer, or before the classifier without hidden layers.
+    Without hidden layers the only dropout is the one before the classifier.
 
-    Shape: (B, C, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling.
+    Shape: (B, in_features, H, W) -> (B, num_classes), or (B, num_classes, H, W) without pooling, `pool_type` "".
     """
 
     def __init__(
@@ -183,11 +167,8 @@ class WACNN(StagedClassifier):
 
     Args:
         cfg: The variant.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
+        in_chans, num_classes, global_pool, drop_path_rate: See `Classifier`.
         drop_rate: Dropout of the classifier; None for that of the configuration.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
         **overrides: Fields of WACNNCfg.
 
     Shape: images (B, in_chans, H, W) of any size -> logits (B, num_classes).
@@ -210,9 +191,7 @@ class WACNN(StagedClassifier):
         super().__init__()
         self.cfg = cfg = override_cfg(cfg, overrides)
         _check(cfg)
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.stem = ConvNormAct(in_chans, cfg.stem_width, 3, bias=cfg.backbone == "vgg")
         self.norm = nn.Identity()
         stages = list(_build_stages(cfg, drop_path_rate))
@@ -380,7 +359,6 @@ def _cfg(cfg: WACNNCfg) -> dict[str, Any]:
         input_size=(3, 32, 32),
         pool_size=(side, side),
         crop_pct=1.0,
-        interpolation="bicubic",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
         first_conv="stem.conv",

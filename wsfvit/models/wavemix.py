@@ -92,11 +92,8 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
 
     Args:
         cfg: The variant.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
+        in_chans, num_classes, global_pool, drop_path_rate: See `Classifier`.
         drop_rate: Dropout before the classifier (that of the blocks is `block_drop_rate`).
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         **overrides: Fields of WaveMixCfg.
 
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
@@ -121,9 +118,7 @@ class WaveMix(IntermediatesMixin, WaveMixTrunk):
         self.drop_rate = drop_rate
         self.global_pool = global_pool
         self.head_hidden_size = cfg.embed_dim if cfg.head_dim is None else cfg.head_dim
-        self.final: nn.Module = nn.Identity()
-        if cfg.head_dim is not None:
-            self.final = nn.Conv2d(cfg.embed_dim, cfg.head_dim, 1)
+        self.final = nn.Identity() if cfg.head_dim is None else nn.Conv2d(cfg.embed_dim, cfg.head_dim, 1)
         self.reset_classifier(num_classes)
 
     @torch.jit.ignore
@@ -235,8 +230,6 @@ def _cfg(name: str) -> dict[str, Any]:
         input_size=(3, size, size),
         pool_size=(side, side),
         crop_pct=0.875 if size > 64 else 1.0,
-        crop_mode="center",
-        interpolation="bicubic",
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         first_conv="conv.0",

@@ -24,35 +24,26 @@ class WaveMixCfg:
     """Configuration of a variant; every field is also a keyword of `create_model`, as in `depth=4`.
 
     `create_model` ignores keywords that are None, so None can only come from the variant.
-
-    Attributes:
-        embed_dim: Width d of the feature map, a multiple of 4 (published as `final_dim`).
-        depth: Number of blocks.
-        level: Levels of a block's wavelet pyramid, 1 to 4.
-        mlp_ratio: Hidden width of a block's MLPs over embed_dim (published as `mult`).
-        ff_dim: Output width of the MLPs, before the transposed convolutions; embed_dim if None (published as
-            `ff_channel`). Not used by the "pixel_shuffle" block.
-        block: Form of the block. "parallel" always has level 4, "pixel_shuffle" level 1 and mlp_ratio 4.
-        stem: "strided" for two 3x3 convolutions, "patch" for two 3x3 convolutions and one of patch_size.
-        stem_stride: Stride of both convolutions of the strided stem: 1 for small images, 2 otherwise.
-        patch_size: Size and stride of the patch stem's last convolution.
-        block_drop_rate: Dropout inside the blocks' MLPs; part of the published architecture.
-        head_dim: Width of a 1x1 convolution before the pooling (1024 in version 2); None for no such convolution.
-        wavelet: Name of a discrete wavelet of PyWavelets. All published models use "haar"; others use mode
-            "periodization", which halves a side for every filter length.
     """
 
-    embed_dim: int
-    depth: int
-    level: int = 1
-    mlp_ratio: int = 2
+    embed_dim: int  # width d of the feature map, a multiple of 4 (published as `final_dim`)
+    depth: int  # number of blocks
+    level: int = 1  # levels of a block's wavelet pyramid, 1 to 4
+    mlp_ratio: int = 2  # hidden width of a block's MLPs over embed_dim (published as `mult`)
+    # Output width of the MLPs, before the transposed convolutions; embed_dim if None (published as `ff_channel`). Not
+    # used by the "pixel_shuffle" block.
     ff_dim: int | None = None
+    # Form of the block. "parallel" always has level 4, "pixel_shuffle" level 1 and mlp_ratio 4.
     block: BlockType = "pyramid"
+    # "strided" for two 3x3 convolutions, "patch" for two 3x3 convolutions and one of patch_size.
     stem: StemType = "patch"
-    stem_stride: int = 2
-    patch_size: int = 4
-    block_drop_rate: float = 0.5
+    stem_stride: int = 2  # stride of both convolutions of the strided stem: 1 for small images, 2 otherwise
+    patch_size: int = 4  # size and stride of the patch stem's last convolution
+    block_drop_rate: float = 0.5  # dropout inside the blocks' MLPs; part of the published architecture
+    # Width of a 1x1 convolution before the pooling (1024 in version 2); None for no such convolution.
     head_dim: int | None = None
+    # Name of a discrete wavelet of PyWavelets. All published models use "haar"; others use mode "periodization", which
+    # halves a side for every filter length.
     wavelet: str = "haar"
 
     def __post_init__(self) -> None:
@@ -114,12 +105,7 @@ class SubbandConv2d(nn.Conv2d):
     The published order of 4 * C subband channels is cA of all channels, then cH, cV and cD of channel 0, those of
     channel 1, and so on. Reordering the small weight avoids a copy of the map.
 
-    Args:
-        in_chs: Input channels: 4 * C subband channels, then any others.
-        out_chs: Output channels.
-        subband_chs: C.
-
-    Shape: (B, in_chs, H, W) -> (B, out_chs, H, W).
+    Shape: (B, in_chs, H, W), the 4 * C subband channels, C = subband_chs, then any others -> (B, out_chs, H, W).
     """
 
     def __init__(self, in_chs: int, out_chs: int, subband_chs: int) -> None:

@@ -18,9 +18,8 @@ class WaveMixSegmentation(WaveMixTrunk):
 
     Args:
         num_classes: Classes.
-        in_chans: Image channels.
+        in_chans, drop_path_rate: See `WaveMixTrunk`.
         cfg: The variant; its stem must reduce by 4.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         **overrides: Fields of WaveMixCfg.
 
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes, H, W).
@@ -52,9 +51,8 @@ class WaveMixSuperResolution(WaveMixTrunk):
     """WaveMix for super-resolution by a factor of 2.
 
     Args:
-        in_chans: Image channels.
+        in_chans, drop_path_rate: See `WaveMixTrunk`.
         cfg: The variant; its stem must keep the resolution.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         **overrides: Fields of WaveMixCfg.
 
     Shape: images (B, in_chans, H, W) -> (B, in_chans, 2 * H, 2 * W).

@@ -40,63 +40,42 @@ from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 @dataclass(frozen=True, kw_only=True)
 class WSFBlockCfg:
-    """Configuration shared by all blocks of a model.
+    """Configuration shared by all blocks of a model."""
 
-    Attributes:
-        head_dim: Channels of a head of local and global attention.
-        mlp_ratio: Hidden width of the MLPs of local and global attention over the stage width.
-        inter_mlp_ratio: The same for inter-subband attention.
-        gelu: "tanh" approximation or "none" (exact), in convolutions and in the MLPs of local and global attention; the
-            inter-subband MLP always has the exact GELU.
-        conv_norm_eps: Epsilon of every BatchNorm.
-        norm_eps: Epsilon of every LayerNorm.
-        inter_norm_eps: Epsilon of the LayerNorms of inter-subband attention; None for norm_eps.
-        joint_subband_norm: Study option, with explicit_dwt: LayerNorm statistics over the four subbands of a location.
-        full_subband_scale: Study option, with explicit_dwt: inter-subband softmax scale (4d)^-1/2, not d^-1/2.
-    """
-
-    head_dim: int
-    mlp_ratio: float = 4.0
-    inter_mlp_ratio: float = 4.0
+    head_dim: int  # channels of a head of local and global attention
+    mlp_ratio: float = 4.0  # hidden width of the MLPs of local and global attention over the stage width
+    inter_mlp_ratio: float = 4.0  # the same for inter-subband attention
+    # "tanh" approximation or "none" (exact), in convolutions and in the MLPs of local and global attention; the
+    # inter-subband MLP always has the exact GELU.
     gelu: Literal["tanh", "none"] = "tanh"
-    conv_norm_eps: float = 1e-3
-    norm_eps: float = 1e-5
-    inter_norm_eps: float | None = None
+    conv_norm_eps: float = 1e-3  # epsilon of every BatchNorm
+    norm_eps: float = 1e-5  # epsilon of every LayerNorm
+    inter_norm_eps: float | None = None  # epsilon of the LayerNorms of inter-subband attention; None for norm_eps
+    # Study option, with explicit_dwt: LayerNorm statistics over the four subbands of a location.
     joint_subband_norm: bool = False
+    # Study option, with explicit_dwt: inter-subband softmax scale (4d)^-1/2, not d^-1/2.
     full_subband_scale: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WSFViTCfg(WSFBlockCfg):
-    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depths=(1, 1, 1, 1)`.
+    """Configuration of a variant; every field is also a keyword of `create_model`, as in `depths=(1, 1, 1, 1)`."""
 
-    Attributes:
-        embed_dims: Width of each stage.
-        depths: Blocks of each stage.
-        inter_heads: Heads of the inter-subband attention in each stage.
-        stem_width: Output width of the stem.
-        head_hidden_size: Hidden width of the classifier head.
-        explicit_dwt: Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
-        stem_stride: 2, or 1 for small images.
-        stage_strides: Stride of each stage's first block, 1 or 2.
-    """
-
-    embed_dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    inter_heads: tuple[int, ...]
-    stem_width: int
-    head_hidden_size: int
+    embed_dims: tuple[int, ...]  # width of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    inter_heads: tuple[int, ...]  # heads of the inter-subband attention in each stage
+    stem_width: int  # output width of the stem
+    head_hidden_size: int  # hidden width of the classifier head
+    # Attention on explicit Haar subbands in every stage but the last (the `wsfvit_dwt_*` family).
     explicit_dwt: bool = False
-    stem_stride: int = 2
-    stage_strides: tuple[int, ...] = (2, 2, 2, 2)
+    stem_stride: int = 2  # 2, or 1 for small images
+    stage_strides: tuple[int, ...] = (2, 2, 2, 2)  # stride of each stage's first block, 1 or 2
 
 
 class WSFBlock(nn.Module):
     """MBConv, local (window), inter-subband (channel) and global (grid) attention, each with its residuals.
 
     Args:
-        in_chs: Input channels C.
-        out_chs: Output channels D.
         cfg: Configuration of the block, or of the variant.
         inter_heads: Heads of the inter-subband attention.
         window_size: Window and grid (P, Q).
@@ -104,7 +83,7 @@ class WSFBlock(nn.Module):
         explicit_dwt: Attend on explicit Haar subbands instead of in the pixel domain.
         drop_path: Stochastic depth rate of every residual.
 
-    Shape: (B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)), channels-last memory.
+    Shape: (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride)), channels-last memory.
     """
 
     def __init__(
@@ -164,11 +143,7 @@ class WSFViT(StagedClassifier):
         cfg: The variant.
         img_size: Nominal image size, an int or (H, W). It only sets the window: any image of at least 32 x 32 runs.
         window_size: Window = grid, an int or (P, Q); default ceil(img_size / total stride), the last stage's map.
-        in_chans: Image channels.
-        num_classes: Classes; 0 leaves the classifier out.
-        global_pool: "avg", "max", ... as in timm, or "" for none.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        in_chans, num_classes, global_pool, drop_rate, drop_path_rate: See `Classifier`.
         **overrides: Fields of WSFViTCfg.
 
     Shape: images (B, in_chans, H, W) -> logits (B, num_classes).
@@ -193,18 +168,15 @@ class WSFViT(StagedClassifier):
         super().__init__()
         self.cfg = cfg = override_cfg(cfg, overrides)
         check_one_per_stage(cfg, "embed_dims", "depths", "inter_heads", "stage_strides")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.embed_dim = cfg.embed_dims[-1]
         self.img_size = to_2tuple(img_size)
         # The stem's conv1 is adapted to other channel counts together with its norm, by checkpoint_filter_fn.
         self._traits = {"first_conv": None}
         self.register_load_state_dict_pre_hook(resize_bias_tables)
 
-        self.stem = WaveletStem(
-            in_chans, cfg.stem_width, cfg.stem_stride, partial(GELU, approximate=cfg.gelu), cfg.conv_norm_eps
-        )
+        act_layer = partial(GELU, approximate=cfg.gelu)
+        self.stem = WaveletStem(in_chans, cfg.stem_width, cfg.stem_stride, act_layer, cfg.conv_norm_eps)
         self.feature_info = [dict(num_chs=cfg.stem_width, reduction=cfg.stem_stride, module="stem")]
         self.total_stride = cfg.stem_stride * math.prod(cfg.stage_strides)
         window = self._resolve_window(window_size)
@@ -212,29 +184,21 @@ class WSFViT(StagedClassifier):
         in_widths = (cfg.stem_width, *cfg.embed_dims[:-1])
         stages = []
         for i, (in_chs, dim) in enumerate(zip(in_widths, cfg.embed_dims, strict=True)):
+            # At the nominal size one window covers the map of the last stage.
+            explicit = cfg.explicit_dwt and i < len(cfg.embed_dims) - 1
+            heads, rates = cfg.inter_heads[i], drop_path_rates[i]
             block = partial(
-                WSFBlock,
-                out_chs=dim,
-                cfg=cfg,
-                inter_heads=cfg.inter_heads[i],
-                window_size=window,
-                # At the nominal size one window covers the map of the last stage.
-                explicit_dwt=cfg.explicit_dwt and i < len(cfg.embed_dims) - 1,
+                WSFBlock, out_chs=dim, cfg=cfg, inter_heads=heads, window_size=window, explicit_dwt=explicit
             )
-            rates = drop_path_rates[i]
             first = block(in_chs, stride=cfg.stage_strides[i], drop_path=rates[0])
             stages.append(Stage([first, *(block(dim, drop_path=rate) for rate in rates[1:])]))
             reduction = self.feature_info[-1]["reduction"] * cfg.stage_strides[i]
             self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()
+        norm_layer = partial(LayerNorm2d, eps=cfg.norm_eps)
         self.head = NormMlpClassifierHead(
-            self.num_features,
-            num_classes,
-            hidden_size=cfg.head_hidden_size,
-            pool_type=global_pool,
-            drop_rate=drop_rate,
-            norm_layer=partial(LayerNorm2d, eps=cfg.norm_eps),
+            self.num_features, num_classes, cfg.head_hidden_size, global_pool, drop_rate, norm_layer
         )
         self.head_hidden_size = self.head.num_features
 
@@ -327,7 +291,6 @@ def _cfg(name: str) -> dict[str, Any]:
         pool_size=(size // 32, size // 32),
         crop_pct=0.875 if small else 0.95,
         crop_mode="squash" if size == 384 else "center",
-        interpolation="bicubic",
         mean=IMAGENET_INCEPTION_MEAN if size == 384 else IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_INCEPTION_STD if size == 384 else IMAGENET_DEFAULT_STD,
         first_conv="stem.conv1",

@@ -26,28 +26,24 @@ def compile_model(args: argparse.Namespace, model: nn.Module, training: bool = F
     Raises:
         UserError: torch does not know the backend, mode, option or memory budget.
     """
-    backend, mode, settings, budget = (
-        vars(args).get(f"torchcompile{each}") for each in ("", "_mode", "_options", "_memory_budget")
-    )
+    names = ("torchcompile", "torchcompile_mode", "torchcompile_options", "torchcompile_memory_budget")
+    backend, mode, settings, budget = (vars(args).get(name) for name in names)
     if not backend:
         for flag, value in (("mode", mode), ("options", settings), ("memory-budget", budget)):
             if value is not None:
                 raise UserError(f"--torchcompile-{flag} is an option of --torchcompile, which is off")
         return model
-    if backend != "inductor":
-        if settings or budget is not None:
-            raise UserError(f"--torchcompile-options and --torchcompile-memory-budget are inductor's, not {backend}'s")
-        try:
-            return torch.compile(model, backend=backend, mode=mode)
-        except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
-            raise UserError(f"--torchcompile {backend}: {first_line(err)}") from err
-    device = next((each.device.type for each in model.parameters()), "cpu")
-    options = compile_options(device, training, mode, settings or ())
-    set_memory_budget(budget)
+    how: dict[str, Any] = {"backend": backend, "mode": mode}
+    if backend == "inductor":
+        device = next((each.device.type for each in model.parameters()), "cpu")
+        how = {"options": compile_options(device, training, mode, settings or ())}
+        set_memory_budget(budget)
+    elif settings or budget is not None:
+        raise UserError(f"--torchcompile-options and --torchcompile-memory-budget are inductor's, not {backend}'s")
     try:
-        return torch.compile(model, options=options)
-    except RuntimeError as err:
-        raise UserError(f"--torchcompile inductor: {first_line(err)}") from err
+        return torch.compile(model, **how)
+    except (RuntimeError, torch._dynamo.exc.InvalidBackend) as err:
+        raise UserError(f"--torchcompile {backend}: {first_line(err)}") from err
 
 
 def compile_options(device: str, training: bool, mode: str | None, settings: Iterable[str]) -> dict[str, Any]:
@@ -70,11 +66,7 @@ def compile_options(device: str, training: bool, mode: str | None, settings: Ite
 
 
 def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
-    """Parse settings of inductor: ``["max_autotune=true"]`` -> ``{"max_autotune": True}``.
-
-    Raises:
-        UserError: One is not NAME=VALUE, or inductor does not have it.
-    """
+    """Parse ``["max_autotune=true"]`` to ``{"max_autotune": True}``; raise a ``UserError`` for what inductor lacks."""
     options = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -89,8 +81,7 @@ def read_compile_options(settings: Iterable[str]) -> dict[str, Any]:
 def set_memory_budget(share: float | None) -> None:
     """Set the fraction of activations that models compiled from now on save for the backward pass.
 
-    Args:
-        share: Fraction of what the fastest code would save; the rest is recomputed, the cheapest first. 0: only the
-            inputs of the compiled model; None: all.
+    1 is what the fastest code would save; the rest is recomputed, the cheapest first. 0: only the inputs of the
+    compiled model; None: all.
     """
     torch._functorch.config.activation_memory_budget = 1.0 if share is None else share

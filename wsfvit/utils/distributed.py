@@ -115,11 +115,7 @@ def join_world(device: str | None = None) -> World:
 
 @contextmanager
 def joined_world(device: str | None = None) -> Iterator[World]:
-    """``join_world`` as a context manager, which destroys the process group at the end.
-
-    Raises:
-        UserError: As ``join_world``, or the memory of the device ran out in the block.
-    """
+    """``join_world`` for a block, whose end destroys the process group; too little memory raises a ``UserError``."""
     world = join_world(device)
     try:
         yield world
@@ -149,13 +145,10 @@ def restart_scoped_store(size: int) -> dist.Store | None:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """Device by name; without a name the current CUDA device, or the CPU where there is none.
+    """Device by name (a ``UserError`` if there is none); without a name the current CUDA device, or the CPU.
 
     A CUDA device with an index becomes the current device, so that calls without a device (synchronize, new streams)
     use it.
-
-    Raises:
-        UserError: There is no such device.
     """
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

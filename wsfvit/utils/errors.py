@@ -26,11 +26,7 @@ def did_you_mean(word: object, known: Iterable[object], n: int = 1, otherwise: s
 
 
 def import_optional(module: str, otherwise: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        UserError: It is not installed; the message is ``otherwise``, which says how to install it.
-    """
+    """Import an optional package, or raise a ``UserError`` whose message ``otherwise`` says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as err:
@@ -77,11 +73,13 @@ def _run(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        if _stdout_is_read():  # the broken pipe was another one
-            raise
-        # Otherwise Python would complain at exit about what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            # Otherwise Python would complain at exit about what is still buffered.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        raise  # the broken pipe was another one
 
 
 def _reports_first() -> bool:
@@ -95,12 +93,4 @@ def _reports_first() -> bool:
         return False
     except OSError:
         pass
-    return True
-
-
-def _stdout_is_read() -> bool:
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        return False
     return True

@@ -17,11 +17,7 @@ DPI = 150
 
 
 def figure_path(name: str, flag: str = "--out") -> Path:
-    """Check early that a figure can be written to ``name``: matplotlib writes the format, the folder can be created.
-
-    Raises:
-        UserError: It cannot.
-    """
+    """The path of a figure; raise a ``UserError`` if matplotlib has no such format or no folder can be created."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path, formats = Path(name), FigureCanvasAgg.get_supported_filetypes()
@@ -40,21 +36,13 @@ def new_panels(rows: int, columns: int, width: float, height: float, **options: 
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write the figure atomically in the format of the suffix; create the folder.
-
-    Raises:
-        UserError: The operating system refused.
-    """
+    """Write the figure atomically in the format of the suffix and create the folder, or raise a ``UserError``."""
     make_folder(path.parent)
     write_atomic(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=DPI))
 
 
 def write_png(path: Path, image: np.ndarray | Image.Image) -> None:
-    """Write an image, as an array (H, W, 3) uint8 or of PIL, as PNG, atomically.
-
-    Raises:
-        UserError: The operating system refused.
-    """
+    """Write an image, (H, W, 3) uint8 or of PIL, as PNG, atomically, or raise a ``UserError``."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     write_atomic(path, lambda file: image.save(file, "PNG"))
 
@@ -95,10 +83,7 @@ def style_curves(axis: Any, title: str, label: str) -> None:
 def draw_subbands(rows: Sequence[tuple[str, np.ndarray, np.ndarray]], names: Sequence[str], title: str = "") -> Any:
     """A figure with one row per image: the image, then its subbands.
 
-    Args:
-        rows: Label, image (H, W, C) from 0 to 1, and subbands (K, h, w) for each row.
-        names: The K names of the subbands.
-        title: Title of the figure.
+    A row is a label, an image (H, W, C) from 0 to 1, and subbands (K, h, w), which have the K ``names``.
     """
     aspect = max(image.shape[0] / image.shape[1] for _, image, _ in rows)
     figure, panels = new_panels(len(rows), 1 + len(names), 1.75, 1.75 * aspect + 0.35)

@@ -41,7 +41,12 @@ def write_atomic(
         raise UserError(f"cannot write '{path}': {err.strerror or err}") from err
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if os.name == "posix":  # only there can a folder be opened, which makes the rename durable
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -50,11 +55,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """JSON text of ``content``.
-
-    Raises:
-        UserError: It holds NaN or infinity, which JSON has no form for.
-    """
+    """JSON text of ``content``; raise a ``UserError`` for NaN or infinity, which JSON has no form for."""
     try:
         return json.dumps(content, indent=indent, allow_nan=False)
     except ValueError as err:
@@ -65,14 +66,9 @@ def to_json(content: Any, indent: int | None = None) -> str:
 def held(lock: Path, patience: float = 0) -> Iterator[bool]:
     """Hold an exclusive lock until the block or the process ends; yields whether it was acquired.
 
-    Without lock support in the operating or file system, locking is a no-op that succeeds.
-
-    Args:
-        lock: A file for this purpose, created if it is missing.
-        patience: Seconds to wait for another process to release it.
-
-    Raises:
-        UserError: The file cannot be created.
+    ``lock`` is a file for this purpose, created if it is missing (else a ``UserError``), and ``patience`` the seconds
+    to wait for another process to release it. Without lock support in the operating or file system, locking is a no-op
+    that succeeds.
     """
     try:
         file = open(lock, "a")
@@ -99,11 +95,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents if they are missing.
-
-    Raises:
-        UserError: The operating system refused.
-    """
+    """Create a folder and its parents if they are missing, or raise a ``UserError``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -111,11 +103,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_can_be_made(folder: Path) -> None:
-    """Check early that a folder exists or can be created, without creating it.
-
-    Raises:
-        UserError: Neither is the case.
-    """
+    """Raise a ``UserError`` early if a folder neither exists nor can be created, without creating it."""
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise UserError(f"the folder '{folder}' cannot be made: '{there}' is not a folder")
@@ -124,23 +112,8 @@ def check_can_be_made(folder: Path) -> None:
 
 
 def output_file(flag: str, name: str) -> Path:
-    """The file that ``flag`` names, after checking that its folder exists.
-
-    Raises:
-        UserError: It does not.
-    """
+    """The file that ``flag`` names; raise a ``UserError`` if its folder does not exist."""
     path = Path(name)
     if not path.parent.is_dir():
         raise UserError(f"{flag} {name}: the folder '{path.parent}' does not exist")
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable; only POSIX systems can open a folder for that."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

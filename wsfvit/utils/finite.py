@@ -11,16 +11,7 @@ def count_nonfinite(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_nonfinite(bad: int, total: int, unit: str = "images") -> None:
-    """Refuse outputs of which any is not finite.
-
-    Args:
-        bad: Number of items whose outputs are not finite.
-        total: Number of items.
-        unit: What the items are.
-
-    Raises:
-        UserError: ``bad`` is not 0.
-    """
+    """Raise a ``UserError`` if the outputs of any, ``bad`` of ``total``, are not finite; ``unit`` names the items."""
     if bad:
         raise UserError(
             f"the model's outputs for {bad} of {total} {unit} are NaN or infinite: use other weights (these diverged "

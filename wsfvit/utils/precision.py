@@ -14,11 +14,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def amp_dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """Autocast dtype of ``--amp``, or None.
-
-    Raises:
-        UserError: --model-dtype asks for weights in lower precision as well.
-    """
+    """Autocast dtype of ``--amp``, or None; raise a ``UserError`` if --model-dtype lowers the precision as well."""
     if not args.amp:
         return None
     if args.model_dtype not in (None, "float32"):
@@ -28,8 +24,7 @@ def amp_dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 def model_dtype(args: argparse.Namespace) -> torch.dtype:
     """Data type of the weights, by ``--model-dtype``."""
-    dtype: torch.dtype = getattr(torch, args.model_dtype or "float32")
-    return dtype
+    return getattr(torch, args.model_dtype or "float32")
 
 
 def memory_format(args: argparse.Namespace) -> torch.memory_format:

@@ -3,14 +3,15 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 
 
+@dataclass(eq=False)
 class Progress:
     """Show units (images) per second, the fraction of time spent waiting for data, time left, and the caller's values.
 
@@ -25,35 +26,29 @@ class Progress:
         unit: Name of what is counted, in the plural.
     """
 
-    def __init__(
-        self,
-        title: str,
-        total: int,
-        interval: int,
-        *,
-        first: int = 0,
-        shown: bool = True,
-        epochs_left: int = 0,
-        epoch_seconds: float = 0.0,
-        unit: str = "images",
-    ) -> None:
-        self.title, self.total, self.interval = title, total, interval
-        self.first, self.shown = first, shown
-        self.epochs_left, self.epoch_seconds = epochs_left, epoch_seconds
-        self.unit = unit
+    title: str
+    total: int
+    interval: int
+    _: KW_ONLY
+    first: int = 0
+    shown: bool = True
+    epochs_left: int = 0
+    epoch_seconds: float = 0.0
+    unit: str = "images"
+
+    def __post_init__(self) -> None:
         self.batches = self.count = 0
         self.waited = 0.0
         self.started = time.perf_counter()
+        self.bar: Any = None
         # stderr, because the bar is drawn there; stdout may be a file.
-        drawn = shown and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=first, desc=title, unit="batch", leave=False) if drawn else None
+        if self.shown and sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, initial=self.first, desc=self.title, unit="batch", leave=False)
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 

@@ -14,8 +14,7 @@ Row = dict[str, Any]
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], aligned: bool = True) -> str:
     """A Markdown table; ``aligned`` pads the columns for a terminal, the first to the left and the others to the right.
 
-    Raises:
-        ValueError: A row has another number of cells than ``header``.
+    A row with another number of cells than ``header`` raises a ``ValueError``.
     """
     if not aligned:
         first, *others = (f"| {' | '.join(line)} |" for line in (header, *rows))
@@ -44,13 +43,8 @@ def csv_text(rows: Sequence[Mapping[str, Any]], floats: str = "") -> str:
 class ResultsFile:
     """A CSV or JSON file of results, rewritten atomically at every call of ``write``.
 
-    Args:
-        name: The file.
-        kind: ``csv`` or ``json``, for a name that ends in neither.
-        flag: The flag that named it, for errors.
-
-    Raises:
-        UserError: Its folder does not exist.
+    ``kind`` is for a name that ends in neither .csv nor .json. A missing folder raises a ``UserError`` that names
+    ``flag``.
     """
 
     def __init__(self, name: str, kind: str = "csv", flag: str = "--results-file") -> None:

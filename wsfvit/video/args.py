@@ -5,21 +5,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, get_args
 
-from wsfvit.cli.common import (
-    Group,
-    add_device,
-    add_trained,
-    add_workers,
-    build_parser,
-    fraction,
-    natural_float,
-    natural_int,
-    positive_float,
-    positive_int,
-)
-from wsfvit.cli.precision import add_compile, add_memory_budget
-from wsfvit.cli.recipe import add_batch_norm, add_ema, add_optimizer
-from wsfvit.cli.run import add_batches, add_config, add_logs, add_resume, add_running, add_training_device
+from wsfvit.cli import common, precision, recipe, run
+from wsfvit.cli.common import Group, build_parser, fraction, natural_float, natural_int, positive_float, positive_int
 from wsfvit.utils.errors import UserError
 from wsfvit.video.data.loader import MOVING_MNIST
 from wsfvit.video.data.moving_mnist import NUM_SEQUENCES, Motion
@@ -55,7 +42,7 @@ def train_parser() -> argparse.ArgumentParser:
         "the validation sequences; the test sequences are evaluated once, at the end. SIGTERM, SIGUSR1 or Ctrl-C save "
         "after the current update and end with exit code 75; --resume auto continues."
     )
-    add_config(parser)
+    run.add_config(parser)
     data = parser.add_argument_group("Data parameters")
     add_data(data, defaults=True)
     _add_splits(data)
@@ -63,22 +50,22 @@ def train_parser() -> argparse.ArgumentParser:
     _add_model(model)
     initial = f"weights to start from, of the train command{RELEASED}"
     model.add_argument("--initial-checkpoint", default="", metavar="FILE", help=initial)
-    add_resume(model)
-    add_batches(model, UNIT, batch_size=16)
-    add_compile(model)
-    add_memory_budget(model)
-    add_training_device(parser.add_argument_group("Device parameters"))
-    add_optimizer(parser.add_argument_group("Optimizer parameters"))
+    run.add_resume(model)
+    run.add_batches(model, UNIT, batch_size=16)
+    precision.add_compile(model)
+    precision.add_memory_budget(model)
+    run.add_training_device(parser.add_argument_group("Device parameters"))
+    recipe.add_optimizer(parser.add_argument_group("Optimizer parameters"))
     _add_schedule(parser.add_argument_group("Learning rate schedule parameters"))
-    add_batch_norm(parser.add_argument_group("Batch norm parameters"))
-    add_ema(parser.add_argument_group("Model EMA parameters"))
+    recipe.add_batch_norm(parser.add_argument_group("Batch norm parameters"))
+    recipe.add_ema(parser.add_argument_group("Model EMA parameters"))
     misc = parser.add_argument_group("Miscellaneous parameters")
-    add_running(misc, add_workers)
+    run.add_running(misc, common.add_workers)
     metric = "validation metric that selects the best checkpoint"
     misc.add_argument("--eval-metric", default="mse", choices=SHOWN_METRICS, help=metric)
     drawn = "sequences to draw after each epoch and at the end"
     misc.add_argument("--pictures", type=natural_int, default=2, metavar="N", help=drawn)
-    add_logs(parser.add_argument_group("Checkpoint and log parameters"))
+    run.add_logs(parser.add_argument_group("Checkpoint and log parameters"))
     # The published optimizer, and what the trainer reads but this command does not offer.
     parser.set_defaults(opt="adam", weight_decay=0.0, channels_last=False, sched_on_updates=True)
     return parser
@@ -105,9 +92,8 @@ def add_data(group: Group, defaults: bool = False) -> None:
         add(flag, type=convert, default=value if defaults else None, metavar="N", help=text + missing)
     stride = "frames of your own data between the starts of two sequences (default: no overlap)"
     add("--stride", type=positive_int, metavar="N", help=stride)
-    layout = (
-        "axes of your own array, e.g. TNHW (default: recognised and logged, else NTHW for four axes, NTHWC for five)"
-    )
+    layout = "axes of your own array, e.g. TNHW "
+    layout += "(default: recognised and logged, else NTHW for four axes, NTHWC for five)"
     add("--layout", metavar="AXES", help=layout)
 
 
@@ -156,11 +142,11 @@ def validate_parser() -> argparse.ArgumentParser:
     split = "sequences to evaluate; of your own data those in PATH/validation or PATH/test, or all without such folders"
     data.add_argument("--split", default="test", choices=("validation", "test"), help=split)
     data.add_argument("--sequences", type=positive_int, metavar="N", help="the first N Moving MNIST sequences")
-    add_workers(data)
+    common.add_workers(data)
     _add_trained(parser.add_argument_group("Model parameters"))
     batch = "sequences per batch of each process"
     parser.add_argument("-b", "--batch-size", type=positive_int, default=16, metavar="N", help=batch)
-    add_device(parser.add_argument_group("Device parameters"))
+    common.add_device(parser.add_argument_group("Device parameters"))
     results = parser.add_argument_group("Result parameters")
     out = "write metrics, their curves, strips and animations to this folder"
     results.add_argument("--out", default="", metavar="DIR", help=out)
@@ -176,25 +162,21 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = build_parser("Predict the next frames of sequences; write a strip of frames and an animation of each.")
     add_data(parser)
     _add_trained(parser)
-    parser.add_argument(
-        "--from-end",
-        action="store_true",
-        help="predict what follows the last frames of each of your own clips, without a truth to compare with (always "
-        "so where a clip has too few frames for a truth)",
-    )
+    text = "predict what follows the last frames of each of your own clips, without a truth to compare with (always so "
+    parser.add_argument("--from-end", action="store_true", help=text + "where a clip has too few frames for a truth)")
     out = "folder of strips and animations"
     parser.add_argument("--out", default="output/predictions", metavar="DIR", help=out)
     _add_drawing(parser)
     save = "also write the predicted frames, float32 (N, T, C, H, W) in 0..1"
     parser.add_argument("--save-npy", action="store_true", help=save)
-    add_device(parser)
+    common.add_device(parser)
     parser.set_defaults(model_dtype=None)
     return parser
 
 
 def _add_trained(group: Group) -> None:
     """A trained model and its horizon."""
-    add_trained(group, RELEASED)
+    common.add_trained(group, RELEASED)
     length = "frames to predict; beyond those of training it is fed its own predictions (default: as in training)"
     group.add_argument("--length", type=positive_int, metavar="N", help=length)
 
@@ -208,15 +190,11 @@ def flops_parser() -> argparse.ArgumentParser:
     """Parser of the flops command."""
     parser = build_parser("Count parameters and multiply-accumulates of the video model, part by part.")
     _add_model(parser.add_argument_group("model"))
-    parser.add_argument(
-        "--size", type=positive_int, nargs=2, default=Motion.size, metavar=("H", "W"), help="size of a frame"
-    )
-    parser.add_argument(
-        "-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N sequences"
-    )
-    parser.add_argument(
-        "--output", nargs="+", default=[], metavar="FILE", help="write to .csv and .md files instead of the terminal"
-    )
+    add = parser.add_argument
+    add("--size", type=positive_int, nargs=2, default=Motion.size, metavar=("H", "W"), help="size of a frame")
+    add("-b", "--batch-size", type=positive_int, default=1, metavar="N", help="count a batch of N sequences")
+    text = "write to .csv and .md files instead of the terminal"
+    add("--output", nargs="+", default=[], metavar="FILE", help=text)
     return parser
 
 

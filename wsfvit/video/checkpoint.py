@@ -50,10 +50,7 @@ def load_video_weights(
 ) -> tuple[StateDict, dict[str, Any]]:
     """Load the weights of a video model from a checkpoint of the train command or a file of the WSF-ViT release.
 
-    Args:
-        path: The file.
-        use_ema: Prefer the EMA weights where the file has them.
-        trust: Unpickle without restrictions. The file can then run any code.
+    The arguments are those of ``load_state_dict_file``.
 
     Returns:
         The state dict with the keys of ``SimVP``, and the metadata of ``load_state_dict_file``; its ``config`` is that

@@ -38,19 +38,13 @@ UNIT = "sequences"
 
 @dataclass(frozen=True)
 class VideoResult:
-    """Metrics of each predictor by its name, over all processes.
+    """Metrics of each predictor by its name, over all processes."""
 
-    Attributes:
-        metrics: Means over all frames, as ``VideoMetrics.compute`` names them.
-        per_frame: Means for each predicted frame.
-        kept: First sequences of this process on the CPU: input, prediction of the first predictor, truth.
-        sequences_per_s: Throughput of all processes, including reading and metrics.
-    """
-
-    metrics: dict[str, dict[str, float]]
-    per_frame: dict[str, dict[str, list[float]]]
+    metrics: dict[str, dict[str, float]]  # means over all frames, as ``VideoMetrics.compute`` names them
+    per_frame: dict[str, dict[str, list[float]]]  # means for each predicted frame
+    # First sequences of this process on the CPU: input, prediction of the first predictor, truth.
     kept: list[tuple[Tensor, Tensor, Tensor]]
-    sequences_per_s: float
+    sequences_per_s: float  # throughput of all processes, including reading and metrics
 
 
 # Not inference_mode: a model may cache tensors made here (masks, tables), and training could not use those.
@@ -71,8 +65,7 @@ def evaluate(
         loader: ``SequenceLoader`` of this process's share of the sequences.
         world: The processes.
         amp_dtype: Mixed precision, or None.
-        title: Of the progress line.
-        interval: Batches between two progress lines.
+        title, interval: Of the progress lines, and batches between two.
         keep: Number of sequences to keep.
 
     Raises:
@@ -101,9 +94,8 @@ def evaluate(
             raise UserError(
                 f"{title}: {', '.join(wrong)} of '{name}' are not finite: its predictions are far too large"
             )
-    return VideoResult(
-        computed, {name: metrics[name].per_frame(sums[name]) for name in sums}, kept, progress.per_second
-    )
+    per_frame = {name: metrics[name].per_frame(sums[name]) for name in sums}
+    return VideoResult(computed, per_frame, kept, progress.per_second)
 
 
 def check_finite(bad: float, frames: float, title: str, name: str = MODEL) -> None:
@@ -138,15 +130,8 @@ def write_report(
 ) -> list[Path]:
     """Write ``NAME.json``, ``NAME_per_frame.csv`` and ``.png``, and a strip and an animation of each kept sequence.
 
-    Args:
-        folder: Folder of the files, created if missing.
-        name: Beginning of their names.
-        described: What was evaluated, primitives only, with the entries of ``describe_data``.
-        result: From ``evaluate``.
-        movie: Suffix of the animations.
-
-    Returns:
-        The files.
+    The folder is created if missing, ``described`` has primitives only, with the entries of ``describe_data``, and
+    ``movie`` is the suffix of the animations. Returns the files.
 
     Raises:
         UserError: a file cannot be written.

@@ -22,7 +22,7 @@ WHITE, BLACK = 255, (0, 0, 0)
 
 
 def draw_strip(frames: Tensor, prediction: Tensor, future: Tensor | None = None) -> np.ndarray:
-    """Draw one sequence as rows of frames: input, truth, prediction and error.
+    """Draw one sequence as rows of frames, input, truth, prediction and error: RGB image (height, width, 3) uint8.
 
     The error is prediction minus truth: white for none, red where the prediction is too bright, blue where too dark.
     Rows of more than ten frames are thinned to ten evenly spaced ones. Frames are numbered from the first input.
@@ -31,9 +31,6 @@ def draw_strip(frames: Tensor, prediction: Tensor, future: Tensor | None = None)
         frames: Input (T_in, C, H, W) in [0, 1].
         prediction: (T_out, C, H, W), clipped to [0, 1].
         future: Truth (T_out, C, H, W) where it is known; without it there is no row of truth and none of errors.
-
-    Returns:
-        RGB image (height, width, 3) uint8.
     """
     rows = {"input": _to_rgb(frames), **_output_to_rgb(prediction, future)}
     height, width = rows["input"].shape[1:3]
@@ -54,8 +51,7 @@ def draw_strip(frames: Tensor, prediction: Tensor, future: Tensor | None = None)
 def draw_animation(frames: Tensor, prediction: Tensor, future: Tensor | None = None) -> list[np.ndarray]:
     """Draw one sequence, as in ``draw_strip``, as an animation: input, then truth, prediction and error side by side.
 
-    Returns:
-        T_in + T_out RGB images (height, width, 3) uint8 of one size.
+    The result is T_in + T_out RGB images (height, width, 3) uint8 of one size.
     """
     inputs, outputs = _to_rgb(frames), _output_to_rgb(prediction, future)
     height, width = inputs.shape[1], max(inputs.shape[2], LABEL_WIDTH)
@@ -103,8 +99,7 @@ def write_prediction(
 ) -> list[Path]:
     """Write one sequence, as in ``draw_strip``, as ``NAME.png`` and as an animation with the suffix ``movie``.
 
-    Returns:
-        The two files.
+    Returns the two files.
 
     Raises:
         UserError: a file cannot be written; ``folder`` must exist.
@@ -116,15 +111,12 @@ def write_prediction(
 
 
 def write_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]], first: int) -> None:
-    """Plot MSE, SSIM and PSNR over the predicted frames, one line per predictor.
+    """Plot MSE, SSIM and PSNR over the predicted frames, one line per predictor; see ``save_figure``.
 
     Args:
         path: The file; its suffix selects the format, e.g. .png or .svg.
         curves: Predictor name to the result of ``VideoMetrics.per_frame``.
         first: Number of the first predicted frame, counted from 1.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     titles = {"mse": "MSE per frame (sum)", "ssim": "SSIM (range 1)", "psnr": "PSNR in dB"}
     figure, panels = new_panels(1, len(titles), 3.6, 2.8)

@@ -52,9 +52,7 @@ class VideoMetrics:
     """Sums of the metrics over the batches of one process; the module's docstring defines them.
 
     Args:
-        frames_out: Number of predicted frames.
-        channels: Channels of a frame.
-        size: (height, width) of a frame.
+        frames_out, channels, size: Predicted frames, and channels and (height, width) of each.
         device: Device of the sums; that of the batches, so that adding needs no synchronisation.
 
     Raises:
@@ -95,17 +93,9 @@ class VideoMetrics:
         finite = prediction.isfinite().flatten(2).all(-1)
         error = prediction - future
         clipped = prediction.clamp(0, 1)
-        values = torch.stack(
-            [
-                error.square().sum((-3, -2, -1)),
-                error.abs().sum((-3, -2, -1)),
-                ssim(clipped, future),
-                _psnr(clipped, future),
-                _psnr_uint8(clipped, future),
-            ],
-            dim=-1,
-        )
-        values = values.masked_fill(~finite[..., None], math.nan)
+        mse, mae = error.square().sum((-3, -2, -1)), error.abs().sum((-3, -2, -1))
+        on_clipped = [metric(clipped, future) for metric in (ssim, _psnr, _psnr_uint8)]
+        values = torch.stack([mse, mae, *on_clipped], dim=-1).masked_fill(~finite[..., None], math.nan)
         counts = torch.stack([~finite, torch.ones_like(finite)], dim=-1)
         batch = torch.cat([values, counts.to(values.dtype)], dim=-1)
         self._sums += batch.to(self._sums.device).double().sum(0)
@@ -115,17 +105,9 @@ class VideoMetrics:
         return self._sums.clone()
 
     def compute(self, sums: Tensor | None = None) -> dict[str, float]:
-        """Metrics over all sequences and frames.
+        """Metrics over all sequences and frames: those of ``DEFINITIONS``, and ``sequences``, ``non_finite_frames``.
 
-        Args:
-            sums: ``sums()`` added over the processes (default: this process's own).
-
-        Returns:
-            ``mse``, ``mae``, ``ssim``, ``psnr``, ``psnr_uint8``, ``mse_pixel``, ``mae_pixel``, and as counts
-            ``sequences`` and ``non_finite_frames``.
-
-        Raises:
-            UserError: there are no sequences.
+        ``sums`` are ``sums()`` added over the processes (default: this process's own); none at all is a ``UserError``.
         """
         sums = self._sums if sums is None else sums
         frames = {name: sum(values) / len(values) for name, values in self.per_frame(sums).items()}
@@ -145,8 +127,7 @@ class VideoMetrics:
 def ssim(one: Tensor, other: Tensor) -> Tensor:
     """Structural similarity of float32 frames (B, T, C, H, W) in [0, 1], the mean over pixels and channels.
 
-    Returns:
-        (B, T), float64 where the device has it.
+    The result is (B, T), float64 where the device has it.
     """
     flat = [frames.flatten(0, 1) for frames in (one, other)]
     chunk = max(1, CHUNK.get(one.device.type, CHUNK["cuda"]) // flat[0][0].numel())

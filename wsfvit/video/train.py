@@ -20,20 +20,11 @@ from wsfvit.train.trainer import FirstBatches, Result, Trainer, run_task
 from wsfvit.utils.distributed import World
 from wsfvit.utils.errors import UserError
 from wsfvit.utils.precision import amp_dtype
+from wsfvit.video import evaluation
 from wsfvit.video.args import HIGHER_IS_BETTER, build_config
 from wsfvit.video.checkpoint import describe, load_model, load_video_weights
 from wsfvit.video.data.loader import Batch, build_eval_loader, build_train_loader, open_split, refuse_shared
 from wsfvit.video.data.sequences import SequenceDataset
-from wsfvit.video.evaluation import (
-    BASELINES,
-    MODEL,
-    SHOWN_METRICS,
-    UNIT,
-    describe_data,
-    evaluate,
-    format_metrics,
-    write_report,
-)
 from wsfvit.video.figures import draw_strip
 from wsfvit.video.model.simvp import SimVP, SimVPConfig
 
@@ -49,7 +40,7 @@ def run_training(args: argparse.Namespace) -> Result:
 class VideoPrediction(Task):
     """Batches are frames (B, T_in, C, H, W) and future (B, T_out, C, H, W); the loss is the mean squared error."""
 
-    unit = UNIT
+    unit = evaluation.UNIT
 
     def __init__(self, args: argparse.Namespace, world: World) -> None:
         super().__init__(args, world)
@@ -73,12 +64,9 @@ class VideoPrediction(Task):
         return model
 
     def build_loaders(self, model: nn.Module) -> tuple[Loader, Loader]:
-        args, world, frames_in = self.args, self.world, self.config.frames_in
-        options = loader_options(args, world, args.batch_size)
-        return (
-            build_train_loader(self.train_set, frames_in, options, args.seed),
-            build_eval_loader(self.val_set, frames_in, self._eval_options()),
-        )
+        options, frames_in = loader_options(self.args, self.world, self.args.batch_size), self.config.frames_in
+        train_loader = build_train_loader(self.train_set, frames_in, options, self.args.seed)
+        return train_loader, build_eval_loader(self.val_set, frames_in, self._eval_options())
 
     def _eval_options(self) -> LoaderOptions:
         return loader_options(self.args, self.world, self.args.validation_batch_size or self.args.batch_size)
@@ -104,12 +92,13 @@ class VideoPrediction(Task):
         return loss, {"mse": loss.detach() * future[0, 0].numel()}
 
     def evaluate(self, model: nn.Module, loader: Loader, title: str) -> dict[str, float]:
-        args = self.args
         assert isinstance(model, SimVP)
-        predictors = {MODEL: model.predict}
-        found = evaluate(predictors, loader, self.world, amp_dtype(args), title, args.log_interval, args.pictures)
+        args, predictors = self.args, {evaluation.MODEL: model.predict}
+        found = evaluation.evaluate(
+            predictors, loader, self.world, amp_dtype(args), title, args.log_interval, args.pictures
+        )
         self.kept = found.kept
-        return {name: found.metrics[MODEL][name] for name in SHOWN_METRICS}
+        return {name: found.metrics[evaluation.MODEL][name] for name in evaluation.SHOWN_METRICS}
 
     def name(self) -> str:
         return f"simvp-{self.args.family}"
@@ -154,21 +143,19 @@ class VideoPrediction(Task):
         loader: Any = build_eval_loader(self.test_set, model.config.frames_in, self._eval_options())
         if args.dry_run:
             loader = FirstBatches(loader, 1)
-        predictors = {MODEL: model.predict, **BASELINES}
-        found = evaluate(predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures)
+        predictors = {evaluation.MODEL: model.predict, **evaluation.BASELINES}
+        found = evaluation.evaluate(
+            predictors, loader, world, amp_dtype(args), "test", args.log_interval, args.pictures
+        )
         if not world.is_main:
             return
-        described = {
-            **describe_data(loader, found),
-            "epoch": meta["epoch"],
-            "num_updates": meta["num_updates"],
-            "num_updates_of_the_run": trainer.state.num_updates,
-            "weights": meta["weights"],
-        }
-        write_report(trainer.run_dir, "test", described, found)
+        described = evaluation.describe_data(loader, found)
+        described |= {key: meta[key] for key in ("epoch", "num_updates", "weights")}
+        described["num_updates_of_the_run"] = trainer.state.num_updates
+        evaluation.write_report(trainer.run_dir, "test", described, found)
         world.log(
             f"test, once, on {described['data']}, {described['sequences']} sequences, with the weights of epoch "
-            f"{meta['epoch']}\n{format_metrics(found.metrics)}"
+            f"{meta['epoch']}\n{evaluation.format_metrics(found.metrics)}"
         )
 
 
@@ -248,9 +235,8 @@ class OneCycleScheduler(Scheduler):
         for last, start, end in self._phases:
             if num_updates <= last and first < last:
                 share = (num_updates - first) / (last - first)
-                lr, momentum = (
-                    b + (a - b) / 2 * (1 + math.cos(math.pi * share)) for a, b in zip(start, end, strict=True)
-                )
+                cosine = 1 + math.cos(math.pi * share)
+                lr, momentum = (b + (a - b) / 2 * cosine for a, b in zip(start, end, strict=True))
                 return lr, momentum
             first = last
         return self._phases[-1][-1]

@@ -38,37 +38,24 @@ IMAGES = ("{}2017", "images/{}2017", "{}/images", "{}", "images/{}", "images")
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of an annotation file.
+    """An image of an annotation file."""
 
-    Attributes:
-        id: Id in the file.
-        path: The image file.
-        height: In pixels, as the annotation file says.
-        width: In pixels.
-        annotations: Entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``,
-            ``area``, the last two filled in where the file leaves them out.
-    """
-
-    id: int
-    path: Path
-    height: int
-    width: int
+    id: int  # id in the file
+    path: Path  # the image file
+    height: int  # in pixels, as the annotation file says
+    width: int  # in pixels
+    # Entries of the file: ``bbox`` (x, y, w, h), ``category_id``, ``segmentation``, ``iscrowd``, ``area``, the last two
+    # filled in where the file leaves them out.
     annotations: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
 class CocoData:
-    """Content of an annotation file, without its problems.
+    """Content of an annotation file, without its problems."""
 
-    Attributes:
-        categories: Id to name, sorted by id; the index of an id is its label.
-        images: In the order of the file.
-        problems: One line for each entry that was left out.
-    """
-
-    categories: Mapping[int, str]
-    images: tuple[CocoImage, ...]
-    problems: tuple[str, ...] = ()
+    categories: Mapping[int, str]  # id to name, sorted by id; the index of an id is its label
+    images: tuple[CocoImage, ...]  # in the order of the file
+    problems: tuple[str, ...] = ()  # one line for each entry that was left out
 
     def for_training(self, min_side: int = 32, keep_empty: bool = False) -> "CocoData":
         """Filters images and annotations as the published training does.
@@ -129,11 +116,7 @@ def _why_not_trained_on(entry: Entry, image: CocoImage) -> str:
 
 
 def check_categories(data: CocoData, expected: Mapping[int, str], owner: str) -> None:
-    """Checks that data has the categories of a detector; ``owner`` names the detector or its data.
-
-    Raises:
-        UserError: naming the first that differs.
-    """
+    """Raises a ``UserError`` for the first category that differs from those of ``owner``, a detector or its data."""
     for key in sorted(data.categories.keys() | expected.keys()):
         here, there = data.categories.get(key, "none"), expected.get(key, "none")
         if here != there:
@@ -155,12 +138,9 @@ def read_split(
     Args:
         root: Data folder, or None.
         split: ``train`` or ``val``.
-        images: Folder of the images, or None: the one in ``root``.
-        annotations: JSON file, or None: the one in ``root``.
-        on_bad_annotation: See ``read_coco``.
-        flags: Prefix of the flags of ``images`` and ``annotations``, for messages.
-        boxes_only: See ``read_coco``.
-        boxes_from_masks: Likewise.
+        images, annotations: Folder of the images and JSON file, or None: those in ``root``.
+        flags: Prefix of their flags, for messages.
+        on_bad_annotation, boxes_only, boxes_from_masks: See ``read_coco``.
 
     Raises:
         UserError: a file or folder is neither named nor found, or the annotations are wrong.
@@ -280,8 +260,7 @@ class _Reader:
     problems: list[str] = field(default_factory=list)
     _bad_images: set[int] = field(default_factory=set)
     _annotation_ids: set[int] = field(default_factory=set)
-    _folders: dict[Path, set[str]] = field(default_factory=dict)
-    _named: dict[Path, set[str]] = field(default_factory=dict)
+    _folders: dict[Path, dict[str, bool]] = field(default_factory=dict)  # whether an entry names each of its files
     _missing: list[Path] = field(default_factory=list)
     _lost: int = 0
 
@@ -307,23 +286,23 @@ class _Reader:
         if not isinstance(name, str) or not name:
             return "it has no file_name"
         path = self.folder / name
-        if self._exists(path):
+        folder = path.parent
+        if folder not in self._folders:  # each is listed once: network disks are slow per file
+            self._folders[folder] = dict.fromkeys(os.listdir(folder) if folder.is_dir() else (), False)
+        if path.name in self._folders[folder]:
+            self._folders[folder][path.name] = True
             return ""
         self._missing.append(path)
         return f"there is no file '{path}'"
 
-    def _exists(self, path: Path) -> bool:
-        """Looks a file up in the listing of its folder, read once: network disks are slow per file."""
-        if path.parent not in self._folders:
-            self._folders[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            self._named[path.parent] = set()
-        self._named[path.parent].add(path.name)
-        return path.name in self._folders[path.parent]
-
     def compare_folder(self) -> str:
         """Numbers and an example of the images that only the file or only the folder has; empty if there are none."""
-        others = (name for folder, names in self._folders.items() for name in names - self._named[folder])
-        unnamed = [name for name in others if _is_image(name)]
+        unnamed = [
+            name
+            for files in self._folders.values()
+            for name, named in files.items()
+            if not named and not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
         parts = []
         if unnamed:
             parts.append(f"{len(unnamed)} images of the folder have no entry (such as {min(unnamed)})")
@@ -413,10 +392,6 @@ def _box_outline(box: list[float], height: int, width: int) -> list[list[float]]
     """A box (x, y, w, h) as a polygon within the image."""
     x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[0] + box[2], width), min(box[1] + box[3], height)
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
-
-
-def _is_image(name: str) -> bool:
-    return "." + name.rpartition(".")[2].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def _shorten(value: Any) -> str:

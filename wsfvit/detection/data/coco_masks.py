@@ -17,11 +17,7 @@ MAX_REACH = 4
 
 
 def coco_mask_module() -> Any:
-    """``pycocotools.mask``.
-
-    Raises:
-        UserError: pycocotools is not installed.
-    """
+    """Import ``pycocotools.mask``, or raise a ``UserError`` that says how to install it."""
     advice = "COCO masks and COCO evaluation need pycocotools: pip install pycocotools"
     return import_optional("pycocotools.mask", advice)
 
@@ -121,10 +117,8 @@ def sample_masks(
 
     Args:
         segmentations: N checked segmentations.
-        height: Height of the image.
-        width: Width of the image.
-        rows: (h,) source row of each row of the result, monotonic.
-        columns: (w,) columns likewise.
+        height, width: Of the image.
+        rows, columns: (h,) and (w,) source row and column of each row and column of the result, monotonic.
 
     Returns:
         uint8 (N, h, w). Nearest-neighbour resizing, flipping and cropping are such selections, so a chain of them costs

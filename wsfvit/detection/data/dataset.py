@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -24,39 +25,25 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One transformed image.
+    """One transformed image."""
 
-    Attributes:
-        image: float32 (3, h, w), normalised.
-        target: ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``labels`` int64 (N,) counted from 0,
-            ``masks`` uint8 (N, h, w), ``image_id``; None in evaluation.
-        original_size: (h, w) of the file.
-        image_id: Id in the annotation file.
-    """
-
-    image: Tensor
+    image: Tensor  # float32 (3, h, w), normalised
+    # ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``labels`` int64 (N,) counted from 0, ``masks``
+    # uint8 (N, h, w), ``image_id``; None in evaluation.
     target: Target | None
-    original_size: Size
-    image_id: int
+    original_size: Size  # (h, w) of the file
+    image_id: int  # id in the annotation file
 
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """B images in one tensor.
+    """B images in one tensor."""
 
-    Attributes:
-        images: float32 (B, 3, H, W), normalised, padded with zeros to the right and below.
-        sizes: (h, w) of each image within ``images``.
-        targets: ``Sample.target`` of each image; empty in evaluation.
-        original_sizes: (h, w) of each file.
-        image_ids: Ids in the annotation file.
-    """
-
-    images: Tensor
-    sizes: list[Size]
-    targets: list[Target]
-    original_sizes: list[Size]
-    image_ids: list[int]
+    images: Tensor  # float32 (B, 3, H, W), normalised, padded with zeros to the right and below
+    sizes: list[Size]  # (h, w) of each image within ``images``
+    targets: list[Target]  # ``Sample.target`` of each image; empty in evaluation
+    original_sizes: list[Size]  # (h, w) of each file
+    image_ids: list[int]  # ids in the annotation file
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -70,11 +57,7 @@ class DetectionBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "DetectionBatch":
-        targets = [
-            {key: move(value) if isinstance(value, Tensor) else value for key, value in target.items()}
-            for target in self.targets
-        ]
-        return replace(self, images=move(self.images), targets=targets)
+        return replace(self, images=move(self.images), targets=tree_map_only(Tensor, move, self.targets))
 
 
 class DetectionDataset(Dataset[Any]):
@@ -82,9 +65,8 @@ class DetectionDataset(Dataset[Any]):
 
     Args:
         data: Images and annotations; for training from ``CocoData.for_training``.
-        transform: Flips, resizes and crops.
+        transform, normalize: Flips, resizes and crops; mean and standard deviation of the backbone.
         with_targets: Whether items have boxes, labels and masks.
-        normalize: Mean and standard deviation of the backbone.
     """
 
     def __init__(

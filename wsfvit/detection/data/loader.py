@@ -29,10 +29,7 @@ class AspectRatioSampler(TrainSampler):
 
     Args:
         aspect_ratios: Width by height of each image.
-        batch_size: Images per batch of one process.
-        world_size: Number of processes.
-        rank: This process among them.
-        seed: Seed of the permutations.
+        batch_size, world_size, rank, seed: See ``TrainSampler``.
     """
 
     def __init__(
@@ -63,7 +60,7 @@ def build_train_loader(
         dataset: With targets.
         options: How batches are made; ``device`` and ``use_prefetcher`` are not used.
         multiple: The sides of the batches are multiples of it, in pixels.
-        seed: Seed of order and augmentation.
+        seed: Of order and augmentation.
 
     Raises:
         UserError: fewer images than one global batch.

@@ -22,19 +22,12 @@ PUBLISHED_LONG_SIDE = 1120
 
 @dataclass(frozen=True)
 class TrainSizes:
-    """Sizes that the augmentation draws from, in pixels; the defaults are the published ones.
+    """Sizes that the augmentation draws from, in pixels; the defaults are the published ones."""
 
-    Attributes:
-        short_sides: Short side of the result, one drawn per image.
-        long_side: The long side is at most this long.
-        crop_short_sides: Short side before the crop.
-        crop_range: Height and width of the crop are drawn from this range, both ends included, and are at most those of
-            the image.
-    """
-
-    short_sides: tuple[int, ...] = (448, 672, 896)
-    long_side: int = PUBLISHED_LONG_SIDE
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    short_sides: tuple[int, ...] = (448, 672, 896)  # short side of the result, one drawn per image
+    long_side: int = PUBLISHED_LONG_SIDE  # the long side is at most this long
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)  # short side before the crop
+    # Height and width of the crop are drawn from this range, both ends included, and are at most those of the image.
     crop_range: tuple[int, int] = (448, 600)
 
     def __post_init__(self) -> None:
@@ -55,21 +48,13 @@ class TrainSizes:
 
 @dataclass(frozen=True)
 class View:
-    """State of an image during the transforms: pixels, boxes, and where in the file they come from.
+    """State of an image during the transforms: pixels, boxes, and where in the file they come from."""
 
-    Attributes:
-        image: uint8 (3, h, w).
-        boxes: float32 (N, 4), x1, y1, x2, y2 in pixels of ``image``.
-        kept: int64 (N,), indices of the remaining objects among those at the start.
-        rows: int64 array (h,), source row of each row by nearest neighbour.
-        columns: int64 array (w,), columns likewise.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    kept: Tensor
-    rows: np.ndarray
-    columns: np.ndarray
+    image: Tensor  # uint8 (3, h, w)
+    boxes: Tensor  # float32 (N, 4), x1, y1, x2, y2 in pixels of ``image``
+    kept: Tensor  # int64 (N,), indices of the remaining objects among those at the start
+    rows: np.ndarray  # int64 array (h,), source row of each row by nearest neighbour
+    columns: np.ndarray  # int64 array (w,), columns likewise
 
     @property
     def size(self) -> Size:
@@ -137,17 +122,11 @@ def _draw(low: int, high: int) -> int:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Published augmentation; draws from torch's global generator.
+    """Published augmentation; draws from torch's global generator."""
 
-    Attributes:
-        sizes: Sizes to draw from.
-        flip_chance: Probability of a horizontal flip.
-        crop_chance: Probability of a crop.
-    """
-
-    sizes: TrainSizes = TrainSizes()
-    flip_chance: float = 0.5
-    crop_chance: float = 0.5
+    sizes: TrainSizes = TrainSizes()  # sizes to draw from
+    flip_chance: float = 0.5  # probability of a horizontal flip
+    crop_chance: float = 0.5  # probability of a crop
 
     def __call__(self, view: View) -> View:
         if float(torch.rand(())) < self.flip_chance:
@@ -180,15 +159,11 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Converts uint8 (3, h, w) to float32, minus the mean, divided by the standard deviation of each channel.
+    """Converts uint8 (3, h, w) to float32, minus the mean, divided by the standard deviation of each channel."""
 
-    Attributes:
-        mean: For values from 0 to 1; the defaults are the published 123.675, 116.28, 103.53 of 255.
-        std: Likewise; 58.395, 57.12, 57.375 of 255.
-    """
-
+    # For values from 0 to 1; the defaults are the published 123.675, 116.28, 103.53 of 255.
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD  # likewise; 58.395, 57.12, 57.375 of 255
 
     @classmethod
     def of_model(cls, name: str) -> "Normalize":

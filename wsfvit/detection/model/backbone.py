@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import timm
@@ -84,9 +84,8 @@ class DetectionBackbone(nn.Module):
         self.channels, self.strides, self.multiple = plan.channels, plan.strides, plan.multiple
         self.body = timm.create_model(name, features_only=True, out_indices=plan.out_indices, **self.options)
         self.channels_last = plan.channels_last
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(width, eps=NORM_EPS) if output_norm else nn.Identity() for width in self.channels
-        )
+        norm = partial(nn.LayerNorm, eps=NORM_EPS) if output_norm else nn.Identity
+        self.norms = nn.ModuleList(norm(width) for width in self.channels)
 
     def train(self, mode: bool = True) -> "DetectionBackbone":
         """Sets the mode as in torch; with ``frozen_stats`` the BatchNorms stay in evaluation mode."""
@@ -113,25 +112,19 @@ class DetectionBackbone(nn.Module):
     ) -> list[str]:
         """Loads an image classifier's checkpoint into the model; every key and shape has to match.
 
-        The classifier's head and last norm, which a backbone does not have, are left out and logged.
+        The classifier's head and last norm, which a backbone does not have, are left out and logged; returns their
+        keys.
 
         Args:
-            path: Any file that `wsfvit.checkpoint.io.read_checkpoint` takes.
-            use_ema: Prefer the EMA of the weights where the file has it.
-            trust: Unpickle without restrictions. The file can then run any code.
+            path, use_ema, trust: See `wsfvit.checkpoint.io.load_state_dict_file`.
             resize_bias_tables: Interpolate the position bias tables of a classifier with another window.
-
-        Returns:
-            The keys that were left out.
 
         Raises:
             UserError: the file cannot be read, or it holds another model.
         """
         state_dict, meta = load_state_dict_file(path, use_ema=use_ema, trust=trust)
-        state_dict = {
-            ".".join(PUBLISHED_NAMES.get(part, part) for part in key.split(".")): value
-            for key, value in state_dict.items()
-        }
+        renamed = (".".join(PUBLISHED_NAMES.get(part, part) for part in key.split(".")) for key in state_dict)
+        state_dict = dict(zip(renamed, state_dict.values(), strict=True))
         with torch.device("meta"):
             classifier = timm.create_model(self.name, **_without_weights(self.options)).state_dict()
         names = {_flat(key): key for key in self.body.state_dict()}
@@ -139,8 +132,7 @@ class DetectionBackbone(nn.Module):
         fitted = {names.get(_flat(key), key): value for key, value in state_dict.items() if key not in left_out}
         if not resize_bias_tables:
             _check_bias_tables(self.body.state_dict(), fitted, path)
-        misfit = describe_misfit(self.body, fitted)
-        if misfit:
+        if misfit := describe_misfit(self.body, fitted):  # before any weight changes
             raise UserError(f"checkpoint '{path}': {misfit}")
         self.body.load_state_dict(fitted)
         _logger.info(
@@ -172,11 +164,9 @@ def _plan(name: str, **options: Any) -> _Plan:
     check_model_name(name)
     body = _create_meta(name, options)
     strides, channels = tuple(body.feature_info.reduction()[-LEVELS:]), tuple(body.feature_info.channels()[-LEVELS:])
+    refusal = f"model {name} cannot be a detector's backbone"
     if len(set(strides)) < LEVELS:
-        raise UserError(
-            f"model {name} cannot be a detector's backbone: its features have strides {list(strides)}, but four "
-            "different ones are needed"
-        )
+        raise UserError(f"{refusal}: its features have strides {list(strides)}, but four different ones are needed")
     size = options.get("img_size") or timm.get_pretrained_cfg(name).input_size[1:]
     nominal = max(size) if isinstance(size, (tuple, list)) else int(size)
     for size_options in SIZE_OPTIONS:
@@ -190,9 +180,7 @@ def _plan(name: str, **options: Any) -> _Plan:
             if _takes_multiples(body, multiple, channels, strides, channels_last):
                 indices = tuple(body.feature_info.out_indices[-LEVELS:])
                 return _Plan(size_options, indices, channels, strides, multiple, channels_last)
-    raise UserError(
-        f"model {name} cannot be a detector's backbone: it takes only images of {nominal} x {nominal} pixels"
-    )
+    raise UserError(f"{refusal}: it takes only images of {nominal} x {nominal} pixels")
 
 
 def _create_meta(name: str, options: Mapping[str, Any]) -> Any:
@@ -219,11 +207,8 @@ def _takes_multiples(
             maps = body(torch.zeros(1, 3, H, W, device="meta"))[-LEVELS:]
     except REFUSALS:
         return False
-    sizes = [(H // stride, W // stride) for stride in strides]
-    expected = [
-        (1, *size, width) if channels_last else (1, width, *size) for size, width in zip(sizes, channels, strict=True)
-    ]
-    return [tuple(x.shape) for x in maps] == expected
+    found = [x.shape[1:] if channels_last else (*x.shape[2:], x.shape[1]) for x in maps]
+    return found == [(H // stride, W // stride, width) for stride, width in zip(strides, channels, strict=True)]
 
 
 def _flat(key: str) -> str:
@@ -232,9 +217,8 @@ def _flat(key: str) -> str:
 
 
 def _check_bias_tables(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    tables = (key for key in own if key.endswith(BIAS_TABLE) and key in given)
-    for key in tables:
-        if own[key].shape != given[key].shape:
+    for key in own:
+        if key.endswith(BIAS_TABLE) and key in given and own[key].shape != given[key].shape:
             raise UserError(
                 f"checkpoint '{path}' has bias tables of another window ({tuple(given[key].shape)} for "
                 f"{tuple(own[key].shape)}): build the backbone with its img_size, or pass --resize-bias-tables"

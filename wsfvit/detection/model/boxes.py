@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, nms
 
+from wsfvit.detection.model.config import DetectorConfig, StageConfig
+
 BACKGROUND = 0
 IGNORED = -1
 Sizes = list[tuple[int, int]]  # height and width of each image of a batch, without padding
@@ -45,10 +47,9 @@ def decode_boxes(offsets: Tensor, references: Tensor, stds: tuple[float, float, 
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression of boxes (N, 4) without negative coordinates, within each group (N,).
+    """Non-maximum suppression of boxes (N, 4) without negative coordinates and with scores (N,) within groups (N,).
 
-    Returns:
-        Indices of the boxes that are kept, best score (N,) first: int64 (M,).
+    Returns the indices of the boxes that are kept, best score first: int64 (M,).
     """
     if not torch.compiler.is_exporting():
         return batched_nms(boxes, scores, groups, threshold)
@@ -70,7 +71,7 @@ def split_images(values: Tensor, boxes: list[Tensor]) -> list[Tensor]:
 def match_boxes(
     boxes: Tensor, objects: Tensor, positive: float, negative: float, low_quality: float | None = None
 ) -> Tensor:
-    """Matches each box to the object that it overlaps most, or to the background.
+    """Matches each box to the object that it overlaps most, or to the background: int64 (N,).
 
     Args:
         boxes: Anchors or proposals, (N, 4).
@@ -79,9 +80,6 @@ def match_boxes(
         negative: A box is background below this IoU; between the two it is ignored.
         low_quality: Lowest IoU at which an object also gets the boxes that overlap it most, all ties, even those that
             overlap another object more; of several such objects the last gets a box. None: no such rule.
-
-    Returns:
-        int64 (N,).
     """
     matches = torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
     if not len(boxes) or not len(objects):
@@ -102,10 +100,7 @@ def match_boxes(
 def sample_matches(matches: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
     """Samples at most ``number`` boxes, of which at most ``positive_fraction`` are objects; background fills the rest.
 
-    Draws from torch's global generator of the matches' device.
-
-    Returns:
-        Indices of the objects and of the background, int64.
+    Draws from torch's global generator of the matches' device; returns the indices of both, int64.
     """
     positives = _sample((matches > BACKGROUND).nonzero()[:, 0], int(number * positive_fraction))
     negatives = _sample((matches == BACKGROUND).nonzero()[:, 0], number - len(positives))
@@ -119,41 +114,28 @@ def _sample(indices: Tensor, number: int) -> Tensor:
 
 
 class SampledRoIs(NamedTuple):
-    """Training samples of a stage in one image: first the objects, then the background.
+    """Training samples of a stage in one image: first the objects, then the background."""
 
-    Attributes:
-        boxes: float32 (N, 4).
-        labels: int64 (N,): the class, or the number of classes for background.
-        objects: int64 (P,): index of the object that each of the first P RoIs is matched to.
-        is_object: bool (N,): whether the RoI is an object's own box, added to the proposals.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    objects: Tensor
-    is_object: Tensor
+    boxes: Tensor  # float32 (N, 4)
+    labels: Tensor  # int64 (N,): the class, or the number of classes for background
+    objects: Tensor  # int64 (P,): index of the object that each of the first P RoIs is matched to
+    is_object: Tensor  # bool (N,): whether the RoI is an object's own box, added to the proposals
 
 
 def sample_rois(
-    proposals: Tensor,
-    target: dict[str, Tensor],
-    num_classes: int,
-    threshold: float,
-    low_quality: bool,
-    number: int,
-    positive_fraction: float,
+    proposals: Tensor, target: dict[str, Tensor], config: DetectorConfig, stage: StageConfig
 ) -> SampledRoIs:
-    """Adds the objects' own boxes to an image's proposals, (N, 4), and samples ``number`` of all of them.
+    """Adds the objects' own boxes to an image's proposals, (N, 4), and samples ``roi_samples`` of all of them.
 
-    A proposal with an IoU of at least ``threshold`` is an object. With ``low_quality`` each object also gets its best
-    proposals (see ``match_boxes``), at the same threshold.
+    A proposal with an IoU of at least the stage's threshold is an object. With ``low_quality_rois`` each object also
+    gets its best proposals (see ``match_boxes``), at the same threshold.
     """
-    objects = target["boxes"].float()
-    matches = match_boxes(proposals, objects, threshold, threshold, threshold if low_quality else None)
+    objects, iou = target["boxes"].float(), stage.iou_threshold
+    matches = match_boxes(proposals, objects, iou, iou, iou if config.low_quality_rois else None)
     own = torch.arange(1, len(objects) + 1, device=matches.device)
     matches = torch.cat([own, matches])
-    positives, negatives = sample_matches(matches, number, positive_fraction)
+    positives, negatives = sample_matches(matches, config.roi_samples, config.roi_positive_fraction)
     chosen = torch.cat([positives, negatives])
     matched = matches[positives] - 1
-    labels = torch.cat([target["labels"][matched], torch.full_like(negatives, num_classes)])
+    labels = torch.cat([target["labels"][matched], torch.full_like(negatives, config.num_classes)])
     return SampledRoIs(torch.cat([objects, proposals])[chosen], labels, matched, chosen < len(objects))

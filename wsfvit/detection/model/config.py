@@ -9,16 +9,11 @@ from wsfvit.utils.errors import UserError
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of box and mask heads.
+    """One stage of box and mask heads."""
 
-    Attributes:
-        iou_threshold: An RoI is an object at or above this IoU, and background below it.
-        loss_weight: Factor of the stage's three losses.
-        box_stds: Standard deviations that the targets (dx, dy, dw, dh) are divided by.
-    """
-
-    iou_threshold: float = 0.5
-    loss_weight: float = 1.0
+    iou_threshold: float = 0.5  # an RoI is an object at or above this IoU, and background below it
+    loss_weight: float = 1.0  # factor of the stage's three losses
+    # Standard deviations that the targets (dx, dy, dw, dh) are divided by.
     box_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
 
 
@@ -31,66 +26,41 @@ CASCADE_STAGES = (
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Settings of a detector. The defaults are Mask R-CNN's; proposals are counted per image.
+    """Settings of a detector. The defaults are Mask R-CNN's; proposals are counted per image."""
 
-    Attributes:
-        backbone: Name of a registered model that can be built as a feature extractor.
-        num_classes: Number of categories, K; the background is class K of the classifier.
-        backbone_options: Arguments of ``DetectionBackbone``.
-        stages: One stage is Mask R-CNN, several are a cascade, each refining the boxes of the one before.
-        box_head: Hidden layers of a box head: "2fc", two linear layers, or "4conv1fc", four 3x3 convolutions with batch
-            norm and one linear layer.
-        box_loss: "l1" on the encoded boxes, or "giou" on the decoded ones.
-        box_loss_weight: Factor of the box loss, in addition to the stage's.
-        low_quality_rois: Also match each object's best proposals to it, if they reach the stage's IoU threshold.
-        fpn_width: Channels of the pyramid, and of the convolutions of all heads.
-        fc_width: Width of the box heads' linear layers.
-        rpn_box_loss: "l1" or "smooth_l1" (beta 1/9) on the encoded boxes.
-        rpn_border: Pixels by which an anchor may leave the image and still be trained on; None sets no limit.
-        rpn_positive_iou: An anchor is an object at or above this IoU.
-        rpn_negative_iou: An anchor is background below this IoU; an object's best anchors match at or above it.
-        rpn_samples: Anchors sampled for the loss, per image.
-        rpn_positive_fraction: At most this share of the sampled anchors are objects.
-        rpn_nms_threshold: IoU above which the worse of two proposals of one pyramid level is dropped.
-        candidates_train: Best anchors of each level that enter the suppression, in training.
-        candidates_test: The same, at inference.
-        proposals_train: Proposals that remain, in training.
-        proposals_test: The same, at inference.
-        roi_samples: Proposals sampled for the losses of a stage, per image.
-        roi_positive_fraction: At most this share of the sampled proposals are objects.
-        score_threshold: Detections have a higher score than this.
-        nms_threshold: IoU above which the worse of two detections of one class is dropped.
-        max_detections: Detections that remain, per image.
-        mask_loss_weight: Factor of the mask loss, in addition to the stage's; 0 for a detector of boxes only.
-    """
-
-    backbone: str
-    num_classes: int
-    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str  # name of a registered model that can be built as a feature extractor
+    num_classes: int  # number of categories, K; the background is class K of the classifier
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)  # arguments of ``DetectionBackbone``
+    # One stage is Mask R-CNN, several are a cascade, each refining the boxes of the one before.
     stages: tuple[StageConfig, ...] = (StageConfig(),)
+    # Hidden layers of a box head: "2fc", two linear layers, or "4conv1fc", four 3x3 convolutions with batch norm and
+    # one linear layer.
     box_head: Literal["2fc", "4conv1fc"] = "2fc"
-    box_loss: Literal["l1", "giou"] = "l1"
-    box_loss_weight: float = 1.0
+    box_loss: Literal["l1", "giou"] = "l1"  # "l1" on the encoded boxes, or "giou" on the decoded ones
+    box_loss_weight: float = 1.0  # factor of the box loss, in addition to the stage's
+    # Also match each object's best proposals to it, if they reach the stage's IoU threshold.
     low_quality_rois: bool = True
-    fpn_width: int = 256
-    fc_width: int = 1024
-    rpn_box_loss: Literal["l1", "smooth_l1"] = "l1"
+    fpn_width: int = 256  # channels of the pyramid, and of the convolutions of all heads
+    fc_width: int = 1024  # width of the box heads' linear layers
+    rpn_box_loss: Literal["l1", "smooth_l1"] = "l1"  # "l1" or "smooth_l1" (beta 1/9) on the encoded boxes
+    # Pixels by which an anchor may leave the image and still be trained on; None sets no limit.
     rpn_border: float | None = None
-    rpn_positive_iou: float = 0.7
+    rpn_positive_iou: float = 0.7  # an anchor is an object at or above this IoU
+    # An anchor is background below this IoU; an object's best anchors match at or above it.
     rpn_negative_iou: float = 0.3
-    rpn_samples: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_nms_threshold: float = 0.7
-    candidates_train: int = 2000
-    candidates_test: int = 1000
-    proposals_train: int = 1000
-    proposals_test: int = 1000
-    roi_samples: int = 512
-    roi_positive_fraction: float = 0.25
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    max_detections: int = 100
-    mask_loss_weight: float = 1.0
+    rpn_samples: int = 256  # anchors sampled for the loss, per image
+    rpn_positive_fraction: float = 0.5  # at most this share of the sampled anchors are objects
+    rpn_nms_threshold: float = 0.7  # IoU above which the worse of two proposals of one pyramid level is dropped
+    candidates_train: int = 2000  # best anchors of each level that enter the suppression, in training
+    candidates_test: int = 1000  # the same, at inference
+    proposals_train: int = 1000  # proposals that remain, in training
+    proposals_test: int = 1000  # the same, at inference
+    roi_samples: int = 512  # proposals sampled for the losses of a stage, per image
+    roi_positive_fraction: float = 0.25  # at most this share of the sampled proposals are objects
+    score_threshold: float = 0.05  # detections have a higher score than this
+    nms_threshold: float = 0.5  # IoU above which the worse of two detections of one class is dropped
+    max_detections: int = 100  # detections that remain, per image
+    mask_loss_weight: float = 1.0  # factor of the mask loss, in addition to the stage's; 0 for a detector of boxes only
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

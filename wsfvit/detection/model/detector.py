@@ -20,10 +20,8 @@ from wsfvit.detection.model.rpn import RegionProposalNetwork
 class Detector(nn.Module):
     """Mask R-CNN or Cascade Mask R-CNN.
 
-    Args:
-        config: The detector's settings.
-        backbone: Returns a list of feature maps (B, C, H / stride, W / stride), finest first, and has the attributes
-            ``channels`` and ``strides``.
+    The backbone returns a list of feature maps (B, C, H / stride, W / stride), finest first, and has the attributes
+    ``channels`` and ``strides``.
     """
 
     def __init__(self, config: DetectorConfig, backbone: nn.Module) -> None:
@@ -74,8 +72,7 @@ def to_original(
 
     Args:
         detections: Detections in the transformed image.
-        size: Height and width of the transformed image without its padding.
-        original_size: Height and width of the original image.
+        size, original_size: (height, width) of the transformed image without its padding, and of the original one.
         threshold: A pixel belongs to an object at or above this probability.
 
     Returns:

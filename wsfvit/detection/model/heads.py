@@ -3,6 +3,7 @@
 Coordinates of boxes and masks are continuous: pixel i reaches from i to i + 1.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,31 +33,25 @@ def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tens
 
     torchvision's ``MultiScaleRoIAlign`` lacks the half-pixel shift (``aligned``) that this needs.
 
-    Args:
-        features: Maps of the levels, float32 (B, C, H / stride, W / stride).
-        strides: Stride of each level in pixels.
-        boxes: Boxes (N, 4) of each image.
-        side: Height and width of the result.
-
-    Returns:
-        float32 (N of all images, C, side, side).
+    Shape: maps of the levels, float32 (B, C, H / stride, W / stride), and boxes (N, 4) of each image -> float32 (N of
+    all images, C, side, side).
     """
     flat = torch.cat(boxes)
     images = torch.cat([torch.full_like(x[:, :1], index) for index, x in enumerate(boxes)])
     rois = torch.cat([images, flat], dim=1)
-    levels = pyramid_levels(flat, len(features))
+    level_of = pyramid_levels(flat, len(features))
+    levels = list(enumerate(zip(features, strides, strict=True)))
+    pool = partial(roi_align, output_size=side, sampling_ratio=0, aligned=True)
     if torch.compiler.is_exporting():
         # A graph's shapes cannot depend on how many RoIs a level has. An empty RoI is pooled to zero, at no cost.
-        return torch.stack(
-            [
-                roi_align(feature, rois * (levels == level)[:, None], side, 1 / stride, sampling_ratio=0, aligned=True)
-                for level, (feature, stride) in enumerate(zip(features, strides, strict=True))
-            ]
-        ).sum(dim=0)
+        parts = [
+            pool(x, rois * (level_of == level)[:, None], spatial_scale=1 / stride) for level, (x, stride) in levels
+        ]
+        return torch.stack(parts).sum(dim=0)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], side, side)
-    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        chosen = (levels == level).nonzero()[:, 0]
-        pooled[chosen] = roi_align(feature, rois[chosen], side, 1 / stride, sampling_ratio=0, aligned=True)
+    for level, (x, stride) in levels:
+        chosen = (level_of == level).nonzero()[:, 0]
+        pooled[chosen] = pool(x, rois[chosen], spatial_scale=1 / stride)
     return pooled
 
 
@@ -109,13 +104,8 @@ class MaskHead(nn.Module):
 def build_mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
     """Targets of the mask head: each object's mask averaged on a 28 x 28 grid over the box, thresholded at one half.
 
-    Args:
-        masks: Masks of the image's objects, uint8 or bool (G, H, W).
-        boxes: Boxes in the image, (P, 4).
-        objects: Index of each box's object, int64 (P,).
-
-    Returns:
-        Zeros and ones, float32 (P, 28, 28).
+    Shape: masks of an image's objects, uint8 or bool (G, H, W), boxes (P, 4) and the index of each box's object, int64
+    (P,) -> zeros and ones, float32 (P, 28, 28).
     """
     if not len(boxes):
         return boxes.new_zeros(0, MASK_SIDE, MASK_SIDE)
@@ -129,16 +119,11 @@ def build_mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor) -> Tensor:
 def paste_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Pastes masks into their boxes: bilinear interpolation in continuous coordinates, then a threshold.
 
-    torchvision's pasting is not used: it rounds the boxes to integers.
+    A pixel belongs to the object at or above the threshold. torchvision's pasting is not used: it rounds the boxes to
+    integers.
 
-    Args:
-        probs: Probabilities in the boxes, (M, S, S).
-        boxes: Boxes in pixels of the image, (M, 4).
-        size: Height and width of the image.
-        threshold: A pixel belongs to the object at or above this probability.
-
-    Returns:
-        bool (M, height, width).
+    Shape: probabilities in the boxes (M, S, S), boxes (M, 4) in pixels of an image of ``size`` (height, width) -> bool
+    (M, height, width).
     """
     pasted = torch.empty(len(boxes), *size, dtype=torch.bool, device=boxes.device)
     step = max(1, PASTE_ELEMENTS // max(1, size[0] * size[1]))

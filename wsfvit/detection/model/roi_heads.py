@@ -29,28 +29,16 @@ GIOU_EPS = 1e-6
 
 
 class Detections(NamedTuple):
-    """Detections in one image, best first.
+    """Detections in one image, best first."""
 
-    Attributes:
-        boxes: float32 (M, 4), x1, y1, x2, y2 in pixels of the transformed image.
-        scores: float32 (M,).
-        labels: int64 (M,).
-        mask_probs: float32 (M, 28, 28): probability in each cell of the box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    mask_probs: Tensor
+    boxes: Tensor  # float32 (M, 4), x1, y1, x2, y2 in pixels of the transformed image
+    scores: Tensor  # float32 (M,)
+    labels: Tensor  # int64 (M,)
+    mask_probs: Tensor  # float32 (M, 28, 28): probability in each cell of the box
 
 
 class CascadeRoIHeads(nn.Module):
-    """Box and mask heads of all stages.
-
-    Args:
-        config: The detector's settings.
-        strides: Stride of each level that RoIs are pooled from, in pixels.
-    """
+    """Box and mask heads of all stages; ``strides`` are those of the levels that RoIs are pooled from, in pixels."""
 
     def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -86,10 +74,8 @@ class CascadeRoIHeads(nn.Module):
         config = self.config
         losses: dict[str, Tensor] = {}
         for index, stage in enumerate(config.stages):
-            rule = (config.num_classes, stage.iou_threshold, config.low_quality_rois)
-            share = (config.roi_samples, config.roi_positive_fraction)
             each = zip(proposals, targets, strict=True)
-            rois = [sample_rois(boxes, target, *rule, *share) for boxes, target in each]
+            rois = [sample_rois(boxes, target, config, stage) for boxes, target in each]
             logits, offsets = self.box_heads[index](self.pool_boxes(features, [x.boxes for x in rois]))
             cls_loss, box_loss = self._box_losses(stage, logits, offsets, rois, targets)
             mask_loss = self._mask_loss(index, features, rois, targets) * config.mask_loss_weight

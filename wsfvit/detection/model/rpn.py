@@ -31,12 +31,7 @@ MIN_SIDE = 1e-3
 
 
 class RegionProposalNetwork(nn.Module):
-    """One convolutional head for all levels of the pyramid, with selection of proposals and losses.
-
-    Args:
-        config: The detector's settings.
-        strides: Stride of each level in pixels.
-    """
+    """One convolutional head for all levels of the pyramid, with their ``strides`` in pixels; proposals and losses."""
 
     def __init__(self, config: DetectorConfig, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -66,16 +61,10 @@ class RegionProposalNetwork(nn.Module):
     def predict(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Logits (B, N), offsets (B, N, 4) and anchors (N, 4) of each level, float32, in the anchors' order."""
         logits, offsets = self.head(features)
-        batch = features[0].shape[0]
-        anchors = [
-            build_anchors(x.shape[2], x.shape[3], stride, x.device)
-            for x, stride in zip(features, self.strides, strict=True)
-        ]
-        return (
-            [x.permute(0, 2, 3, 1).reshape(batch, -1).float() for x in logits],
-            [x.permute(0, 2, 3, 1).reshape(batch, -1, 4).float() for x in offsets],
-            anchors,
-        )
+        logits = [x.permute(0, 2, 3, 1).flatten(1).float() for x in logits]
+        offsets = [x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)).float() for x in offsets]
+        levels = zip(features, self.strides, strict=True)
+        return logits, offsets, [build_anchors(x.shape[2], x.shape[3], stride, x.device) for x, stride in levels]
 
     def propose(
         self, logits: list[Tensor], offsets: list[Tensor], anchors: list[Tensor], sizes: Sizes, training: bool
@@ -145,17 +134,14 @@ def build_anchors(height: int, width: int, stride: int, device: torch.device) ->
     """Anchors of one level's map of ``height`` x ``width`` cells.
 
     One anchor of each aspect ratio (height / width), all of the same area, is centred on the upper left corner of each
-    cell: (x, y) = (stride * column, stride * row).
-
-    Returns:
-        float32 (height * width * 3, 4): row by row, at each cell in the order of ``ASPECT_RATIOS``.
+    cell: (x, y) = (stride * column, stride * row). float32 (height * width * 3, 4): row by row, at each cell in the
+    order of ``ASPECT_RATIOS``.
     """
     roots = torch.tensor(ASPECT_RATIOS, device=device).sqrt()
     half_sizes = 0.5 * ANCHOR_SCALE * stride * torch.stack([1 / roots, roots], dim=1)
     base = torch.cat([-half_sizes, half_sizes], dim=1)
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij"
-    )
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    y, x = torch.meshgrid(stride * rows, stride * columns, indexing="ij")
     centers = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
     return (centers + base).reshape(-1, 4)
 

@@ -22,7 +22,8 @@ from wsfvit.video.data.moving_mnist import Motion, Split, open_moving_mnist
 from wsfvit.video.data.sequences import ClipSequences, Cut, SequenceDataset, open_sequences, to_unit_range
 
 MOVING_MNIST = "moving-mnist"
-FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+# Split by the name of its folder.
+SPLIT_OF: dict[str, Split] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 Batch = tuple[Tensor, Tensor]
 
 
@@ -33,65 +34,53 @@ class SequenceLoader:
         dataset: The sequences.
         frames_in: T_in; T_out is the rest of a sequence, and may be 0.
         options: How batches are made.
-        batches: Arguments of ``DataLoader`` that say which sequences make up a batch.
+        sampler: Which sequences; passes of a ``TrainSampler`` are training epochs, each from the batch that
+            ``set_position`` names.
     """
 
     bad_images: tuple[str, ...] = ()  # the trainer counts skipped ones; here a sequence that cannot be read is an error
 
-    def __init__(self, dataset: SequenceDataset, frames_in: int, options: LoaderOptions, **batches: Any) -> None:
-        self.dataset, self.frames_in = dataset, frames_in
+    def __init__(
+        self, dataset: SequenceDataset, frames_in: int, options: LoaderOptions, sampler: TrainSampler | EvalSampler
+    ) -> None:
+        self.dataset, self.frames_in, self._sampler = dataset, frames_in, sampler
         self.frames_out = dataset.shape[0] - frames_in
         self._device = options.device
         read: Any = range(len(dataset))  # workers collate indices into a batch
-        arguments = loader_arguments(options, partial(_read_batch, dataset)) | batches
-        self._loader = end_workers_at_exit(DataLoader(read, **arguments, persistent_workers=options.num_workers > 0))
+        arguments = loader_arguments(options, partial(_read_batch, dataset))
+        arguments |= {"persistent_workers": options.num_workers > 0}
+        if isinstance(sampler, TrainSampler):
+            self.batch_indices = sampler.batch_indices  # dataset indices of one batch of the epoch
+            arguments |= {"batch_sampler": sampler}
+        else:
+            arguments |= {"batch_size": options.batch_size, "sampler": sampler}
+        self._loader = end_workers_at_exit(DataLoader(read, **arguments))
 
     def __len__(self) -> int:
         """Number of batches of a whole pass."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches.
-
-        Raises:
-            UserError: a sequence cannot be read.
-        """
+        """Yield the batches; a sequence that cannot be read is a ``UserError``."""
         for batch in self._loader:
             if isinstance(batch, str):
                 raise UserError(batch)
             sequences = to_unit_range(batch.to(self._device, non_blocking=True))
             yield sequences[:, : self.frames_in], sequences[:, self.frames_in :]
 
-
-class TrainSequenceLoader(SequenceLoader):
-    """A ``SequenceLoader`` whose passes are training epochs, each from the batch that ``set_position`` names."""
-
-    def __init__(self, dataset: SequenceDataset, frames_in: int, options: LoaderOptions, sampler: TrainSampler) -> None:
-        super().__init__(dataset, frames_in, options, batch_sampler=sampler)
-        self.batch_indices = sampler.batch_indices  # dataset indices of one batch of the epoch
-        self._sampler = sampler
-
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Select the epoch of the next passes and their first batch; not during a pass.
-
-        Raises:
-            ValueError: an epoch has fewer batches.
-        """
+        """Select the training epoch of the next passes and their first batch; see ``TrainSampler``."""
+        assert isinstance(self._sampler, TrainSampler)
         self.dataset.set_epoch(epoch)
         self._sampler.set_position(epoch, first_batch)
 
 
 def build_train_loader(
     dataset: SequenceDataset, frames_in: int, options: LoaderOptions, seed: int = 42
-) -> TrainSequenceLoader:
-    """Build the training loader; the last, incomplete batch of an epoch is dropped.
+) -> SequenceLoader:
+    """Build the training loader: in an order drawn from ``seed``, without the last, incomplete batch of an epoch.
 
-    Args:
-        dataset: The sequences.
-        frames_in: Number of input frames of each; the others are to be predicted.
-        options: How batches are made. ``use_prefetcher`` and ``on_bad_image`` have no effect: a sequence that cannot be
-            read always ends the run.
-        seed: Seed of the order.
+    ``use_prefetcher`` and ``on_bad_image`` have no effect: a sequence that cannot be read always ends the run.
 
     Raises:
         UserError: fewer sequences than one global batch, or no frame left to predict.
@@ -103,24 +92,18 @@ def build_train_loader(
         raise UserError(
             f"--batch-size {sampler.global_batch} (all processes) is more than the {len(dataset)} training sequences"
         )
-    return TrainSequenceLoader(dataset, frames_in, options, sampler)
+    return SequenceLoader(dataset, frames_in, options, sampler)
 
 
 def build_eval_loader(dataset: SequenceDataset, frames_in: int, options: LoaderOptions) -> SequenceLoader:
     """Build the evaluation loader: over all processes every sequence once, in order, without padding.
 
-    Args:
-        dataset: The sequences.
-        frames_in: Number of input frames of each; all of them where there is no truth to compare with.
-        options: As for ``build_train_loader``.
-
-    Raises:
-        UserError: sequences shorter than ``frames_in``.
+    Sequences shorter than ``frames_in`` are a ``UserError``.
     """
     if not 1 <= frames_in <= dataset.shape[0]:
         raise UserError(f"sequences of {dataset.shape[0]} frames cannot give {frames_in} input frames")
     sampler = EvalSampler(len(dataset), options.world_size, options.rank)
-    return SequenceLoader(dataset, frames_in, options, batch_size=options.batch_size, sampler=sampler)
+    return SequenceLoader(dataset, frames_in, options, sampler)
 
 
 def _read_batch(dataset: SequenceDataset, indices: list[int]) -> Tensor | str:
@@ -144,8 +127,7 @@ def open_split(
     Args:
         args: Those of ``args.add_data``; for training, ``seed`` too.
         split: Which one.
-        frames: Frames of a sequence, input and future.
-        channels: Channels of a frame.
+        frames, channels: Frames of a sequence, input and future, and channels of a frame.
         count: Number of Moving MNIST sequences (default: ``NUM_SEQUENCES``).
         given: Path of a user's own sequences of this split (default: the folder of its name in ``--data``).
 
@@ -174,17 +156,18 @@ def open_split(
 
 
 def find_splits(root: str | Path) -> dict[Split, Path]:
-    """Folders of the splits directly below ``root``, by the names in ``FOLDERS`` in any case.
+    """Folders of the splits directly below ``root``, by the names in ``SPLIT_OF`` in any case.
 
-    Raises:
-        UserError: a split has two folders.
+    Two folders of one split are a ``UserError``.
     """
     found: dict[Split, Path] = {}
     for path in sorted(Path(root).iterdir()) if Path(root).is_dir() else ():
-        for split in (split for split, names in FOLDERS.items() if path.name.lower() in names and path.is_dir()):
-            if split in found:
-                raise UserError(f"'{root}' has two folders of one split, {found[split].name} and {path.name}: keep one")
-            found[split] = path
+        split = SPLIT_OF.get(path.name.lower())
+        if split is None or not path.is_dir():
+            continue
+        if split in found:
+            raise UserError(f"'{root}' has two folders of one split, {found[split].name} and {path.name}: keep one")
+        found[split] = path
     return found
 
 
@@ -201,14 +184,7 @@ def refuse_shared(sets: Mapping[str, SequenceDataset | None]) -> None:
 def open_own(
     args: argparse.Namespace, path: str | Path, frames: int, channels: int, from_end: bool = False
 ) -> ClipSequences:
-    """Open a user's own sequences.
-
-    Args:
-        args: Those of ``args.add_data``.
-        path: See ``open_sequences``.
-        frames: Frames of a sequence.
-        channels: Channels of a frame.
-        from_end: Take only the last frames of each clip.
+    """Open a user's own sequences, cut as the arguments of ``args.add_data`` say; see ``open_sequences``.
 
     Raises:
         UserError: they cannot be read, or do not have ``channels`` channels.

@@ -54,19 +54,12 @@ FIXED_SHA256 = {
 
 @dataclass(frozen=True)
 class Motion:
-    """What is drawn; the defaults are the published setting.
+    """What is drawn; the defaults are the published setting."""
 
-    Attributes:
-        frames: Frames of a sequence.
-        size: (height, width) of a frame.
-        num_digits: Digits in a sequence.
-        speed: Distance per frame as a share of the free range.
-    """
-
-    frames: int = 20
-    size: tuple[int, int] = (64, 64)
-    num_digits: int = 2
-    speed: float = 0.1
+    frames: int = 20  # frames of a sequence
+    size: tuple[int, int] = (64, 64)  # (height, width) of a frame
+    num_digits: int = 2  # digits in a sequence
+    speed: float = 0.1  # distance per frame as a share of the free range
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))  # a list, from a file, would equal no tuple
@@ -108,10 +101,8 @@ def read_idx(path: Path) -> np.ndarray:
 def load_digits(folder: str | Path | None, train: bool) -> DigitImages:
     """Load the training digits (``train-images-idx3-ubyte``) or the held-out ones (``t10k-images-idx3-ubyte``).
 
-    Args:
-        folder: Folder with MNIST's files, .gz or not, or torchvision's download folder; None for the built-in digits,
-            4,000 and 1,000 of MNIST's training images.
-        train: Whether to load the training digits.
+    ``folder`` has MNIST's files, .gz or not, or is torchvision's download folder; None selects the built-in digits,
+    4,000 and 1,000 of MNIST's training images.
 
     Raises:
         UserError: there is no such file, or it is damaged.
@@ -145,11 +136,8 @@ def draw_uniform(keys: np.ndarray, count: int) -> np.ndarray:
 def move(position: np.ndarray, angle: np.ndarray, frames: int, speed: float) -> np.ndarray:
     """Positions (frames, ..., 2) in [0, 1] of digits in the frames of a sequence, the first one after one step.
 
-    Args:
-        position: Start (..., 2) in the unit square.
-        angle: Direction (...) in radians.
-        frames: Number of frames.
-        speed: Length of a step.
+    They start at ``position`` (..., 2) in the unit square and move in the direction ``angle`` (...), in radians, by
+    ``speed`` in each step.
     """
     velocity = np.stack([np.sin(angle), np.cos(angle)], -1)
     path = np.empty((frames, *position.shape))
@@ -169,7 +157,7 @@ class MovingMNIST(SequenceDataset):
     Args:
         digits: From ``load_digits``.
         split: ``train``: new sequences in each epoch; ``validation`` and ``test``: fixed ones.
-        motion: What is drawn.
+        motion: What is drawn (default: the published setting).
         num_sequences: Number of sequences, per epoch for training (default: ``NUM_SEQUENCES``).
         seed: Seed of the training sequences.
 
@@ -243,8 +231,7 @@ class MovingMNIST(SequenceDataset):
     def check(self) -> bool:
         """Compare a fixed set with its recorded checksum, which takes seconds.
 
-        Returns:
-            Whether one is recorded: not for other digits, another motion or another number of sequences.
+        Returns whether one is recorded: not for other digits, another motion or another number of sequences.
 
         Raises:
             UserError: the sequences are not the recorded ones.
@@ -258,11 +245,9 @@ class MovingMNIST(SequenceDataset):
 
 
 def open_official_test(path: str | Path, frames: int = 20) -> ClipSequences:
-    """Open the first frames of the official test sequences, memory-mapped.
+    """Open the first ``frames`` frames of the official test sequences, memory-mapped.
 
-    Args:
-        path: The file ``mnist_test_seq.npy``: uint8 (20, 10000, 64, 64), frames first.
-        frames: How many of the 20 frames.
+    The file is ``mnist_test_seq.npy``: uint8 (20, 10000, 64, 64), frames first.
 
     Raises:
         UserError: the file is truncated or another one.
@@ -291,9 +276,7 @@ def open_moving_mnist(
         split: ``train``, ``validation`` or ``test``. The test is the official one where ``folder`` has its file and
             ``motion`` and ``num_sequences`` are the official ones, otherwise a generated one.
         folder: See ``load_digits``.
-        motion: What is drawn (default: the published setting).
-        num_sequences: Number of sequences (default: ``NUM_SEQUENCES``).
-        seed: Seed of the training sequences.
+        motion, num_sequences, seed: See ``MovingMNIST``.
         official: File of the official test, which must then fit.
 
     Raises:

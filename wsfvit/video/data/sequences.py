@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,9 @@ class SequenceDataset(Dataset[Tensor], ABC):
 
 
 class ArrayClip:
-    """One sequence of an array, with the attributes of every clip.
+    """One sequence of an array: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
 
-    Args:
-        name: For messages.
-        frames: (T, H, W, C), uint8 in 0..255 or floating in [0, 1]; may be memory-mapped.
-
-    Attributes:
-        name: For messages.
-        num_frames: Number of frames.
-        shape: (C, H, W) of each frame.
+    It has the attributes of every clip: ``name``, for messages, ``num_frames``, and ``shape``, (C, H, W) of each frame.
     """
 
     def __init__(self, name: str, frames: np.ndarray) -> None:
@@ -106,15 +100,11 @@ class ArrayClip:
 class ImageClip:
     """The images of a folder as one clip, in the order of the numbers in their names (2 before 10).
 
-    Args:
-        files: The images.
-        channels: 1 reads them grey, 3 in colour.
+    1 channel reads them grey, 3 in colour. ``gap`` names the first two images that follow each other although their
+    numbers do not, or is "".
 
     Raises:
         UserError: the first one cannot be read, or is animated.
-
-    Attributes:
-        gap: The first two images that follow each other although their numbers do not, or "".
     """
 
     def __init__(self, files: Sequence[Path], channels: int) -> None:
@@ -147,21 +137,14 @@ Clip = ArrayClip | ImageClip | VideoClip
 
 @dataclass(frozen=True)
 class Cut:
-    """How clips become sequences.
+    """How clips become sequences."""
 
-    Attributes:
-        frames: Frames of a sequence.
-        step: Frames of the clip from one frame of the sequence to the next.
-        stride: Frames of the clip from the start of one sequence to that of the next (default: no overlap).
-        size: (height, width) to resize frames to; None keeps their size.
-        from_end: Take only one sequence of each clip, its last frames.
-    """
-
-    frames: int = 20
-    step: int = 1
+    frames: int = 20  # frames of a sequence
+    step: int = 1  # frames of the clip from one frame of the sequence to the next
+    # Frames of the clip from the start of one sequence to that of the next (default: no overlap).
     stride: int | None = None
-    size: tuple[int, int] | None = None
-    from_end: bool = False
+    size: tuple[int, int] | None = None  # (height, width) to resize frames to; None keeps their size
+    from_end: bool = False  # take only one sequence of each clip, its last frames
 
     def __post_init__(self) -> None:
         for name in ("frames", "step", "stride"):
@@ -187,10 +170,9 @@ class ClipSequences(SequenceDataset):
     """Sequences cut from clips.
 
     Args:
-        name: Name of the data, for reports.
+        name, notes: See ``SequenceDataset``; notes on gaps in frame numbers and changed aspect ratios are added.
         clips: The clips.
         cut: How they become sequences.
-        notes: See ``SequenceDataset``; gaps in frame numbers and changed aspect ratios are added.
 
     Raises:
         UserError: a clip is too short, or clips differ in size and the cut does not resize them.
@@ -389,31 +371,22 @@ def _scan(path: Path) -> Iterator[Path]:
 
 
 def _find_gap(files: Sequence[Path]) -> str:
-    """The first two of ordered images whose numbers do not differ by the step of the others, or ""."""
-    names = [file.name.rpartition(".")[0] for file in files]
-    ends = [_numbered(*pair) for pair in (names[:2], names[-2:]) if len(names) > 1]
-    if not any(ends) and not any(char.isdecimal() for name in names[:2] for char in name):
+    """The first two of ordered images whose numbers do not differ by the smallest step between others, or ""."""
+    names = [re.split(r"(\d+)", file.stem) for file in files]  # text and numbers in turn
+    if all(len(name) == 1 for name in names):
         return ""  # names without numbers have no gaps
-    index = 0
-    if ends and ends[0]:
-        prefix, digits, _, suffix = ends[0]
-        start, step = int(digits), min(found[2] for found in ends if found)
-        width = len(digits) if digits.startswith("0") else 1
-        expected = (f"{prefix}{start + place * step:0{width}d}{suffix}" for place in range(len(names)))
-        index = (
-            next((place for place, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1]), 0) - 1
-        )
-    return f"'{files[index].name}' before '{files[index + 1].name}'" if 0 <= index < len(files) - 1 else ""
+    steps = [_step(*pair) for pair in pairwise(names)]
+    usual = min((step for step in steps if step), default=())
+    index = next((index for index, step in enumerate(steps) if step != usual), None)
+    return "" if index is None else f"'{files[index].name}' before '{files[index + 1].name}'"
 
 
-def _numbered(one: str, other: str) -> tuple[str, str, int, str] | None:
-    """Text before the number, its digits, the step to the other and the text after, if just one number differs."""
-    parts, others = re.split(r"(\d+)", one), re.split(r"(\d+)", other)
-    differ = [index for index, pair in enumerate(zip(parts, others, strict=False)) if pair[0] != pair[1]]
-    if len(parts) != len(others) or len(differ) != 1 or differ[0] % 2 == 0:
+def _step(one: Sequence[str], other: Sequence[str]) -> tuple[int, int] | None:
+    """Difference and place of the only number in which two names differ; None if more differs."""
+    differ = [place for place, (a, b) in enumerate(zip_longest(one, other)) if a != b]
+    if len(differ) != 1 or differ[0] % 2 == 0:
         return None
-    (at,) = differ
-    return "".join(parts[:at]), parts[at], int(others[at]) - int(parts[at]), "".join(parts[at + 1 :])
+    return int(other[differ[0]]) - int(one[differ[0]]), differ[0]
 
 
 def _natural_order(file: Path) -> list[tuple[int, str]]:

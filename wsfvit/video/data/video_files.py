@@ -18,11 +18,7 @@ VIDEO_EXTENSIONS = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".
 class VideoClip:
     """The frames of a video file, decoded on access and not rotated by a rotation tag.
 
-    The attributes are those of ``ArrayClip``.
-
-    Args:
-        path: The file.
-        channels: 1 reads it grey, 3 in colour.
+    The attributes are those of ``ArrayClip``; 1 channel reads it grey, 3 in colour.
 
     Raises:
         UserError: PyAV is not installed, or the file cannot be read as a video.

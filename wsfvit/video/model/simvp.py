@@ -24,39 +24,24 @@ FIRST_DROP_PATH = 0.01
 class SimVPConfig:
     """Configuration of a model: only numbers and strings, stored in checkpoints by `asdict`.
 
-    Attributes:
-        frames_in: Input frames.
-        frames_out: Frames predicted in one pass; `SimVP.predict` goes further.
-        channels: Channels of a frame.
-        hid_s: Width of encoder and decoder (spatial features of one frame).
-        hid_t: Width of the translator after its first block (features of all frames).
-        n_s: Convolutions of the encoder, and of the decoder; every second one changes the resolution by 2.
-        n_t: WSF blocks of the translator.
-        mlp_ratio: Hidden over outer width of the MLP of the inter-subband part.
-        attn_mlp_ratio: Likewise of the MLPs of local and global attention.
-        head_dim: Head width of local and global attention.
-        inter_heads: Heads of the inter-subband attention.
-        window_size: Side of window and grid.
-        drop_path: Stochastic depth of the translator's last block; rises linearly from 0.01 in the first one.
-        family: "published": attention in the pixel domain; "dwt": on explicit Haar subbands. Same parameters.
-
     Raises:
         ValueError: values that do not fit each other.
     """
 
-    frames_in: int = 10
-    frames_out: int = 10
-    channels: int = 1
-    hid_s: int = 64
-    hid_t: int = 512
-    n_s: int = 4
-    n_t: int = 2
-    mlp_ratio: float = 8.0
-    attn_mlp_ratio: float = 4.0
-    head_dim: int = 32
-    inter_heads: int = 32
-    window_size: int = 8
-    drop_path: float = 0.1
+    frames_in: int = 10  # input frames
+    frames_out: int = 10  # frames predicted in one pass; `SimVP.predict` goes further
+    channels: int = 1  # channels of a frame
+    hid_s: int = 64  # width of encoder and decoder (spatial features of one frame)
+    hid_t: int = 512  # width of the translator after its first block (features of all frames)
+    n_s: int = 4  # convolutions of the encoder, and of the decoder; every second one changes the resolution by 2
+    n_t: int = 2  # WSF blocks of the translator
+    mlp_ratio: float = 8.0  # hidden over outer width of the MLP of the inter-subband part
+    attn_mlp_ratio: float = 4.0  # likewise of the MLPs of local and global attention
+    head_dim: int = 32  # head width of local and global attention
+    inter_heads: int = 32  # heads of the inter-subband attention
+    window_size: int = 8  # side of window and grid
+    drop_path: float = 0.1  # stochastic depth of the translator's last block; rises linearly from 0.01 in the first one
+    # "published": attention in the pixel domain; "dwt": on explicit Haar subbands. Same parameters.
     family: Family = "published"
 
     def __post_init__(self) -> None:
@@ -99,10 +84,8 @@ class SimVP(nn.Module):
     The skip connection takes the first encoder map of an input frame to each predicted one: that of the last frame to
     the last, and so on backwards, cyclically where more frames are predicted than seen. Frames whose sides are not
     multiples of the encoder's stride are padded with zeros after the front-end, like its convolutions, and cropped at
-    the end. Windows that do not divide the map are padded in the attention.
-
-    Args:
-        config: Sizes and family (default: the published system).
+    the end. Windows that do not divide the map are padded in the attention. Without a configuration it is the published
+    system.
 
     Shape: frames (B, frames_in, C, H, W), values in [0, 1] -> (B, frames_out, C, H, W), not limited to [0, 1].
     """
@@ -253,15 +236,9 @@ class TranslatorBlock(nn.Module):
             norm_eps=1e-6,
             inter_norm_eps=1e-5,
         )
-        self.block = WSFBlock(
-            width,
-            width,
-            cfg,
-            config.inter_heads,
-            (config.window_size, config.window_size),
-            explicit_dwt=config.family == "dwt",
-            drop_path=drop_path,
-        )
+        window, explicit = (config.window_size, config.window_size), config.family == "dwt"
+        heads = config.inter_heads
+        self.block = WSFBlock(width, width, cfg, heads, window, explicit_dwt=explicit, drop_path=drop_path)
         self.proj = nn.Conv2d(width, next_width, 1) if width != next_width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
