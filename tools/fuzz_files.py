@@ -291,8 +291,8 @@ def damage(target: Target, rng: random.Random, names: list[str], settings: list[
         return kind, mutations[kind](blob, rng) if kind in mutations else blob
 
 
-def fuzz(kinds: Sequence[str], count: int, seed: int, folder: Path) -> list[Case]:
-    """Tries ``count`` files of each kind; the same seed gives the same files."""
+def fuzz(kinds: Sequence[str], count: int, seed: int, folder: Path, keep: Path | None = None) -> list[Case]:
+    """Tries ``count`` files of each kind; the same seed gives the same files. Bad ones are copied to ``keep``."""
     for module in IMPORTED:
         import_module(module)
     targets, sandbox, cases = make_targets(folder, kinds), Sandbox(folder), list[Case]()
@@ -305,6 +305,9 @@ def fuzz(kinds: Sequence[str], count: int, seed: int, folder: Path) -> list[Case
             target.path.write_bytes(blob)
             ending = sandbox.run(partial(dispatch, target.argv))
             cases.append(Case(f"{kind}: {name}", target.path.name, ending.outcome, ending.message))
+            if keep and ending.outcome not in GOOD:
+                shutil.copy(target.path, keep / f"{kind}-{index}-{target.path.name}")
+                print(f"{kind} {index}: {cases[-1].message}: {' '.join(target.argv)}", flush=True)
             target.path.write_bytes(encode(target.path, target.content))
     return cases
 
@@ -314,11 +317,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to try")
     parser.add_argument("--count", type=int, default=300, help="files of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", metavar="DIR", help="existing folder for copies of the bad files")
     add_out(parser)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
-        cases = fuzz(args.kinds, args.count, args.seed, Path(folder))
+        cases = fuzz(args.kinds, args.count, args.seed, Path(folder), args.keep and Path(args.keep))
     bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
     report(args, [{"kind": case.kind, "file": case.base, "outcome": case.outcome} for case in cases], bad)
 

@@ -113,7 +113,8 @@ class Sandbox:
             outcome = "refused"
         else:
             outcome = f"exit code {code}, {found} lines of errors"
-        return Ending(outcome, lines[-1][:300])
+        named = [line for line in lines if re.match(r"[\w.]*(Error|error): ", line)]  # messages may have several lines
+        return Ending(outcome, (named or lines)[-1][:300])
 
     def _wait(self, child: int) -> int | None:
         """Exit code, negative for a signal, None if the time was over."""
