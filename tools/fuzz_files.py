@@ -62,12 +62,12 @@ DIVERGING = ["--opt", "sgd", "--lr", "1e30", "--max-bad-steps", "0", "--epochs",
 ALLOWED = {"pretrained", "torchcompile", "log_wandb", "log_trackio"}  # connections and processes that a recipe may need
 DESCRIBED = ("model_kwargs", "data_config", "config", "bad_step")  # in checkpoints and dumps
 NUMBERS = (-1, 0, 1e-6, 0.5, 3, 1000, 10**6, 10**7, 10**9, 2**63, 10**26, -(10**26), 1e308, math.nan, math.inf)
-NINE = "abcdefghij"
+GROWING = [f"&{new} [{','.join(['*' + old] * 9)}]" for old, new in zip("abcdefghi", "bcdefghij", strict=True)]
 TEXTS = (  # in place of a value in a text
     "-1", "9" * 9, "9" * 26, "9" * 5000, "1e999", "NaN", "-Infinity", "0x" + "f" * 20, "2001-01-01", "1:2:3", "~", "\0",
     '"\\ud800"', "[" * 5000, "[" * 3000 + "]" * 3000, '{"a":' * 1500, "*unknown", "&a [*a]", "!!binary aGk=",
     "!!python/name:os.system", f"!!python/object/apply:os.system ['touch {CANARY}']",
-    "[&a [x], " + ", ".join(f"&{b} [{','.join(['*' + a] * 9)}]" for a, b in zip(NINE, NINE[1:], strict=False)) + "]",
+    f"[&a [x], {', '.join(GROWING)}]",
 )  # fmt: skip
 BYTES = {"flipped bits": flip_bits, "truncated": truncate, "spliced": splice}
 
@@ -123,7 +123,8 @@ def make_targets(folder: Path, kinds: Sequence[str]) -> list[Target]:
         base = [*train, *text.split(), *SMALL, "--output", str(folder)]
         run_good(sandbox, [*base, "--experiment", run.name])
         settings = yaml.safe_load((run / "args.yaml").read_text())
-        config = {key: settings[key] for key in settings.keys() & {action.dest for action in parser._actions}}
+        flags = {action.dest for action in parser._actions}
+        config = {key: value for key, value in settings.items() if key in flags}
         path, again = run.with_suffix(".yaml"), run.with_suffix(".again") / "args.yaml"
         again.parent.mkdir()
         targets.append(Target("settings", [*train, "-c", str(path), *dry], path, config))
@@ -136,7 +137,7 @@ def make_targets(folder: Path, kinds: Sequence[str]) -> list[Target]:
     sandbox.run(partial(dispatch, diverging))
     dump, path = next((folder / "diverging" / "bad-steps").iterdir()), folder / "dump.pth.tar"
     replay = ["replay", str(path), "--device", "cpu"]
-    targets += [Target("settings", replay, path, read_checkpoint(dump))] * len(targets)
+    targets += [Target("settings", replay, path, read_checkpoint(dump))] * 6  # as often as the others together
     targets += annotation_targets(folder) + data_targets(folder, image)
     for target in targets:
         target.path.write_bytes(encode(target.path, target.content))
