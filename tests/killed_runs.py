@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tools.kill_resume import kill_at_call  # noqa: E402
+from tools.faults import kill_at_call  # noqa: E402
 from wsfvit.checkpoint.io import read_checkpoint  # noqa: E402
 from wsfvit.checkpoint.store import CheckpointStore  # noqa: E402
 

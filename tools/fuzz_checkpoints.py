@@ -2,19 +2,20 @@
 
     python -m tools.fuzz_checkpoints --count 1000 --out results/robustness/checkpoints.json
 
-Each file must either load bit-equal content or end in one ``UserError`` of one line, and must never run code: the
-malicious ones would create a file if they did. Damaged files have formats with a checksum (a sealed checkpoint, a
-plain ``torch.save`` archive, a .safetensors with its .json); raw and legacy pickles have none and are malicious only.
+Each file must load bit-equal content or end in one line, within 1 GB and 10 seconds (``tools.sandbox``), and must never
+run code: malicious ones would create a file if they did, and small ones claim large models, images and weights. Damaged
+files have formats with a checksum (a sealed checkpoint, a plain ``torch.save`` archive, a .safetensors with its .json);
+raw and legacy pickles have none and are malicious only.
 
 Prints the counts by kind, format and outcome, --out writes them as JSON; exit code 1 if a file did not end so. Takes
-seconds for 1000 files.
+two minutes for 1000 files.
 """
 
 import argparse
-import functools
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import operator
 import os
@@ -27,17 +28,21 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from PIL import Image
 
 from benchmarks.common import add_out, build_parser, write_run
 from tools.kill_resume import first_difference
+from tools.sandbox import CANARY, Sandbox
 from wsfvit.checkpoint.io import load_state_dict_file, save_atomic
-from wsfvit.utils.errors import UserError, run_main
+from wsfvit.utils.errors import run_main
 from wsfvit.utils.tables import markdown_table
+from wsfvit_cli import dispatch
 
 GOOD = ("intact", "refused")
 Weights = dict[str, torch.Tensor]
@@ -45,7 +50,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One file that was tried. ``outcome``: intact, refused, altered, executed, or the name of another exception."""
+    """One file that was tried. ``outcome``: intact, refused, altered, or one of `tools.sandbox.Ending`."""
 
     kind: str
     base: str
@@ -67,7 +72,7 @@ def gadgets(canary: Path) -> dict[str, Gadget]:
     """Objects that create ``canary`` when they are unpickled without restrictions."""
     code, name = f"open({str(canary)!r}, 'w')", str(canary)
     inner = Gadget(os.mkdir, name)
-    load = functools.partial(torch.load, weights_only=False)
+    load = partial(torch.load, weights_only=False)
     return {
         "os.system": Gadget(os.system, f"touch '{canary}'"),
         "os.mkdir": inner,
@@ -76,7 +81,7 @@ def gadgets(canary: Path) -> dict[str, Gadget]:
         "subprocess": Gadget(subprocess.call, ["touch", name]),
         "getattr": _apply(Gadget(getattr, Gadget(importlib.import_module, "os"), "mkdir"), name),
         "methodcaller": _apply(operator.methodcaller("mkdir"), canary),
-        "partial": _apply(functools.partial(os.mkdir), name),
+        "partial": _apply(partial(os.mkdir), name),
         "pickle.loads": Gadget(pickle.loads, pickle.dumps(inner)),
         "torch.load": _apply(load, io.BytesIO(_saved(inner))),
     }
@@ -189,35 +194,69 @@ def write_hostile(path: Path, weights: Weights, gadget: Gadget, rng: random.Rand
 MUTATIONS = {"flipped bits": flip_bits, "truncated": truncate, "spliced": splice, "exchanged records": exchange_records}
 
 
-def try_file(path: Path, weights: Weights, canary: Path) -> tuple[str, str]:
+def fuzz_claims(count: int, seed: int, folder: Path) -> list[Case]:
+    """Classifies an image with ``count`` small checkpoints that claim to be large."""
+    claims: dict[str, dict[str, Any]] = {
+        "depth": {"model_kwargs": {"depths": [10**7, 1, 1, 1]}},
+        "width": {"model_kwargs": {"embed_dims": [10**6] * 4}},
+        "classes": {"model_kwargs": {"num_classes": 10**9}},
+        "image": {"data_config": {"input_size": [3, 10**6, 10**6]}},
+        "weights without memory": {"state_dict": {"head.weight": torch.zeros(1).expand(10**9)}},
+        "compressed weights": {},
+    }
+    weights, sandbox, cases = make_weights(seed), Sandbox(folder), []
+    path, image = folder / "claim.pth.tar", folder / "image.png"
+    Image.new("RGB", (32, 32)).save(image)
+    for _, claim in zip(range(count), itertools.cycle(claims), strict=False):
+        save_atomic({"arch": "wsfvit_p0_224", "state_dict": weights, **claims[claim]}, path)
+        if claim == "compressed weights":
+            path.write_bytes(inflate(path.read_bytes()))
+        command = ["predict", str(image), "--device", "cpu", "--checkpoint", str(path)]
+        ending = sandbox.run(partial(dispatch, command))
+        cases.append(Case(f"claim: {claim}", "sealed", ending.outcome, ending.message))
+    return cases
+
+
+@cache
+def inflate(blob: bytes, size: int = 5 << 28) -> bytes:
+    """A sealed checkpoint, compressed and sealed again after a record has grown by ``size`` zeros."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(blob)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in old.namelist():
+            with archive.open(name, "w", force_zip64=True) as record:
+                record.write(old.read(name))
+                if name.endswith("/data/0"):
+                    record.write(bytes(size))
+    unsealed = buffer.getvalue()
+    comment = b"wsfvit-sha256:" + hashlib.sha256(unsealed).hexdigest().encode()
+    return unsealed[:-2] + len(comment).to_bytes(2, "little") + comment
+
+
+def try_file(path: Path, weights: Weights, sandbox: Sandbox) -> tuple[str, str]:
     """Loads one file; returns the outcome and the message of the refusal."""
-    outcome, message = "intact", ""
-    try:
+
+    def load() -> None:
         found, _ = load_state_dict_file(path)
-        outcome = "intact" if first_difference(found, weights) is None else "altered"
-    except UserError as err:
-        message = str(err)
-        outcome = "refused" if "\n" not in message else "refused in several lines"
-    except Exception as err:
-        outcome, message = type(err).__name__, str(err)
-    if canary.exists():
-        outcome = "executed"
-        canary.rmdir() if canary.is_dir() else canary.unlink()
-    return outcome, message
+        if first_difference(found, weights) is not None:
+            raise ValueError("altered")
+
+    ending = sandbox.run(load)
+    outcome = "altered" if ending.message == "ValueError: altered" else ending.outcome
+    return ("intact" if outcome == "ok" else outcome), ending.message
 
 
 def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
     """Tries ``count`` files, one in five of them hostile; the same seed gives the same files."""
-    rng, weights, canary = random.Random(seed), make_weights(seed), folder / "canary"
+    rng, weights, sandbox = random.Random(seed), make_weights(seed), Sandbox(folder)
     bases = make_bases(folder, weights)
     tried = folder / "tried"
     cases = []
     for index in range(count):
         shutil.rmtree(tried, ignore_errors=True)
         tried.mkdir()
+        path = tried / "hostile.pth.tar"
         if index % 5 == 0:
-            kind, gadget = rng.choice(list(gadgets(canary).items()))
-            path = tried / "hostile.pth.tar"
+            kind, gadget = rng.choice(list(gadgets(folder / CANARY).items()))
             base, kind = write_hostile(path, weights, gadget, rng), f"hostile: {kind}"
         else:
             kind = list(MUTATIONS)[index % 5 - 1]
@@ -226,7 +265,7 @@ def fuzz(count: int, seed: int, folder: Path) -> list[Case]:
             path.write_bytes(MUTATIONS[kind](bases[base].read_bytes(), rng))
             if base == "safetensors":
                 shutil.copy(bases[base].with_suffix(".json"), path.with_suffix(".json"))
-        cases.append(Case(kind, base, *try_file(path, weights, canary)))
+        cases.append(Case(kind, base, *try_file(path, weights, sandbox)))
     return cases
 
 
@@ -253,8 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     add_out(parser)
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # threads do not survive a fork
     with tempfile.TemporaryDirectory() as folder:
-        cases = fuzz(args.count, args.seed, Path(folder))
+        cases = fuzz(args.count, args.seed, Path(folder)) + fuzz_claims(args.count // 50, args.seed, Path(folder))
     bad = [f"{case.outcome}: {case.kind}, {case.base}: {case.message}" for case in cases if case.outcome not in GOOD]
     kinds = [{"kind": case.kind, "format": case.base, "outcome": case.outcome} for case in cases]
     report(args, kinds, bad)

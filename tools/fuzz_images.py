@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import add_out, build_parser
-from tools.fuzz_checkpoints import flip_bits, report, truncate
+from tools.fuzz_checkpoints import flip_bits, report, splice, truncate
 from wsfvit.data import Augmentation, SeededDataset, create_dataset
 from wsfvit.data.bad_images import BadImage, TransformedDataset
 from wsfvit.data.decoders import DECODERS
@@ -69,13 +69,6 @@ def overwrite_header(blob: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randint(1, 4)):
         changed[rng.randrange(min(64, len(changed)))] = rng.randrange(256)
     return bytes(changed)
-
-
-def splice(blob: bytes, rng: random.Random) -> bytes:
-    """A piece of the file copied over another place of it."""
-    length = rng.randint(1, len(blob) // 4)
-    source, target = (rng.randrange(len(blob) - length) for _ in range(2))
-    return blob[:target] + blob[source : source + length] + blob[target + length :]
 
 
 MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {

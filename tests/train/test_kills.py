@@ -8,30 +8,39 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.kill_resume import compare_runs, first_difference, short_cases
+from tools.kill_resume import HOW, compare_runs, first_difference, short_cases
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("count", [7, pytest.param(21, marks=pytest.mark.slow)])
-def test_killed_trainings_equal_uninterrupted_ones(tmp_path, count):
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--kills", "7", "--how", "SIGKILL"],
+        pytest.param(["--kills", "21", "--how", "SIGKILL"], marks=pytest.mark.slow),
+        pytest.param(["--kills", "21", "--starts", "2"], marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_trainings_equal_uninterrupted_ones(tmp_path, argv):
     """A program of its own, because it forks; it fails where a result differs in one bit."""
     out = tmp_path / "kills.json"
-    command = [sys.executable, "-m", "tools.kill_resume", "--kills", str(count), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=480)
+    command = [sys.executable, "-m", "tools.kill_resume", *argv, "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())["results"]
     kills = [kill for result in results for kill in result["kills"]]
-    assert len(results) == len(short_cases()) and len(kills) == count
-    if count < 21:  # too few to have met everything
+    assert len(results) == len(short_cases()) and len(kills) == int(argv[1])
+    if len(kills) < 21:  # too few to have met everything
         return
-    assert {kill["at"] for kill in kills} == {"time", "file call"}
+    assert {kill["at"] for kill in kills} >= {"time", "file call"}
+    assert {kill["how"] for kill in kills} == ({"SIGKILL"} if "--how" in argv else set(HOW))
     assert any(kill["saved"] and kill["saved"][1] > 0 for kill in kills)  # resumed in the middle of an epoch
 
 
 def test_the_cases_draw_from_everything():
-    """Workers, processes, accumulation, average, mixed precision and all noise are among them."""
+    """All tasks, workers, processes, accumulation, average, mixed precision and all noise are among them."""
     argv = " ".join(part for case in short_cases() for part in case.argv)
+    assert {case.argv[0] for case in short_cases()} == {"train", "detection", "video"}
     for option in ("-j 0", "-j 2", "--grad-accum-steps", "--model-ema", "bfloat16", "--mixup", "--cutmix", "--reprob"):
         assert option in argv
     assert "--drop-path" in argv and {case.processes for case in short_cases()} == {1, 2}
