@@ -84,7 +84,8 @@ def test_every_command_loads_it(published: Path, tmp_path: Path) -> None:
     for key, value in load_model(published)[0].named_parameters():
         torch.testing.assert_close(model.get_parameter(key), value, atol=1e-6, rtol=1e-6)
     with pytest.raises(UserError, match="of another shape .encoder.first.conv.weight: .8, 4, 3, 3. for .6, 4, 3, 3."):
-        run_training(parse_with_config(train_parser(), [*argv, str(published), "--hid-s", "6", "--inter-heads", "8"]))
+        other = [*argv, str(published), "--experiment", "other", "--hid-s", "6", "--inter-heads", "8"]
+        run_training(parse_with_config(train_parser(), other))
 
 
 def test_another_simvp_is_refused(tmp_path: Path) -> None:
