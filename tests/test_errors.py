@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from wsfvit.utils.errors import run_main
+from wsfvit.utils.errors import UserError, run_main
 
 
 def test_a_reader_that_has_gone_ends_the_command_without_a_traceback(monkeypatch) -> None:
@@ -26,3 +26,12 @@ def test_a_broken_pipe_of_another_kind_is_a_defect() -> None:
 
     with pytest.raises(BrokenPipeError, match="a worker died"):
         run_main(main)
+
+
+def test_a_message_is_one_line_whatever_a_file_holds(capsys) -> None:
+    def main() -> None:
+        raise UserError("no class 'a\nb'")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    assert capsys.readouterr().err == "error: no class 'a b'\n"

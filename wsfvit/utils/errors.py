@@ -80,7 +80,7 @@ def _run(main: Callable[[], object]) -> None:
             raise
         text = str(err) if isinstance(err, UserError) else f"out of memory: {first_line(err)}"
         if _reports_first():
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)  # one line, whatever a file's value holds
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

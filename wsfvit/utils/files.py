@@ -33,16 +33,16 @@ def write_atomic(
             os.replace(temporary, path)
         else:
             publish(temporary)
+        if os.name == "posix":  # only there can a folder be opened, which makes the rename durable
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except OSError as err:
         raise UserError(f"cannot write '{path}': {err.strerror or err}") from err
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # only there can a folder be opened, which makes the rename durable
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
