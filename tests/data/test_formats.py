@@ -176,6 +176,29 @@ def test_shards_in_training(shards, num_workers):
         assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num_samples", "12", "no integers from 0"),
+        ("num_samples", 10**26, "no integers from 0"),
+        ("shard_lengths", [3, -3], "no integers from 0"),
+        ("filenames", [1], "names that are no text"),
+        ("name", 7, "names that are no text"),
+        ("filenames", None, "TypeError"),
+    ],
+)
+def test_wrong_indices_of_shards_are_refused(shards, key, value, expected):
+    file = shards / "_info.json"
+    content = json.loads(file.read_text())
+    content["splits"]["train"][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=expected):
+        create_dataset("wds/", str(shards), "train")
+    file.write_text(json.dumps({"splits": [content]}))
+    with pytest.raises(UserError, match="dataset 'wds/', split 'train'"):
+        create_dataset("wds/", str(shards), "train")
+
+
 def test_shards_without_a_count(shards):
     (shards / "_info.json").unlink()
     split = "pets-train-{0000..0003}.tar"

@@ -25,6 +25,11 @@ BUILT_IN = ("digits", "synthetic")
 TWO_SPLITS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")
 # Datasets without random access, by timm's prefix.
 STREAMING = ("hfids", "tfds", "wds")
+# timm and its readers raise any of these for a wrong name, split, key, folder or index of shards.
+READER_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 # A split or a slice of it, as Hugging Face datasets and TFDS name them.
 _SLICE = re.compile(r"(?P<name>[^\[]+)(\[(?P<start>\d*)%?:(?P<stop>\d*)%?\])?")
 
@@ -98,8 +103,9 @@ def create_dataset(
         dataset: Dataset = timm.data.create_dataset(
             name, root=root, split=split, input_img_mode=mode, **streaming, **options
         )
-    # timm and its readers raise any of these for a wrong name, split, key or folder.
-    except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as err:
+        if kind == "wds":
+            _check_shards(dataset)
+    except READER_ERRORS as err:
         raise UserError(
             f"dataset '{name or root}', split '{split}': {describe(err)}".replace("download=True", "--dataset-download")
         ) from err
@@ -171,6 +177,15 @@ def _synthetic(name: str, split: str, num_samples: int | None, num_classes: int 
     if not classes.isdecimal() or not int(classes):
         raise UserError(f"unknown dataset '{name}': use digits, or synthetic/10 for images of 10 classes")
     return Synthetic(split, num_samples or 1024, int(classes), mode)
+
+
+def _check_shards(dataset: Any) -> None:
+    """Check what a reader of shards took from their ``_info.json``."""
+    info, counts = dataset.reader.split_info, [dataset.reader.num_samples, *dataset.reader.split_info.shard_lengths]
+    if not all(type(count) is int and 0 <= count <= sys.maxsize for count in counts):
+        raise ValueError("numbers of samples that are no integers from 0")
+    if not all(isinstance(text, str) for text in (info.name, info.alt_label, *info.filenames)):
+        raise ValueError("names that are no text")
 
 
 def _check_root(root: str | None) -> None:
