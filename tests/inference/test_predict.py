@@ -90,6 +90,16 @@ def test_the_checkpoint_names_the_classes(last, folder, monkeypatch, capsys):
     assert all(entry["name"] == str(entry["class"]) for entry in result["predictions"])
 
 
+def test_folders_of_classes_give_the_labels(last, folder, tmp_path, monkeypatch, capsys):
+    (folder / "more").rename(folder / "7")
+    drawn = []
+    monkeypatch.setattr(predict, "draw_predictions", lambda results, *more: drawn.extend(results))
+    monkeypatch.setattr(predict, "save_figure", lambda figure, out: None)
+    run(monkeypatch, folder, "--checkpoint", last, "--out", tmp_path / "p.png")
+    labels = [line.partition(" (label: ")[2] for line in capsys.readouterr().out.splitlines() if ".PNG" in line]
+    assert labels == ["7)"] and [result.get("label") for result in drawn] == ["7", None, None]
+
+
 def test_unreadable_images_are_named_after_the_others(last, folder, monkeypatch, capsys):
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(SystemExit) as ended:
@@ -174,10 +184,10 @@ def test_images_are_read_in_the_mode_of_the_training(tmp_path, monkeypatch, caps
 
 def test_titles_and_names_are_drawn_whole(tmp_path):
     name, file = "a class of which the name is longer than a panel is wide", "photograph-" * 8 + "1.png"
-    results = [{"image": file, "predictions": [{"class": 0, "name": name, "probability": 1.0}]}]
+    results = [{"image": file, "label": "cat", "predictions": [{"class": 0, "name": name, "probability": 1.0}]}]
     figure = predict.draw_predictions(results, [np.zeros((32, 32, 3))], "model")
     left, right = figure.axes
-    assert left.get_title().replace("\n", "") == file and "\n" in left.get_title()
+    assert left.get_title().replace("\n", "") == f"{file}label: cat" and "\n" in left.get_title()
     assert name in right.texts[0].get_text().replace("\n", " ")
     figure.canvas.draw()
     width = figure.bbox.width

@@ -153,8 +153,9 @@ def in_words(names: Sequence[str]) -> list[str]:
 def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the predict command: print the most probable classes of every image, and draw them on request.
 
-    Returns for each image ``image`` (path) and ``predictions``: ``class`` (index), ``name`` and ``probability``. An
-    image that could not be read raises a ``UserError`` after the others are predicted.
+    Returns for each image ``image`` (path), ``label`` if its folder is named as a class, and ``predictions``: ``class``
+    (index), ``name`` and ``probability``. An image that could not be read raises a ``UserError`` after the others are
+    predicted.
     """
     if not args.checkpoint and not args.pretrained:
         raise UserError("no weights: pass --checkpoint FILE, or --pretrained")
@@ -173,7 +174,9 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
         images = torch.stack([transform(image) for _, image in batch])
         probabilities = classifier.probabilities(images)
         for (path, _), row in zip(batch, probabilities, strict=True):
-            results.append({"image": str(path), "predictions": _top(row, args.topk, classifier.class_names)})
+            (folder,) = in_words([path.parent.name])
+            label = {"label": folder} if folder in classifier.class_names else {}
+            results.append({"image": str(path), **label, "predictions": _top(row, args.topk, classifier.class_names)})
             print(to_json(results[-1]) if args.json else _as_text(results[-1]), flush=True)
         if out and len(drawn) < MAX_DRAWN:
             drawn += list(classifier.to_pixels(images))[: MAX_DRAWN - len(drawn)]
@@ -200,7 +203,8 @@ def draw_predictions(results: Sequence[dict[str, Any]], images: Sequence[np.ndar
         axis.set_axis_off()
     for (left, right), result, image in zip(pairs, results, images, strict=False):
         show_image(left, image)
-        left.set_title(textwrap.fill(Path(result["image"]).name, 36), fontsize=8)
+        label = f"\nlabel: {result['label']}" if "label" in result else ""
+        left.set_title(textwrap.fill(Path(result["image"]).name, 36) + label, fontsize=8)
         _draw_bars(right, result["predictions"])
     figure.suptitle(title, fontsize=10)
     return figure
@@ -246,4 +250,5 @@ def _top(probabilities: Tensor, topk: int, names: Sequence[str]) -> list[dict[st
 
 def _as_text(result: dict[str, Any]) -> str:
     lines = [f"  {100 * entry['probability']:6.2f} %  {entry['name']}" for entry in result["predictions"]]
-    return "\n".join([result["image"], *lines])
+    label = f" (label: {result['label']})" if "label" in result else ""
+    return "\n".join([result["image"] + label, *lines])
