@@ -239,6 +239,13 @@ def test_splits_have_any_case(tmp_path):
         create_dataset("", root, "test")
 
 
+def test_two_folders_for_a_split_must_be_told_apart(tmp_path):
+    root = fill(tmp_path, "train/cat/0.png", "val/cat/0.png", "valid/cat/0.png", "valid/cat/1.png")
+    with pytest.raises(UserError, match="has val and valid for split 'validation': name one"):
+        create_dataset("", root, "validation")
+    assert [len(create_dataset("", root, split)) for split in ("val", "valid")] == [1, 2]
+
+
 def test_the_folder_of_a_split_is_that_split(tmp_path):
     root = pets(tmp_path)
     assert len(create_dataset("", f"{root}/val", "val")) == 6

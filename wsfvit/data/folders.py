@@ -115,9 +115,13 @@ def find_split(root: str, split: str) -> str:
         if os.path.isdir(below) and below.startswith(os.path.join(os.path.normpath(root), "")):
             entries[split] = os.path.join(root, split)
     folded = {name.casefold(): path for name, path in entries.items()}
-    for name in (*(f"{name}.tar" for name in names), *names):
-        if path := entries.get(name) or folded.get(name.casefold()):
-            return path
+    wanted = (*(f"{name}.tar" for name in names), *names)
+    paths = [path for name in wanted if (path := entries.get(name) or folded.get(name.casefold()))]
+    same = {os.path.basename(path).removesuffix(".tar").casefold() for path in paths}
+    if len(same) > 1 and split.casefold() not in same:
+        raise UserError(f"the data folder '{root}' has {' and '.join(sorted(same))} for split '{split}': name one")
+    if paths:
+        return paths[0]
     stems = [name.removesuffix(".tar").casefold() for name in entries]
     is_divided = not {*TRAIN_SPLITS, *TEST_SPLITS}.isdisjoint(stems)
     own_name = os.path.basename(os.path.normpath(root)).removesuffix(".tar").casefold()
