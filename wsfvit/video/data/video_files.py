@@ -39,7 +39,7 @@ class VideoClip:
                 self.shape = (channels, stream.height, stream.width)
                 # Each frame's time stamp from the packets alone: nothing is decoded. Packets come in decoding order.
                 stamps = [packet.pts for packet in container.demux(stream) if packet.size]
-        except (av.error.FFmpegError, IndexError) as err:
+        except (av.error.FFmpegError, AttributeError, IndexError) as err:  # a stream of no known codec has no size
             raise UserError(f"'{path}' cannot be read as a video ({describe(err)})") from err
         if None in stamps or len(set(stamps)) != len(stamps):
             raise UserError(f"'{path}': its frames have no unique time stamps: convert it, e.g. to .mp4")
