@@ -4,6 +4,7 @@ The process that forks should have imported what the commands need. PyTorch must
 others.
 """
 
+import faulthandler
 import os
 import re
 import resource
@@ -44,6 +45,7 @@ def fork(function: Callable[[], object], stdout: Path, stderr: Path) -> int:
         return child
     code: Any = 1
     try:
+        faulthandler.disable()  # it would report a crash to the terminal
         os.setpgid(0, 0)
         for number, path in ((1, stdout), (2, stderr)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
