@@ -54,8 +54,10 @@ def main() -> None:
 
 
 def wait_for_stops() -> list[int]:
-    """After a signal, give the processes ``GRACE_SECONDS`` and ignore repeated ones; returns the list of exit codes,
-    which is filled then."""
+    """After a signal, give the processes ``GRACE_SECONDS`` to save, and ignore repeated ones.
+
+    Returns a list that then receives their exit codes.
+    """
     codes: list[int] = []
     close = SubprocessContext.close
 

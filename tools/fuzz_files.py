@@ -198,7 +198,7 @@ def data_targets(folder: Path, image: str) -> list[Target]:
 
 
 def hostile_content(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names, and settings, that make careless readers run code, open connections or wait for ever."""
+    """Names and settings that would make a reader run code, open a connection or block."""
     canary, evil, fifo = folder / CANARY, str(folder / "evil.pth.tar"), str(folder / "fifo")
     Path(evil).write_bytes(pickle.dumps(Gadget(os.mkdir, str(canary))))
     shutil.copy(evil, folder / "evil.pkl")

@@ -96,8 +96,8 @@ def build_eval_loader(
 def check_class_order(names: Sequence[str] | None, others: Sequence[str] | None, whose: str, flag: str = "") -> None:
     """Raise a ``UserError`` for the first class of the data that is unknown elsewhere, or has another label there.
 
-    ``names`` are the data's classes in the order of their labels (None if unknown), ``others`` those elsewhere,
-    ``whose`` says where, e.g. ``the training data``, and ``flag`` permits it.
+    ``names`` are the data's classes in the order of their labels (None if unknown), ``others`` those of ``whose``, e.g.
+    ``the training data``, and ``flag`` is the option that permits a difference.
     """
     elsewhere = {name: label for label, name in enumerate(others or ())}
     labels = list(enumerate(names or ())) if elsewhere else []

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import re
 import sys
 import textwrap
@@ -139,11 +140,14 @@ def resolve_class_names(class_map: str, names: Sequence[str] | None, model: Any)
     return [f"class {i}" for i in range(model.num_classes)]
 
 
+wordnet = functools.cache(ImageNetInfo)  # reads tables of words: once, not for every image
+
+
 def in_words(names: Sequence[str]) -> list[str]:
     """Replace WordNet ids by the first of their synonyms, if all names are such ids."""
     if not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return list(names)
-    info = ImageNetInfo()  # covers all of WordNet's nouns, whatever the subset
+    info = wordnet()  # covers all of WordNet's nouns, whatever the subset
     try:
         return [info.label_name_to_description(name).split(",")[0] for name in names]
     except KeyError:

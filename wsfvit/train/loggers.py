@@ -22,8 +22,8 @@ class RunLog:
     """Write the figures of a run to its directory ``folder``; only the main process has one.
 
     ``described`` are the arguments of the training command as primitives, for Weights & Biases and Trackio, and
-    ``num_updates`` says where a resumed run continues: later figures of the earlier run are hidden. A package that was
-    asked for and is not installed raises a ``UserError``.
+    ``num_updates`` is the update that a resumed run continues at: later figures of the earlier run are hidden. A
+    package that was asked for and is not installed raises a ``UserError``.
     """
 
     def __init__(self, folder: Path, args: argparse.Namespace, described: dict[str, Any], num_updates: int = 0) -> None:
