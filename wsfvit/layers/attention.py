@@ -15,7 +15,8 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .channel_attention import ChannelAttention
-from .conv import GELU, TanhGELU
+from .conv import GELU, DepthwiseConv2d, TanhGELU
+from .cpu_training import trains_on_cpu
 from .layout import to_nchw, to_nhwc
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
@@ -60,7 +61,11 @@ class MultiHeadAttention(nn.Module):
         bias = self.rel_pos(window_size).to(q.dtype).unsqueeze(0)
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None, None, :], float("-inf")).repeat(B // mask.shape[0], 1, 1, 1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if trains_on_cpu(q):
+            # With a bias that needs a gradient, the operator would compute this with two passes more.
+            x = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
 
@@ -156,7 +161,7 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.proj = DepthwiseConv2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(x)

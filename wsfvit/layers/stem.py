@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsfvit.wavelets import SwtMode, haar_swt2d
 
 from .conv import StridedConv2dSame, TanhGELU
+from .cpu_training import trains_on_cpu
 
 
 class PublishedHaarSWT2d(nn.Module):
@@ -70,7 +71,11 @@ class WaveletStem(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.dwt_l2(x))
+        if x.requires_grad and trains_on_cpu(x):
+            # The backward of a GELU is several times slower where gradient and input differ in layout.
+            x.register_hook(Tensor.contiguous)
         # Channels-last from here to the head: faster for depthwise convolutions and attention.
-        x = self.norm1(self.dwt_l2(x)).contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.norm2(self.conv1(x))
         return self.norm3(self.conv2(x))
