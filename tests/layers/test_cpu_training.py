@@ -1,6 +1,8 @@
 """The forms for training on a CPU: values and derivatives of PyTorch's operators, only where they apply."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from wsfvit.layers import StridedConv2dSame, WaveletStem
 from wsfvit.layers.attention import MultiHeadAttention
 from wsfvit.layers.conv import DepthwiseConv2d
-from wsfvit.layers.cpu_training import DepthwiseConv3x3
+from wsfvit.layers.cpu_training import LARGE_LINEAR, DepthwiseConv3x3, OneDNNLinear, linear
 
 SIZES = [(1, 1), (1, 2), (2, 2), (4, 1), (7, 7), (8, 6), (9, 4), (2, 1)]
 
@@ -22,10 +24,10 @@ def conv_and_plain(stride: int, bias: bool) -> tuple[nn.Conv2d, nn.Module]:
     return conv, copy.deepcopy(conv).double()
 
 
-def grads_of(conv: nn.Module, x: Tensor) -> list[Tensor]:
+def grads_of(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> list[Tensor]:
     x = x.clone().requires_grad_()
-    y = conv(x)
-    return [y.detach(), *torch.autograd.grad(y.square().sum() + y.sum(), [x, *conv.parameters()])]
+    y = function(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum() + y.sum(), [x, *module.parameters()])]
 
 
 def channels_last(*shape: int) -> Tensor:
@@ -39,11 +41,13 @@ def test_depthwise_convolution_has_the_gradients_of_the_plain_one(size, stride, 
     conv, plain = conv_and_plain(stride, bias)
     x = channels_last(3, 5, *size)
     # The plain one runs in float64, for which there is no other form.
-    for got, want in zip(grads_of(conv, x), grads_of(plain, x.double()), strict=True):
+    for got, want in zip(grads_of(conv, x, conv), grads_of(plain, x.double(), plain), strict=True):
         torch.testing.assert_close(got, want.float(), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("stride", "padding", "skips"), [(1, (1, 1), (0, 0)), (2, (2, 1), (1, 0)), (2, (2, 2), (1, 1))])
+@pytest.mark.parametrize(
+    ("stride", "padding", "skips"), [(1, (1, 1), (0, 0)), (2, (2, 1), (1, 0)), (2, (2, 2), (1, 1))]
+)
 def test_first_and_second_derivatives_by_finite_differences(stride, padding, skips):
     x, weight = channels_last(2, 2, 4, 5).double(), channels_last(2, 1, 3, 3).double()
     bias = torch.randn(2, dtype=torch.float64)
@@ -73,6 +77,33 @@ def test_strided_result_is_a_view_in_inference_and_contiguous_in_training():
             view = conv(x)
         assert not view.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(conv(x), view)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_large_linear_layer_has_the_derivatives_of_the_plain_one():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(128, 512), torch.randn(2, 256, 128)
+    assert x.numel() * 512 == LARGE_LINEAR
+    assert isinstance(linear(layer, x).grad_fn, OneDNNLinear._backward_cls)
+    for got, want in zip(grads_of(partial(linear, layer), x, layer), grads_of(layer, x, layer), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-3)
+
+    def second(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(function(leaf).square().mean(), leaf, create_graph=True)
+        return list(torch.autograd.grad(grad.square().sum(), [leaf, layer.weight]))
+
+    for got, want in zip(second(partial(linear, layer)), second(layer), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_linear_layers_with_hooks_and_small_ones_are_called():
+    layer = nn.Linear(128, 512)
+    assert not isinstance(linear(layer, torch.randn(1, 255, 128)).grad_fn, OneDNNLinear._backward_cls)
+    seen = []
+    layer.register_forward_hook(lambda *arguments: seen.append(1))
+    linear(layer, torch.randn(1, 512, 128))
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("permute_roles", [False, True])

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from wsfvit.wavelets.filterbank import without_autocast
 
+from .cpu_training import linear
 from .inline import TOKENS_PER_CHANNEL, can_inline
 
 
@@ -47,13 +48,13 @@ class ChannelAttention(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         _, H, W, C = x.shape
         K, N = self.num_subbands, H * W
-        qkv = self.qkv(x).view(-1, K, N, 3, self.num_heads, C // self.num_heads)
+        qkv = linear(self.qkv, x).view(-1, K, N, 3, self.num_heads, C // self.num_heads)
         # (3, B, heads, N, K * d): the channels of a head, over all subbands, in the last axis.
         q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).flatten(4)
         attn = ((k * self.scale).transpose(-2, -1) @ v).softmax(dim=-1)
         # A Q^T, not Q A^T: a saturated softmax is full of denormals, which a CPU multiplies faster on the left.
         out = (attn @ q.transpose(-2, -1)).unflatten(2, (K, -1))
-        return self.proj(out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
+        return linear(self.proj, out.permute(0, 2, 4, 1, 3).reshape(-1, H, W, C))
 
     def _attend_by_moments(self, x: Tensor) -> Tensor:
         _, H, W, C = x.shape

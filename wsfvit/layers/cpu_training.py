@@ -1,12 +1,17 @@
 """Faster forms for training on a CPU in float32, where PyTorch's own are slow for the shapes of these models."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
+from .inline import can_inline
+
+_HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Products from which oneDNN saves more than the call of a Python function costs.
+LARGE_LINEAR = 1 << 25
 # A stride-1 depthwise weight gradient is faster by sums of products on maps of at most so many pixels.
 TINY_MAP = 4
 
@@ -24,6 +29,40 @@ def trains_on_cpu(x: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; a large plain `nn.Linear` in training on a CPU is computed by oneDNN: (..., C) -> (..., D)."""
+    if _HAS_ONEDNN_LINEAR and can_inline(layer, nn.Linear) and trains_on_cpu(x):
+        weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
+        if bias is not None and x.numel() * len(weight) >= LARGE_LINEAR:
+            return cast(Tensor, OneDNNLinear.apply(x, weight, bias))
+    return cast(Tensor, layer(x))
+
+
+class OneDNNLinear(Function):
+    """x W^T + b with oneDNN's product for the output and the gradient of x, 5 to 20 % faster on AMD than MKL's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        # The operator has no derivative of its own.
+        product = F.linear if torch.is_grad_enabled() else _product
+        rows = grad.flatten(0, -2)
+        return (
+            product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None,
+            rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
 class DepthwiseConv3x3(Function):
