@@ -158,7 +158,7 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, mo
         command, "compile_model", lambda args, model: (models.append(model), compile_model(args, model))[1]
     )
     argv = ["--device", "cpu", "-j", "0", "--checkpoint", wsf_checkpoint, *more]
-    [plain], [fused] = (run_validation(parse_validate_args([*argv, *fuse])) for fuse in ([], ["--fuse"]))
+    [plain], [fused] = (run_validation(parse_validate_args([*argv, *fuse])) for fuse in (["--no-fuse"], ["--fuse"]))
     assert [any(isinstance(part, ConvGELU) for part in model.modules()) for model in models] == [False, True]
     forms = ("compiled", "fused, compiled") if "--torchcompile" in more else ("plain", "fused")
     assert (plain["form"], fused["form"]) == forms
@@ -166,6 +166,16 @@ def test_fused_copy_has_the_same_figures(wsf_checkpoint, monkeypatch, capsys, mo
     assert fused["loss"] == pytest.approx(plain["loss"], rel=2e-2 if "bfloat16" in more else 1e-5)
     same = ("images", "param_count") if "bfloat16" in more else ("images", "param_count", "top1", "top5")
     assert [fused[key] for key in same] == [plain[key] for key in same]
+
+
+@pytest.mark.usefixtures("seven")
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [([], "fused"), (["--no-fuse"], "plain"), (["--amp"], "plain"), (["--model-dtype", "bfloat16"], "plain")],
+)
+def test_fused_by_default_on_a_cpu_in_float32(wsf_checkpoint, more, form):
+    argv = ["--device", "cpu", "-j", "0", "--checkpoint", wsf_checkpoint, *more]
+    assert run_validation(parse_validate_args(argv))[0]["form"] == form
 
 
 @pytest.mark.usefixtures("seven")

@@ -63,7 +63,7 @@ def test_fused_copy_has_the_same_probabilities(wsf_checkpoint, folder, monkeypat
     fused = []
     monkeypatch.setattr(predict, "fuse_model", lambda *given: (fused.append(fuse_model(*given)), fused[-1])[1])
     tables = []
-    for more in ([], ["--fuse"]):
+    for more in (["--no-fuse"], []):
         run(monkeypatch, folder, "--checkpoint", wsf_checkpoint, "--json", *more)
         results = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
         tables.append([sorted((entry["class"], entry["probability"]) for entry in row) for row in results])

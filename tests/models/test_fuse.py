@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wsfvit  # noqa: F401
 from wsfvit.layers import MBConv
 from wsfvit.models import fuse
-from wsfvit.models.fuse import ConvGELU, LinearGELU, fuse_for_inference
+from wsfvit.models.fuse import ConvGELU, FusedLinear, fuse_for_inference
 from wsfvit.wavelets import wavelet_backend
 
 
@@ -75,7 +75,10 @@ def test_every_batch_norm_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
     kinds = [type(module) for module in fused.modules()]
     blocks = kinds.count(MBConv)
-    assert (kinds.count(ConvGELU), kinds.count(LinearGELU)) == (3 + 2 * blocks, 3 * blocks)
+    assert (kinds.count(ConvGELU), kinds.count(FusedLinear)) == (
+        3 + 2 * blocks,
+        10 * blocks,
+    )  # two of each MLP, two of each partition attention
     assert not any(p.requires_grad for p in fused.parameters()) and not fused.training
 
 

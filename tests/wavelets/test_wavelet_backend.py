@@ -7,7 +7,17 @@ import sys
 import pytest
 import torch
 
-from wsfvit.wavelets import backend, haar_dwt2d, haar_idwt2d, haar_iswt2d, haar_swt2d, resolve_backend, wavelet_backend
+from wsfvit.wavelets import (
+    backend,
+    cpu,
+    haar_dwt2d,
+    haar_idwt2d,
+    haar_iswt2d,
+    haar_swt2d,
+    resolve_backend,
+    wavelet_backend,
+)
+from wsfvit.wavelets.triton import checked
 
 CALLS = [
     lambda: haar_dwt2d(torch.ones(1, 1, 2, 2)),
@@ -18,11 +28,21 @@ CALLS = [
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])
-def test_reference_serves(device, name):
+def test_reference_serves_a_cpu(name):
     with wavelet_backend(name):
-        assert resolve_backend(device) == "reference"
+        assert resolve_backend(torch.device("cpu")) == "reference"
         for call in CALLS:
             call()
+
+
+def test_auto_takes_the_checked_kernels_on_a_gpu(monkeypatch):
+    gpu = torch.device("cuda")
+    with wavelet_backend("auto"):
+        assert resolve_backend(gpu) == "triton" and backend.eager_module(gpu) is checked
+        monkeypatch.setattr(backend, "_HAS_TRITON", False)
+        assert resolve_backend(gpu) == "reference" and backend.eager_module(gpu) is cpu
+    with wavelet_backend("reference"):
+        assert resolve_backend(gpu) == "reference" and backend.eager_module(gpu) is cpu
 
 
 def test_triton_raises_on_a_cpu(monkeypatch):

@@ -14,13 +14,15 @@ import torchvision
 
 import wsfvit
 from wsfvit.wavelets import resolve_backend
+from wsfvit.wavelets.backend import kernels_were_selected
+from wsfvit.wavelets.triton import checked
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "PyWavelets", "fvcore", "safetensors", "mlxtend")
 DATA_PACKAGES = ("datasets", "webdataset", "tensorflow-datasets")
 LOG_PACKAGES = ("tensorboard", "wandb", "trackio")
 # Every environment variable that the package, its programs and its scripts read; a test compares.
 VARIABLES = {
-    "WSFVIT_WAVELET_BACKEND": "backend of the wavelet operators: auto, reference or triton",
+    "WSFVIT_WAVELET_BACKEND": "wavelet operators: auto (checked kernels on a GPU), reference or triton",
     "WSFVIT_CIFAR10": "folder of CIFAR-10 for the study in experiments/",
     "WSFVIT_REQUIRE_GPU": "1: tests that need a GPU fail instead of being skipped",
     "WSFVIT_SLURM_TASKS": "set by scripts/slurm/train.sbatch: one task per GPU",
@@ -77,9 +79,12 @@ def _describe(device: torch.device) -> str:
 
 def _backend(device: torch.device) -> str:
     try:
-        return resolve_backend(device)
+        found = resolve_backend(device)
     except (RuntimeError, ValueError) as err:  # a backend was asked for that this installation does not have
         return f"unusable: {err}"
+    if found == "triton" and not kernels_were_selected():
+        return f"triton, checked in float32: {checked.describe(device)}"
+    return found
 
 
 def _versions(names: tuple[str, ...]) -> str:

@@ -178,9 +178,15 @@ def add_trained(group: Group, other: str = "") -> None:
     add_trust(group)
 
 
-def add_fuse(group: Group) -> None:
+def add_fuse(group: Group, automatic: bool = False) -> None:
+    """Add --fuse, and --no-fuse where `wants_fusion` decides without it."""
     text = "optimize for inference (only wsfvit models): fold BatchNorm into convolutions and, on a CPU in float32, "
-    group.add_argument("--fuse", action="store_true", help=text + "fuse GELU with the layer before it")
+    text += "fuse GELU with the layer before it"
+    default = " (default: on a CPU in float32; figures agree up to rounding)" if automatic else ""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--fuse", action="store_true", help=text + default)
+    if automatic:
+        either.add_argument("--no-fuse", action="store_true", help="run the model as it is trained")
 
 
 def add_device_name(group: Group) -> None:

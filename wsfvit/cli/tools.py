@@ -53,7 +53,7 @@ def predict_parser() -> argparse.ArgumentParser:
     add_weights(parser)
     common.add_model_input(parser)
     add_image_input(parser)
-    common.add_fuse(parser)
+    common.add_fuse(parser, automatic=True)
     add("--class-map", default="", metavar="FILE.txt", help="class names, one per line (default: ImageNet's)")
     add("--topk", type=positive_int, default=5, metavar="N", help="classes to print for each image")
     add("--out", default="", metavar="FILE.png", help="draw the images with their predictions")

@@ -51,7 +51,7 @@ def _add_model(group: Group) -> None:
     add("--gp", metavar="POOL", help="global pooling: avg, max, avgmax, ... (default: the model's)")
     text = "merge the parallel branches of reparameterizable models (RepVGG, MobileOne, FastViT) as timm does; other "
     add("--reparam", action="store_true", help=text + "models are unchanged")
-    common.add_fuse(group)
+    common.add_fuse(group, automatic=True)
 
 
 def _add_input(group: Group) -> None:

@@ -25,7 +25,7 @@ from wsfvit.eval.evaluate import (
 )
 from wsfvit.eval.jobs import Job, list_jobs
 from wsfvit.factory.data import build_dataset, build_eval_loader, check_class_order, check_classes, resolve_data
-from wsfvit.factory.model import fuse_model, load_model
+from wsfvit.factory.model import fuse_model, load_model, wants_fusion
 from wsfvit.models.fuse import can_fuse
 from wsfvit.utils.compiling import compile_model
 from wsfvit.utils.distributed import World, joined_world
@@ -148,6 +148,8 @@ def _evaluate_local(args: argparse.Namespace, world: World) -> tuple[torch.Tenso
     classes = model.num_classes
     if args.reparam:
         model = reparameterize_model(model)
+    plain = not args.torchcompile and amp_dtype(args) is None and model_dtype(args) == torch.float32
+    args = argparse.Namespace(**vars(args) | {"fuse": wants_fusion(args, model, device, plain)})
     if args.fuse:  # before the weights may be rounded
         model = fuse_model(args.model, model)
     elif args.torchcompile and can_fuse(model):

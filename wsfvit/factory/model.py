@@ -155,6 +155,13 @@ def fetching_weights(name: str, instead: str) -> Iterator[None]:
         ) from err
 
 
+def wants_fusion(args: argparse.Namespace, model: Any, device: torch.device, plain: bool = True) -> bool:
+    """Whether to fuse: what ``--fuse`` and ``--no-fuse`` say, else on a CPU where ``plain`` (float32, not compiled)."""
+    if args.fuse or args.no_fuse:
+        return bool(args.fuse)
+    return plain and device.type == "cpu" and can_fuse(model)
+
+
 def fuse_model(name: str, model: Any) -> Any:
     """The fused copy of a model, for ``--fuse``.
 

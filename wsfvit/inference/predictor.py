@@ -25,7 +25,7 @@ from wsfvit.data.decoders import convert_image, image_mode
 from wsfvit.data.image_files import find_images, read_image
 from wsfvit.data.transforms import build_eval_transform
 from wsfvit.factory.data import DataConfig, resolve_data
-from wsfvit.factory.model import fuse_model, load_model
+from wsfvit.factory.model import fuse_model, load_model, wants_fusion
 from wsfvit.utils.distributed import resolve_device
 from wsfvit.utils.errors import UserError, first_line
 from wsfvit.utils.figures import figure_path, new_panels, save_figure, show_image
@@ -168,7 +168,7 @@ def run_predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     out = figure_path(args.out) if args.out else None
     paths = find_images(args.images)
     classifier = load_classifier(args, args.model, args.checkpoint)
-    if args.fuse:
+    if wants_fusion(args, classifier.model, classifier.device):
         classifier = replace(classifier, model=fuse_model(classifier.name, classifier.model))
     transform = classifier.transform()
     results: list[dict[str, Any]] = []

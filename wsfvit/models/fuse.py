@@ -1,6 +1,7 @@
 """Fusion for inference: BatchNorm folded into convolutions, GELU fused with the layer before it."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -8,10 +9,22 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Mlp
 from torch import Tensor, nn
 
-from wsfvit.layers import GELU, MBConv, StridedConv2dSame, WaveletStem, to_nchw, to_nhwc
+from wsfvit.layers import (
+    GELU,
+    InterSubbandAttention,
+    MBConv,
+    MultiHeadAttention,
+    StridedConv2dSame,
+    WaveletStem,
+    to_nchw,
+    to_nhwc,
+)
+from wsfvit.layers.attention import ConvPosEnc
 from wsfvit.layers.conv import gelu
+from wsfvit.layers.inline import can_inline
 from wsfvit.layers.stem import PublishedHaarSWT2d
 from wsfvit.wavelets import resolve_backend, wavelet_backend
+from wsfvit.wavelets.backend import kernels_were_selected
 from wsfvit.wavelets.triton.stem_operator import haar_swt2d_affine_gelu
 
 _HAS_FUSED_OPERATORS = torch.backends.mkldnn.is_available() and all(
@@ -29,9 +42,10 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
 
     In evaluation a BatchNorm is a factor and a summand per channel. They are folded into the convolution before it (in
     an MBConv's pre-norm, into the 1x1 convolution after it); the stem's transform and its BatchNorm become one
-    convolution. On a CPU in float32, where a separate GELU takes a fifth of the model's time, GELU is fused with the
-    convolution or linear layer before it; on a GPU only the tanh form after 1x1 convolutions and linear layers (not
-    measured).
+    convolution, and a positional encoding's sum with its input part of its convolution. On a CPU in float32, where a
+    separate GELU takes a fifth of the model's time, GELU is fused with the convolution or linear layer before it, and
+    oneDNN computes the other linear layers of local and global attention and of the MLPs; on a GPU only the tanh form
+    after 1x1 convolutions and linear layers is fused (not measured).
 
     Args:
         model: A model with `WaveletStem`, `MBConv` or timm's `Mlp`; other modules are copied unchanged.
@@ -51,8 +65,17 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
             _fuse_transform(module)
             _fuse_conv(module, "conv1", "norm2")
             _fuse_conv(module, "conv2", "norm3")
+        elif isinstance(module, InterSubbandAttention):
+            for encoding in cast(Iterable[ConvPosEnc], module.cpe):
+                with torch.no_grad():
+                    encoding.proj.weight[:, :, 1, 1] += 1
+            module.cpe = nn.ModuleList(cast(ConvPosEnc, encoding).proj for encoding in module.cpe)
+        elif isinstance(module, MultiHeadAttention):
+            _fuse_linear(module, "qkv")
+            _fuse_linear(module, "proj")
         elif _is_gelu_mlp(module):
-            module.fc1, module.act = LinearGELU(module.fc1, module.act.approximate), nn.Identity()
+            module.fc1, module.act = FusedLinear(module.fc1, module.act.approximate), nn.Identity()
+            _fuse_linear(module, "fc2")
     return model
 
 
@@ -85,7 +108,7 @@ class SubbandsGELU(nn.Module):
     """GELU(BatchNorm(subbands)) of the stem's transform: (B, C, H, W) -> (B, 4 * C, H, W), channels-last.
 
     On a CPU one 2x2 convolution. On a GPU the transform with a factor and a summand per channel, or one Triton kernel
-    if the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
+    where the wavelet backend is "triton", the images are RGB and the GELU is the tanh form.
     """
 
     factor: Tensor  # (4 * C, 1, 1)
@@ -123,21 +146,24 @@ class SubbandsGELU(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class LinearGELU(nn.Module):
-    """GELU(linear(x)): (..., C) -> (..., D)."""
+class FusedLinear(nn.Module):
+    """linear(x), and GELU of that unless ``approximate`` is None: (..., C) -> (..., D)."""
 
-    def __init__(self, linear: nn.Linear, approximate: str) -> None:
+    def __init__(self, linear: nn.Linear, approximate: str | None) -> None:
         super().__init__()
         self.linear = linear
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.linear.weight, self.linear.bias
-        if bias is not None and _has_gelu_epilogue(x, self.approximate):
+        weight, bias, approximate = self.linear.weight, self.linear.bias, self.approximate
+        if _has_fused_operators(x):
+            act = "none" if approximate is None else "gelu"
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, act, [], approximate or ""))
+        if approximate is None:
+            return cast(Tensor, self.linear(x))
+        if bias is not None and _has_gelu_epilogue(x, approximate):
             return _linear_gelu(x, weight, bias)
-        if not _has_fused_operators(x):
-            return gelu(self.linear(x), self.approximate)
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], self.approximate))
+        return gelu(self.linear(x), approximate)
 
 
 def _has_fused_operators(x: Tensor) -> bool:
@@ -161,7 +187,9 @@ def _has_gelu_epilogue(x: Tensor, approximate: str) -> bool:
 def _has_stem_kernel(x: Tensor, approximate: str) -> bool:
     """Whether a Triton kernel can compute `SubbandsGELU`."""
     fits = x.shape[1] == 3 and x.dtype != torch.float64 and approximate == "tanh"
-    return fits and _allows_custom_operators() and resolve_backend(x.device) == "triton"
+    # Beside inductor's own kernels it has not been measured.
+    selected = kernels_were_selected() or not torch.compiler.is_compiling()
+    return fits and selected and _allows_custom_operators() and resolve_backend(x.device) == "triton"
 
 
 def _allows_custom_operators() -> bool:
@@ -188,6 +216,13 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 def _is_gelu_mlp(module: nn.Module) -> TypeGuard[Mlp]:
     return isinstance(module, Mlp) and isinstance(module.act, GELU) and isinstance(module.fc1, nn.Linear)
+
+
+def _fuse_linear(module: nn.Module, name: str) -> None:
+    """Lets oneDNN compute a linear layer, if it is exactly one."""
+    linear = getattr(module, name)
+    if can_inline(linear, nn.Linear):
+        setattr(module, name, FusedLinear(linear, None))
 
 
 def _fuse_conv(module: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -2,7 +2,8 @@
 
 The environment variable ``WSFVIT_WAVELET_BACKEND`` (``auto``, ``reference`` or ``triton``) is read at import;
 `wavelet_backend` overrides it temporarily. A backend selected by name runs or raises; there is no silent fallback.
-``auto`` is ``reference`` on every device: the kernels have not been measured on a GPU yet.
+``auto`` is ``triton`` on a GPU, with every kernel checked at its first use (`wsfvit.wavelets.triton.checked`), and
+``reference`` elsewhere.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ def _check_name(name: str) -> None:
 
 
 def resolve_backend(device: torch.device) -> str:
-    """The backend that computes on ``device``: "reference" or "triton".
+    """The backend that computes on ``device`` in eager mode: "reference" or "triton".
 
     Raises:
         ValueError: the selected name is unknown.
@@ -43,7 +44,7 @@ def resolve_backend(device: torch.device) -> str:
     """
     _check_name(_choice)
     if _choice != "triton":
-        return "reference"
+        return "triton" if _choice == "auto" and device.type == "cuda" and _HAS_TRITON else "reference"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     problem = None
     if not _HAS_TRITON:
@@ -60,11 +61,20 @@ def resolve_backend(device: torch.device) -> str:
 
 def eager_module(device: torch.device) -> ModuleType:
     """The module with the functions for eager execution on ``device``."""
-    if resolve_backend(device) == "triton":
-        from wsfvit.wavelets.triton import haar
+    if resolve_backend(device) == "reference":
+        return cpu
+    if _choice == "auto":
+        from wsfvit.wavelets.triton import checked
 
-        return haar
-    return cpu
+        return checked
+    from wsfvit.wavelets.triton import haar
+
+    return haar
+
+
+def kernels_were_selected() -> bool:
+    """Whether ``triton`` was selected by name."""
+    return _choice == "triton"
 
 
 @contextlib.contextmanager

@@ -70,6 +70,14 @@ def haar_swt2d_adjoint(s: Tensor, mode: SwtMode, average: bool = False, flip_det
     return out
 
 
+def haar_swt2d_affine_gelu(x: Tensor, factor: Tensor, summand: Tensor, periodic: bool, dtype: torch.dtype) -> Tensor:
+    """(B, 3, H, W), (12,), (12,) -> (B, 12, H, W), see `triton.stem_operator.haar_swt2d_affine_gelu`."""
+    wide = x.to(compute_dtype(x.dtype))
+    doubled = 2 * haar_swt2d(wide, "periodic" if periodic else "zero").flatten(1, 2)
+    y = torch.addcmul(summand.view(-1, 1, 1).to(wide.dtype), doubled, factor.view(-1, 1, 1).to(wide.dtype))
+    return F.gelu(y, approximate="tanh").to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 def _dwt(x: Tensor, out: tuple[Tensor, ...], axes: Axes) -> None:
     height, width = axes
     dtype = compute_dtype(x.dtype)

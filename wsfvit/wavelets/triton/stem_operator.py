@@ -3,8 +3,12 @@
 Importing this module does not import Triton; only a call does.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
+
+from wsfvit.wavelets.backend import eager_module
 
 
 @torch.library.custom_op("wsfvit::haar_swt2d_affine_gelu", mutates_args=())
@@ -17,9 +21,7 @@ def haar_swt2d_affine_gelu(x: Tensor, factor: Tensor, summand: Tensor, periodic:
     subband (cA, cH, cV, cD) and channel, times the transform's 1/2; it and ``summand`` (12,) are contiguous. The border
     after the last row and column is ``periodic``, else zeros.
     """
-    from wsfvit.wavelets.triton import haar
-
-    return haar.haar_swt2d_affine_gelu(x, factor, summand, periodic, dtype)
+    return cast(Tensor, eager_module(x.device).haar_swt2d_affine_gelu(x, factor, summand, periodic, dtype))
 
 
 @haar_swt2d_affine_gelu.register_fake
