@@ -19,6 +19,8 @@ from wsfvit.utils.files import make_folder, write_text_atomic
 from wsfvit.wavelets.filterbank import filter_bank
 
 ROOT = Path(__file__).parents[1]
+# Beginnings of the environment variables that change figures: this project's, and those of the allocators.
+VARIABLES = ("WSFVIT_", "MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "LD_PRELOAD")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -130,7 +132,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "card": card,
-        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith("WSFVIT_")},
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES)},
     }
 
 

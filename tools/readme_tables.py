@@ -37,6 +37,8 @@ PEER_GAINS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("AFNO: one block product, not eight einsums", "mwa", {"part": "block product"}, "(published)"),
     ("AFNO: the whole mixer with it", "mwa", {"part": "mixer"}, "(published)"),
 )
+# Records of whole models on a CPU: both threads, one, one with memory kept by the allocator, and small images.
+CPU_MODELS = ("t_224", "t_224_1_thread", "t_224_1_thread_allocator", "p0_32_1_thread")
 Record = dict[str, Any]
 
 
@@ -66,7 +68,7 @@ class Results:
 def models_tables(results: Results) -> Iterator[str]:
     """One table per record and mode (inference, training)."""
     on_gpu = results.on_gpu("models_*.json", "latency_*.json", "scaling_*.json")
-    for record in map(results.read, ["cpu/models_t_224", *on_gpu]):
+    for record in map(results.read, [*(f"cpu/models_{name}" for name in CPU_MODELS), *on_gpu]):
         s = record["settings"]
         how = f"batch {s['batch_size']}, {s['img_size']}x{s['img_size']}, {s['dtype']}{' autocast' * s['amp']}"
         how += f", compiled ({s['compile']})" if s.get("compile") else ""
@@ -98,10 +100,13 @@ def model_label(name: str) -> str:
 
 
 def machine(record: Record) -> str:
-    """The card, or the number of CPU threads."""
-    threads = record["environment"]["threads"]
-    on_gpu = record["settings"]["device"].startswith("cuda")
-    return record["environment"]["card"] if on_gpu else f"CPU, {threads} thread{'s' * (threads != 1)}"
+    """The card, or the CPU and the number of its threads."""
+    environment = record["environment"]
+    threads, allocator = environment["threads"], "GLIBC_TUNABLES" in environment.get("variables", {})
+    if record["settings"]["device"].startswith("cuda"):
+        return str(environment["card"])
+    name = environment["cpu"].replace("(R)", "").partition(" Processor")[0]
+    return f"{name}, {threads} thread{'s' * (threads != 1)}{', allocator set' * allocator}"
 
 
 def wavelets_tables(results: Results) -> Iterator[str]:
