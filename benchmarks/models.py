@@ -17,14 +17,18 @@ faster); --out writes them as JSON. Takes about a second per model and round at 
 """
 
 import argparse
+import contextlib
+import math
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import resolve_model_input_args
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.baseline import BASELINE_CFGS, create_baseline
 from benchmarks.common import (
@@ -38,11 +42,13 @@ from benchmarks.common import (
 )
 from benchmarks.timing import Timing, check_equal, classification_loss, inference_step, time_candidates, training_step
 from wsfvit.factory.model import check_model_name
+from wsfvit.layers import channel_attention, conv, mbconv
 from wsfvit.models.fuse import fuse_for_inference
 from wsfvit.utils.compiling import compile_options, set_memory_budget
 from wsfvit.utils.errors import UserError, run_main
 from wsfvit.utils.precision import autocast, memory_format
 from wsfvit.utils.tables import markdown_table
+from wsfvit.wavelets import functional
 
 PREFIX = "baseline:"
 FUSED_PREFIX = "fused:"
@@ -52,6 +58,16 @@ PEERS = (
     *("wacnn_resnet18", "wacnn_resnet18_baseline"),
     *(f"{mixer}_vit_xs_patch4_32" for mixer in ("mwa", "afno", "gfn", "sa")),
 )
+
+
+# Special forms whose gain on a GPU was counted in generated code, not measured, and what turns each off.
+FORMS: dict[str, list[tuple[Any, str, Any]]] = {
+    "sigmoid_gelu": [(conv, "tanh_gelu_by_sigmoid", partial(F.gelu, approximate="tanh"))],
+    "compiled_haar": [(rule, "compiled", staticmethod(rule.plain)) for rule in (functional._DWT, functional._IDWT)]
+    + [(functional._SWT, "compiled", staticmethod(functional._SWT.plain))],
+    "moments": [(module, "TOKENS_PER_CHANNEL", math.inf) for module in (channel_attention, mbconv)],
+}
+ATTENTION = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +81,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train", action="store_true", help="also time forward + backward + AdamW in training mode")
     parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
     add_compile_options(parser)
+    text = "form of scaled-dot-product attention (default: PyTorch's choice)"
+    parser.add_argument("--attention", choices=("default", *ATTENTION), default="default", help=text)
+    text = "turn off forms that this project adds: sigmoid_gelu and compiled_haar act only where it compiles for a GPU"
+    parser.add_argument("--without", nargs="+", choices=FORMS, default=[], metavar="FORM", help=text + "; or moments")
     parser.set_defaults(repeats=10)
     args = parser.parse_args(argv)
     check_precision(parser, args)
@@ -202,7 +222,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{check['model']} agrees with its baseline, relative error {check['relative_error']}")
 
     set_up_device(args.device, args.threads, args.tf32)
-    timings = time_models(models, args, device)
+    for owner, name, plain in (change for form in args.without for change in FORMS[form]):
+        setattr(owner, name, plain)
+    attention = sdpa_kernel(ATTENTION[args.attention]) if args.attention in ATTENTION else contextlib.nullcontext()
+    with attention:
+        timings = time_models(models, args, device)
     results = [
         record for mode, by_name in timings.items() for record in summarise(mode, by_name, models, args.batch_size)
     ]

@@ -17,7 +17,7 @@ import argparse
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,13 @@ class Candidate:
 
 def _wsfvit(op: str, x: torch.Tensor) -> Candidate:
     return Candidate(haar_swt2d if op == "swt" else haar_dwt2d, lambda y: y)
+
+
+def _inductor(op: str, x: torch.Tensor) -> Candidate:
+    """Our formulas compiled by inductor into a kernel."""
+    if x.device.type != "cuda":
+        raise NotApplicable("on a CPU it needs a C++ compiler")
+    return replace(_wsfvit(op, x), run=torch.compile(_wsfvit(op, x).run))
 
 
 def _stem(op: str, x: torch.Tensor) -> Candidate:
@@ -170,6 +177,7 @@ def _import(module: str) -> Any:
 CANDIDATES: dict[str, Callable[[str, torch.Tensor], Candidate]] = {
     "wsfvit": _wsfvit,
     "wsfvit, the stem's": _stem,
+    "wsfvit, compiled": _inductor,
     FFT: _fft,
     "grouped convolution": _grouped_conv,
     "pytorch_wavelets": _pytorch_wavelets,

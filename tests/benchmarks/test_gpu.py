@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, parts
+from benchmarks import gpu
 from wsfvit.utils.errors import UserError
 
 
@@ -28,17 +28,16 @@ def test_every_kind_of_step_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu, "subprocess", stand_in)
     monkeypatch.setattr(torch, "compile", lambda model, options: model)  # minutes of a CPU
     monkeypatch.setattr(gpu, "TINY_MODELS", ["resnet10t"])
-    monkeypatch.setattr(parts, "LIMIT_SIZES", {"cpu": (64, 2**12)})
     # The rest of the plan differs from these in sizes and models only, which the test below checks.
-    names = ["tests_models", "wavelets_reference_small_backward", "models_t_train_compiled", "parts_wsfvit_t"]
+    names = ["tests_models", "wavelets_reference_small_backward", "models_wsfvit_compiled", "attention_efficient"]
     argv = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", *names]
     gpu.main(argv)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names)
     assert json.loads((tmp_path / "tests_models.json").read_text())["outcome"] == "7 passed"
-    assert json.loads((tmp_path / "models_t_train_compiled.json").read_text())["results"]
+    assert json.loads((tmp_path / "models_wsfvit_compiled.json").read_text())["results"]
     monkeypatch.setattr(gpu, "subprocess", None)  # starting one again would be an error
     gpu.main(argv)
-    assert capsys.readouterr().out.count("done    models_t_train_compiled:") == 1
+    assert capsys.readouterr().out.count("done    models_wsfvit_compiled:") == 1
 
 
 def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,12 +47,16 @@ def test_the_real_plan_is_understood_by_the_programs(monkeypatch: pytest.MonkeyP
     assert {step.name for step in steps} == tiny and len(tiny) == len(steps)
     for step in steps:
         module, *arguments = step.arguments
-        if step.writes_results:
+        if module.startswith("benchmarks."):
             importlib.import_module(module).parse_args([*arguments, "--device", "cuda"])
+        elif module == "tools.kill_resume":
+            assert parse_train_args(arguments[arguments.index("--") + 1 :]).device == "cuda"
         else:
             paths = [each for each in step.arguments if each.startswith("tests/")]
             assert paths and all(Path(__file__).parents[2].joinpath(path).exists() for path in paths)
     assert {step.variables.get("WSFVIT_WAVELET_BACKEND") for step in steps} == {None, "reference", "triton"}
+    for name, text in gpu.EXPECTED.items():
+        assert text in {step.expected for step in steps if step.name.startswith(name)}, name
     assert {step.under[2] for step in steps if step.under} == {"memcheck", "racecheck"}
 
 
