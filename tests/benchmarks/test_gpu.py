@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from wsfvit.cli.train import parse_train_args
 from wsfvit.utils.errors import UserError
 
 
