@@ -37,8 +37,6 @@ PEER_GAINS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("AFNO: one block product, not eight einsums", "mwa", {"part": "block product"}, "(published)"),
     ("AFNO: the whole mixer with it", "mwa", {"part": "mixer"}, "(published)"),
 )
-# Records of whole models on a CPU: both threads, one, one with memory kept by the allocator, and small images.
-CPU_MODELS = ("t_224", "t_224_1_thread", "t_224_1_thread_allocator", "p0_32_1_thread")
 Record = dict[str, Any]
 
 
@@ -60,15 +58,19 @@ class Results:
             raise UserError(f"{self.root / name}.json cannot be read: record it with its program ({err})") from err
         return {**content, "link": f"[{Path(name).name}.json]({self.base}/{name}.json)"}
 
-    def on_gpu(self, *patterns: str) -> list[str]:
-        """Names of records of a GPU."""
-        return [f"gpu/{path.stem}" for pattern in patterns for path in sorted((self.root / "gpu").glob(pattern))]
+    def find(self, *patterns: str) -> list[str]:
+        """Names of records, by patterns such as ``gpu/models_*``."""
+        return [
+            f"{path.parent.name}/{path.stem}"
+            for pattern in patterns
+            for path in sorted(self.root.glob(f"{pattern}.json"))
+        ]
 
 
 def models_tables(results: Results) -> Iterator[str]:
     """One table per record and mode (inference, training)."""
-    on_gpu = results.on_gpu("models_*.json", "latency_*.json", "scaling_*.json")
-    for record in map(results.read, [*(f"cpu/models_{name}" for name in CPU_MODELS), *on_gpu]):
+    on_gpu = results.find("gpu/models_*", "gpu/latency_*", "gpu/fused_*", "gpu/attention_*", "gpu/without_*")
+    for record in map(results.read, [*results.find("cpu/models_t_*", "cpu/models_p*"), *on_gpu]):
         s = record["settings"]
         how = f"batch {s['batch_size']}, {s['img_size']}x{s['img_size']}, {s['dtype']}{' autocast' * s['amp']}"
         how += f", compiled ({s['compile']})" if s.get("compile") else ""
@@ -114,7 +116,7 @@ def wavelets_tables(results: Results) -> Iterator[str]:
 
     The last column is the range of a candidate's times over those of the first one, which is ours.
     """
-    on_gpu = results.on_gpu("wavelets_*.json")
+    on_gpu = results.find("gpu/wavelets_*")
     complete = [name for name in on_gpu if f"{name}_backward" in on_gpu]
     for name in ["cpu/wavelets_dwt", "cpu/wavelets_swt", *complete]:
         records = [results.read(each) for each in (name, f"{name}_backward")]

@@ -18,7 +18,11 @@ MARKERS = "<!-- table: {} -->\n<!-- end of table -->\n"
 
 def run_of(settings: dict[str, Any], **content: Any) -> dict[str, Any]:
     settings = {"device": "cpu", "dtype": "float32", "amp": False, "batch_size": 4, "img_size": 32} | settings
-    return {"environment": {"threads": 2, "card": "NVIDIA H200"}, "settings": settings, **content}
+    return {
+        "environment": {"threads": 2, "cpu": "Xeon(R) Processor @ 2 GHz", "card": "NVIDIA H200"},
+        "settings": settings,
+        **content,
+    }
 
 
 def of_models(speeds: dict[str, float], memory: int | None = None) -> list[dict[str, Any]]:
@@ -66,7 +70,7 @@ def test_a_stale_table_is_named_and_rewritten(root: Path, capsys: pytest.Capture
     readme_tables.main(argv)
     text = page.read_text()
     assert "| timm `resnet10t` | 500 | 8.00 | 2.00x |" in text and "(../results/cpu/models_t_224.json)" in text
-    assert "Not measured on a GPU yet." in text and "CPU, 2 threads" in text
+    assert "Not measured on a GPU yet." in text and "Xeon, 2 threads" in text
     assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
     readme_tables.main([*argv, "--check"])
     write(root, "cpu/models_t_224", run_of({}, results=of_models({"resnet10t": 2.5})))
