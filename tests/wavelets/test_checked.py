@@ -129,7 +129,7 @@ def test_fake_tensors_do_not_reach_a_kernel(calls):
 
 def test_public_functions_differentiate_through_the_choice(device, calls, monkeypatch):
     monkeypatch.setattr(functional, "eager_module", lambda device: checked)
-    x = torch.randn(1, 2, 4, 6, device=device, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, 1, 2, 3, device=device, dtype=torch.float64, requires_grad=True)
     for function in (haar_dwt2d, haar_swt2d, lambda x: haar_iswt2d(haar_swt2d(x))):
         assert torch.autograd.gradcheck(function, x)
     assert calls.keys() == set(checked.OPERATORS[:-1])

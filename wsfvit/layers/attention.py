@@ -15,8 +15,8 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .channel_attention import ChannelAttention
-from .conv import GELU, DepthwiseConv2d, TanhGELU
-from .cpu_training import linear, trains_on_cpu
+from .conv import GELU, TanhGELU
+from .cpu_training import depthwise, linear, trains_on_cpu
 from .layout import to_nchw, to_nhwc
 from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
@@ -168,10 +168,10 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj = DepthwiseConv2d(dim)
+        self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.proj(x)
+        return x + depthwise(self.proj, x)
 
 
 class InterSubbandAttention(AttentionPart):

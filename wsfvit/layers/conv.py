@@ -1,4 +1,4 @@
-"""Depthwise convolution, strided convolution with SAME padding, and GELU."""
+"""Strided convolution with SAME padding, and GELU."""
 
 import math
 from functools import partial
@@ -10,19 +10,7 @@ from torch import Tensor, nn
 
 from wsfvit.wavelets.reference import compute_dtype
 
-from .cpu_training import TINY_MAP, DepthwiseConv3x3, trains_on_cpu
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise 3x3 convolution with padding 1: (B, C, H, W) -> the same."""
-
-    def __init__(self, dim: int, bias: bool = True) -> None:
-        super().__init__(dim, dim, 3, padding=1, groups=dim, bias=bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.shape[2] * input.shape[3] <= TINY_MAP and trains_on_cpu(input):
-            return cast(Tensor, DepthwiseConv3x3.apply(input, self.weight, self.bias, 1, (1, 1), (0, 0)))
-        return super().forward(input)
+from .cpu_training import DepthwiseConv3x3, trains_on_cpu
 
 
 class StridedConv2dSame(nn.Conv2d):

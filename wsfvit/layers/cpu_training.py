@@ -65,6 +65,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
+def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """``conv(x)``, (B, C, H, W) -> the same; with another weight gradient on tiny maps in training on a CPU.
+
+    ``conv`` is a depthwise 3x3 convolution with padding 1; anything but a plain `nn.Conv2d` is called.
+    """
+    if x.shape[2] * x.shape[3] <= TINY_MAP and can_inline(conv, nn.Conv2d) and trains_on_cpu(x):
+        return cast(Tensor, DepthwiseConv3x3.apply(x, conv.weight, conv.bias, 1, (1, 1), (0, 0)))
+    return cast(Tensor, conv(x))
+
+
 class DepthwiseConv3x3(Function):
     """Depthwise 3x3 convolution whose weight gradient is nine sums of products; `apply` takes `forward`'s arguments.
 

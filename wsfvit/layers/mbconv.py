@@ -8,7 +8,8 @@ import torch
 from timm.layers import BatchNormAct2d, DropPath, SEModule
 from torch import Tensor, nn
 
-from .conv import DepthwiseConv2d, StridedConv2dSame, TanhGELU
+from .conv import StridedConv2dSame, TanhGELU
+from .cpu_training import depthwise
 from .inline import TOKENS_PER_CHANNEL, can_inline
 from .layout import to_nchw, to_nhwc
 
@@ -60,7 +61,7 @@ class MBConv(nn.Module):
         self.conv2_kxk = (
             StridedConv2dSame(mid_chs, mid_chs, groups=mid_chs, bias=False)
             if stride == 2
-            else DepthwiseConv2d(mid_chs, bias=False)
+            else nn.Conv2d(mid_chs, mid_chs, 3, padding=1, groups=mid_chs, bias=False)
         )
         self.norm2 = norm_act(mid_chs)
         self.se = SEModule(mid_chs, rd_channels=int(out_chs * se_ratio), act_layer="silu")
@@ -70,7 +71,7 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
-        x = self._gate_and_project(self.norm2(self.conv2_kxk(x)))
+        x = self._gate_and_project(self.norm2(depthwise(self.conv2_kxk, x)))
         return self.drop_path(x) + shortcut
 
     def _gate_and_project(self, x: Tensor) -> Tensor:
