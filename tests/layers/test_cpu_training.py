@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsfvit.layers import StridedConv2dSame, WaveletStem
+from wsfvit.layers import MBConv, StridedConv2dSame, WaveletStem, mbconv
 from wsfvit.layers.attention import MultiHeadAttention
 from wsfvit.layers.cpu_training import LARGE_LINEAR, DepthwiseConv3x3, OneDNNLinear, depthwise, linear
 
@@ -141,3 +141,28 @@ def test_other_transforms_take_the_standard_operators():
         dual = conv(torch.autograd.forward_ad.make_dual(x, tangent))
         got = torch.autograd.forward_ad.unpack_dual(dual).tangent
     torch.testing.assert_close(got, F.conv2d(tangent, conv.weight, None, 2, 2, groups=5)[:, :, 1:, 1:])
+
+
+def test_a_few_images_at_a_time_in_inference_only(monkeypatch):
+    block, x = MBConv(8, 16, 2).eval(), channels_last(5, 8, 12, 10)
+    seen = []
+    original = block._expand
+    monkeypatch.setattr(block, "_expand", lambda part: (seen.append(len(part)), original(part))[1])
+    with torch.no_grad():
+        want = block(x)
+        assert seen == [5]
+        monkeypatch.setattr(mbconv, "LARGEST_MAP", 2 * 64 * 12 * 10 * 4)
+        got = block(x)
+        assert seen == [5, 2, 2, 1] and got.stride() == want.stride()
+        torch.testing.assert_close(got, want)
+        monkeypatch.setattr(mbconv, "LARGEST_MAP", 1)
+        torch.testing.assert_close(block(x), want)
+        assert seen[4:] == [1] * 5
+        block.norm1.act.register_forward_hook(lambda *arguments: None)
+        block(x)
+        assert seen[9:] == [5]
+        block.norm1.act._forward_hooks.clear()
+        block.train()(x)
+        block.eval()
+    block(x)
+    assert seen[10:] == [5, 5]

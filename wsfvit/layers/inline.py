@@ -12,5 +12,10 @@ def can_inline(module: nn.Module, cls: type[nn.Module]) -> bool:
     Only then may one computation replace calls of several modules: subclasses and replacements (adapters, quantisation,
     parametrisations) and modules with hooks must be called.
     """
+    return type(module) is cls and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` has forward or backward hooks."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return type(module) is cls and not any(hooks)
+    return any(hooks)

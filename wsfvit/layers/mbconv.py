@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from .conv import StridedConv2dSame, TanhGELU
 from .cpu_training import depthwise
-from .inline import TOKENS_PER_CHANNEL, can_inline
+from .inline import TOKENS_PER_CHANNEL, can_inline, has_hooks
 from .layout import to_nchw, to_nhwc
+
+# Larger maps come from fresh memory each time, which the system clears page by page.
+LARGEST_MAP = 1 << 24  # bytes
 
 
 class Downsample(nn.Module):
@@ -51,7 +54,7 @@ class MBConv(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        mid_chs = int(out_chs * expand_ratio)
+        self.mid_chs = mid_chs = int(out_chs * expand_ratio)
         norm_act = partial(BatchNormAct2d, eps=norm_eps, act_layer=act_layer, inplace=True)
         keeps_shape = stride == 1 and in_chs == out_chs
         self.shortcut = nn.Identity() if keeps_shape else Downsample(in_chs, out_chs, stride)
@@ -70,9 +73,26 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
+        if 0 < (images := self._images_at_once(x)) < len(x):
+            x = torch.cat([self._expand(some) for some in x.split(images)])
+        else:
+            x = self._expand(x)
+        return self.drop_path(self._gate_and_project(x)) + shortcut
+
+    def _expand(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 4D, h, w)."""
         x = self.norm1(self.conv1_1x1(self.pre_norm(x)))
-        x = self._gate_and_project(self.norm2(depthwise(self.conv2_kxk, x)))
-        return self.drop_path(x) + shortcut
+        return self.norm2(depthwise(self.conv2_kxk, x))
+
+    def _images_at_once(self, x: Tensor) -> int:
+        """Images whose widest maps fit into `LARGEST_MAP`, at least one, for inference on a CPU; 0: all of them."""
+        if torch.is_grad_enabled() or self.training or x.device.type != "cpu":
+            return 0
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return 0
+        images = LARGEST_MAP // (x.shape[2] * x.shape[3] * self.mid_chs * x.element_size())
+        # A hook would see a part of the batch.
+        return 0 if images < len(x) and any(map(has_hooks, self.modules())) else max(images, 1)
 
     def _gate_and_project(self, x: Tensor) -> Tensor:
         """Squeeze-excite and the last convolution: (B, 4D, H, W) -> (B, D, H, W).
