@@ -30,6 +30,7 @@ CLASSIFICATION = {
     "export": ("write ONNX, torch.export or AOTInductor", "cli.tools:export_parser", "inference.export:run_export"),
     "plot": ("draw the curves of training runs", "cli.tools:plot_parser", "analysis.plot:run_plot"),
     "replay": ("find where a training step became non-finite", "cli.tools:replay_parser", "train.replay:run_replay"),
+    "weights": ("list or fetch published weights", "cli.tools:weights_parser", "checkpoint.weights:run_weights"),
     "info": ("print versions, devices, backends and variables", "cli.tools:info_parser", "analysis.info:run_info"),
 }
 DETECTION = {

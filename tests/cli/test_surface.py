@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RECORD = HERE / "surface.json"
 SCRIPTS = {"train": "train.py", "validate": "validate.py", "flops": "get_flops.py", "cam": "cam_image.py"}
-COMMANDS = [*SCRIPTS, "predict", "export", "replay", "info", "plot"]
+COMMANDS = [*SCRIPTS, "predict", "export", "replay", "weights", "info", "plot"]
 COMMANDS += [f"detection {name}" for name in ("train", "validate", "predict", "export", "shapes", "flops")]
 COMMANDS += [f"video {name}" for name in ("train", "validate", "predict", "flops")]
 

@@ -1,4 +1,4 @@
-"""Parsers of the commands beside train and validate: cam, flops, predict, export, plot, replay and info."""
+"""Parsers of the classification commands beside train and validate, and of weights and info."""
 
 import argparse
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def add_weights(group: Group) -> None:
     """Weights, other than those of --checkpoint."""
-    group.add_argument("--pretrained", action="store_true", help="timm's published weights, downloaded once")
+    group.add_argument("--pretrained", action="store_true", help="published weights: timm's, or see wsfvit weights")
     common.add_use_ema(group)
     common.add_trust(group)
 
@@ -147,6 +147,17 @@ def plot_parser() -> argparse.ArgumentParser:
     parser = build_parser("Draw loss, accuracy and learning rate of training runs over each other.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of run folders, or csv file")
     parser.add_argument("--out", default="output/curves.png", metavar="FILE.png", help="figure to write")
+    return parser
+
+
+def weights_parser() -> argparse.ArgumentParser:
+    """Parser of ``wsfvit weights``."""
+    parser = build_parser("List the published weights, or fetch and check a file for --pretrained.")
+    add = parser.add_argument
+    add("action", nargs="?", default="list", choices=("list", "get"), help="list them, or get SOURCE")
+    add("source", nargs="?", metavar="SOURCE", help="listed name; with --model a URL, hf://OWNER/REPO/FILE or a file")
+    add("--model", "-m", metavar="NAME", help="model that the weights of SOURCE are for (default: SOURCE)")
+    add("--force", action="store_true", help="fetch again what is in the cache")
     return parser
 
 

@@ -52,7 +52,7 @@ def _add_train_data(group: Group) -> None:
 def _add_train_model(group: Group) -> None:
     add = group.add_argument
     add("--model", default=common.DEFAULT_MODEL, metavar="NAME", help="model name")
-    common.add_switch(group, "--pretrained", "start from timm's pretrained weights, downloaded once into its cache")
+    common.add_switch(group, "--pretrained", "start from published weights: timm's, or see wsfvit weights")
     add("--pretrained-path", metavar="FILE", help="use this file as the pretrained weights, with a new classifier")
     text = "weights to start from; the classifier is reinitialised if the number of classes differs"
     add("--initial-checkpoint", default="", metavar="FILE", help=text)

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from ._published import find_pretrained
 from ._state_dict import convert_state_dict
 
 Cfg = TypeVar("Cfg", bound=Any)
@@ -66,8 +67,13 @@ def build_variant(
     """Builds a registered variant through timm, on `device` and in `dtype`; the body of every entry point.
 
     `out_indices` are the default of `features_only`, `filter_fn` adapts a pretrained state dict to the model, and
-    `kwargs` are the keywords of `create_model`.
+    `kwargs` are the keywords of `create_model`; pretrained weights that they do not locate are taken from the cache.
     """
+    if pretrained:
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
+        if not (cfg.has_weights or cfg.state_dict):
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(find_pretrained(name))}
     features = dict(feature_cls="getter", out_indices=out_indices)
     options = dict(model_cfg=model_cfg, feature_cfg=features, pretrained_filter_fn=filter_fn)
     with torch.device(device) if device is not None else nullcontext():

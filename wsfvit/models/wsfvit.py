@@ -35,6 +35,7 @@ from wsfvit.layers import (
 
 from ._classifier import Stage, StagedClassifier
 from ._family import build_variant, check_one_per_stage, override_cfg
+from ._published import PUBLISHED
 from ._state_dict import adapt_stem_channels, resize_bias_tables
 
 
@@ -296,6 +297,8 @@ def _cfg(name: str) -> dict[str, Any]:
         first_conv="stem.conv1",
         classifier="head.fc",
         license="apache-2.0",
+        paper_name=None if "_dwt_" in name else "WSF-ViT",
+        origin_url=PUBLISHED[name].url if name in PUBLISHED else None,
     )
 
 
