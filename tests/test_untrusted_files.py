@@ -42,6 +42,7 @@ CASES = [
     ("class_maps", ["export", "--model", "test_resnet", "--class-map", "{file}", "--output", "{folder}/x.onnx"]),
     ("images", ["cam", "{folder}", "--model", "test_resnet", "--out", "{folder}/x.png"]),
     ("dumps", ["replay", "{file}"]),
+    ("checkpoints", ["weights", "get", "{file}", "--model", "wsfvit_p0_224"]),
     ("annotations", [*DETECTION, *COCO]),
     *(("checkpoints", ["detection", name, "--checkpoint", "{file}", *more]) for name, more in (
         ("validate", ["{folder}"]), ("predict", ["{image}"]), ("export", ["--output", "{folder}/x.onnx"]))),
@@ -94,6 +95,7 @@ def canaries(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("kind", "command"), CASES, ids=lambda part: part if isinstance(part, str) else None)
 def test_no_command_runs_code_from_a_file(kind, command, models, canaries, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     canary, folder = tmp_path / "canary", tmp_path / "files"
     folder.mkdir()
     task = command[0] if command[0] in ("detection", "video") else "classification"
