@@ -10,6 +10,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg
 from torch import nn
 
+from ._classifier import StagedClassifier
 from ._state_dict import convert_state_dict
 
 Cfg = TypeVar("Cfg", bound=Any)
@@ -52,7 +53,7 @@ def build_global_pool(pool_type: str) -> SelectAdaptivePool2d:
 
 
 def build_variant(
-    model_cls: Callable[..., nn.Module],
+    model_cls: type[nn.Module],
     name: str,
     pretrained: bool,
     model_cfg: Any,
@@ -68,7 +69,9 @@ def build_variant(
     `out_indices` are the default of `features_only`, `filter_fn` adapts a pretrained state dict to the model, and
     `kwargs` are the keywords of `create_model`.
     """
-    features = dict(feature_cls="getter", out_indices=out_indices)
+    features: dict[str, Any] = dict(feature_cls="getter", out_indices=out_indices)
+    # timm's "list" and "hook" then call the children one after another, which only these models' forward does too.
+    features["flatten_sequential"] = issubclass(model_cls, StagedClassifier)
     options = dict(model_cfg=model_cfg, feature_cfg=features, pretrained_filter_fn=filter_fn)
     with torch.device(device) if device is not None else nullcontext():
         model = build_model_with_cfg(model_cls, name, pretrained, **options, **kwargs)
