@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d, DropPath, SEModule
 from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d, StridedConv2dSame, TanhGELU
-from .inline import TOKENS_PER_CHANNEL, can_inline
+from .inline import TOKENS_PER_CHANNEL, can_inline, is_symbolic
 from .layout import to_nchw, to_nhwc
 
 
@@ -80,7 +80,7 @@ class MBConv(nn.Module):
         pass over the widest map less, and one map less saved for the backward.
         """
         se, conv = self.se, self.conv3_1x1
-        if not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
+        if is_symbolic(x) or not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
             return conv(se(x))
         if x.shape[2] * x.shape[3] < TOKENS_PER_CHANNEL * conv.out_channels:
             return conv(se(x))
