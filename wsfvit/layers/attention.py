@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
-from torch import Tensor, nn
+from timm.layers import DropPath, Mlp, register_notrace_module
+from torch import Tensor, fx, nn
 
 from .channel_attention import ChannelAttention
 from .conv import GELU, TanhGELU
@@ -22,6 +22,7 @@ from .partition import PARTITIONS, Partition, pad_to_multiple, padding_mask
 from .rel_pos import RelPosBias
 
 
+@register_notrace_module
 class MultiHeadAttention(nn.Module):
     """Self-attention between the N tokens of a group, with relative position bias; qkv laid out (3, heads, head_dim).
 
@@ -150,17 +151,32 @@ class PartitionAttention(AttentionPart):
     def _attend(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> the same."""
         _, H, W, _ = x.shape
-        size = (min(self.window_size[0], H), min(self.window_size[1], W))
-        split, join = PARTITIONS[self.partition]
-        mask = padding_mask((H, W), size, self.partition, x.device)
-        x = pad_to_multiple(x, size)
-        padded_size = (x.shape[1], x.shape[2])
-        x = join(self.attn(split(x, size), size, mask), size, padded_size)
-        return x[:, :H, :W] if mask is not None else x
+        groups, size, mask = _split(x, self.window_size, self.partition)
+        return _join(self.attn(groups, size, mask), size, (H, W), self.partition)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + to_nchw(self.drop_path1(self._attend(self.norm1(to_nhwc(x)))))
         return x + to_nchw(self.drop_path2(self.mlp(self.norm2(to_nhwc(x)))))
+
+
+@fx.wrap
+def _split(
+    x: Tensor, window_size: tuple[int, int], partition: Partition
+) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+    """The groups of a map (B, H, W, C), their size and the mask of the padding."""
+    _, H, W, _ = x.shape
+    size = (min(window_size[0], H), min(window_size[1], W))
+    mask = padding_mask((H, W), size, partition, x.device)
+    return PARTITIONS[partition][0](pad_to_multiple(x, size), size), size, mask
+
+
+@fx.wrap
+def _join(x: Tensor, size: tuple[int, int], map_size: tuple[int, int], partition: Partition) -> Tensor:
+    """The map of `map_size` (H, W) whose groups are `x`, without padding."""
+    (H, W), (P, Q) = map_size, size
+    padded_size = (H + -H % P, W + -W % Q)
+    x = PARTITIONS[partition][1](x, size, padded_size)
+    return x[:, :H, :W] if padded_size != map_size else x
 
 
 class ConvPosEnc(nn.Module):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from wsfvit.wavelets.filterbank import without_autocast
@@ -10,6 +11,7 @@ from .cpu_training import linear
 from .inline import TOKENS_PER_CHANNEL, can_inline
 
 
+@register_notrace_module
 class ChannelAttention(nn.Module):
     """Attention between the channels of a head: A = softmax(s K^T V) over the last axis, output A Q^T; s = d^-1/2.
 

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from wsfvit.wavelets.reference import compute_dtype
@@ -13,6 +14,7 @@ from wsfvit.wavelets.reference import compute_dtype
 from .cpu_training import DepthwiseConv3x3, trains_on_cpu
 
 
+@register_notrace_module
 class StridedConv2dSame(nn.Conv2d):
     """3x3 convolution of stride 2 that pads like TensorFlow's SAME: (B, C, H, W) -> (B, D, ceil(H / 2), ceil(W / 2)).
 
@@ -58,6 +60,7 @@ def tanh_gelu_by_sigmoid(x: Tensor) -> Tensor:
     return (z * torch.sigmoid(2 * math.sqrt(2 / math.pi) * z * (1 + 0.044715 * z * z))).to(x.dtype)
 
 
+@register_notrace_module
 class GELU(nn.Module):
     """GELU (Hendrycks & Gimpel, 2016), exact or with the tanh approximation; any shape.
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
-from .inline import can_inline
+from .inline import can_inline, is_symbolic
 
 _HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Products from which oneDNN saves more than the call of a Python function costs.
@@ -20,6 +20,7 @@ def trains_on_cpu(x: Tensor) -> bool:
     """Whether ``x`` is a float32 tensor on a CPU in eager mode with gradients, so that these forms may be used."""
     return (
         torch.is_grad_enabled()
+        and not is_symbolic(x)
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -70,7 +71,7 @@ def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
 
     ``conv`` is a depthwise 3x3 convolution with padding 1; anything but a plain `nn.Conv2d` is called.
     """
-    if x.shape[2] * x.shape[3] <= TINY_MAP and can_inline(conv, nn.Conv2d) and trains_on_cpu(x):
+    if can_inline(conv, nn.Conv2d) and trains_on_cpu(x) and x.shape[2] * x.shape[3] <= TINY_MAP:
         return cast(Tensor, DepthwiseConv3x3.apply(x, conv.weight, conv.bias, 1, (1, 1), (0, 0)))
     return cast(Tensor, conv(x))
 

@@ -1,6 +1,6 @@
-"""Condition for using a module's weights without calling it."""
+"""Conditions for other forms of a computation: of a module's weights without calling it, of symbolic tracing."""
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 # Tokens or pixels per channel from which it is faster to transform the weights per image than the map.
 TOKENS_PER_CHANNEL = 4
@@ -19,3 +19,8 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether ``module`` has forward or backward hooks."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return any(hooks)
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether torch.fx traces ``x``, which then has no sizes, device or dtype to choose a form by."""
+    return isinstance(x, fx.Proxy)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .conv import StridedConv2dSame, TanhGELU
 from .cpu_training import depthwise
-from .inline import TOKENS_PER_CHANNEL, can_inline, has_hooks
+from .inline import TOKENS_PER_CHANNEL, can_inline, has_hooks, is_symbolic
 from .layout import to_nchw, to_nhwc
 
 # Larger maps come from fresh memory each time, which the system clears page by page.
@@ -86,7 +86,7 @@ class MBConv(nn.Module):
 
     def _images_at_once(self, x: Tensor) -> int:
         """Images whose widest maps fit into `LARGEST_MAP`, at least one, for inference on a CPU; 0: all of them."""
-        if torch.is_grad_enabled() or self.training or x.device.type != "cpu":
+        if is_symbolic(x) or torch.is_grad_enabled() or self.training or x.device.type != "cpu":
             return 0
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return 0
@@ -101,7 +101,7 @@ class MBConv(nn.Module):
         pass over the widest map less, and one map less saved for the backward.
         """
         se, conv = self.se, self.conv3_1x1
-        if not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
+        if is_symbolic(x) or not (can_inline(se, SEModule) and can_inline(conv, nn.Conv2d)):
             return conv(se(x))
         if x.shape[2] * x.shape[3] < TOKENS_PER_CHANNEL * conv.out_channels:
             return conv(se(x))

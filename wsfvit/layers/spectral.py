@@ -6,6 +6,7 @@ last two axes: for others torch 2.11 reports wrong strides to compilers.
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from wsfvit.wavelets.filterbank import without_autocast
@@ -14,6 +15,7 @@ from wsfvit.wavelets.reference import compute_dtype
 from .layout import to_nchw, to_nhwc
 
 
+@register_notrace_module
 class AFNO2d(nn.Module):
     """Adaptive Fourier neural operator (Guibas et al., 2022): one MLP, shared by all frequencies, and the identity.
 
@@ -85,6 +87,7 @@ def real_form(weight: Tensor) -> Tensor:
     return torch.stack((to_real, to_imag), -1).flatten(3).flatten(1, 2)
 
 
+@register_notrace_module
 class GlobalFilter(nn.Module):
     """A learned circular convolution with one full-size kernel per channel (GFNet, Rao et al., 2021).
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.layers import BatchNormAct2d
-from torch import Tensor, nn
+from timm.layers import BatchNormAct2d, register_notrace_module
+from torch import Tensor, fx, nn
 
 from wsfvit.wavelets import SwtMode, haar_swt2d
 
@@ -14,6 +14,7 @@ from .conv import StridedConv2dSame, TanhGELU
 from .cpu_training import trains_on_cpu
 
 
+@register_notrace_module
 class PublishedHaarSWT2d(nn.Module):
     """The published stem's transform: one undecimated Haar level with the release's signs and border.
 
@@ -71,11 +72,17 @@ class WaveletStem(nn.Module):
             nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.dwt_l2(x))
-        if x.requires_grad and trains_on_cpu(x):
-            # The backward of a GELU is several times slower where gradient and input differ in layout.
-            x.register_hook(Tensor.contiguous)
         # Channels-last from here to the head: faster for depthwise convolutions and attention.
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _to_channels_last(self.norm1(self.dwt_l2(x)))
         x = self.norm2(self.conv1(x))
         return self.norm3(self.conv2(x))
+
+
+@fx.wrap
+def _to_channels_last(x: Tensor) -> Tensor:
+    if x.requires_grad and trains_on_cpu(x):
+        # The backward of a GELU is several times slower where gradient and input differ in layout.
+        x.register_hook(Tensor.contiguous)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return x  # a memory format does not fit the mapped axis of torch.func
+    return x.contiguous(memory_format=torch.channels_last)

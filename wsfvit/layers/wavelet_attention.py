@@ -10,6 +10,7 @@ correlations of x with the wavelet's reconstruction filters at every second pixe
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from wsfvit.wavelets import DWT2d
@@ -17,6 +18,7 @@ from wsfvit.wavelets.filterbank import filter_bank
 from wsfvit.wavelets.reference import compute_dtype
 
 
+@register_notrace_module
 class WaveletAttention(nn.Module):
     """The attended approximation and the plain one, for a shortcut (the authors' `wa`).
 
@@ -47,6 +49,7 @@ class WaveletAttention(nn.Module):
         return f"wavelet={self.wavelet!r}"
 
 
+@register_notrace_module
 class WaveletAttentionPool(WaveletAttention):
     """Only the attended approximation, instead of a pooling or a strided convolution (the authors' `wad`).
 

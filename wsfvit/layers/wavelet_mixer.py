@@ -5,11 +5,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers import to_2tuple
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wsfvit.wavelets import DetailCoeffs2d, DWT2d, IDWT2d, haar_dwt2d, haar_idwt2d
 
 from .layout import to_nchw, to_nhwc
+
+# Leaves of symbolic tracing in this file.
+fx.wrap("haar_dwt2d")
+fx.wrap("haar_idwt2d")
 
 HAAR_NAMES = ("haar", "db1")
 NUM_DETAILS = 3
@@ -98,8 +102,13 @@ class WaveletMixer(nn.Module):
         """Convolution and GELU of approximation (B, C, h, w) and details (B, 3, C, h, w); keeps the dtype."""
         approx_conv = self.conv3 if self.approx_conv is None else self.approx_conv
         detail_conv = self.conv1 if self.detail_conv is None else self.detail_conv
-        filtered = detail_conv(details.flatten(0, 1)).unflatten(0, (-1, NUM_DETAILS))
-        return F.gelu(approx_conv(cA)).to(cA.dtype), F.gelu(filtered).to(details.dtype)
+        filtered = detail_conv(details.flatten(0, 1))
+        if torch.compiler.is_compiling():
+            # torch 2.11 plans wrong strides for the gradient of a GELU of five axes; eager saves a copy by them.
+            filtered = F.gelu(filtered).unflatten(0, (-1, NUM_DETAILS))
+        else:
+            filtered = F.gelu(filtered.unflatten(0, (-1, NUM_DETAILS)))
+        return F.gelu(approx_conv(cA)).to(cA.dtype), filtered.to(details.dtype)
 
     def extra_repr(self) -> str:
         return f"level={self.level}, wavelet={self.wavelet!r}, share_kernels={self.approx_conv is None}"

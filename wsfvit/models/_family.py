@@ -10,6 +10,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from ._classifier import StagedClassifier
 from ._published import find_pretrained
 from ._state_dict import convert_state_dict
 
@@ -53,7 +54,7 @@ def build_global_pool(pool_type: str) -> SelectAdaptivePool2d:
 
 
 def build_variant(
-    model_cls: Callable[..., nn.Module],
+    model_cls: type[nn.Module],
     name: str,
     pretrained: bool,
     model_cfg: Any,
@@ -74,7 +75,9 @@ def build_variant(
         cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
         if not (cfg.has_weights or cfg.state_dict):
             kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(find_pretrained(name))}
-    features = dict(feature_cls="getter", out_indices=out_indices)
+    features: dict[str, Any] = dict(feature_cls="getter", out_indices=out_indices)
+    # timm's "list" and "hook" then call the children one after another, which only these models' forward does too.
+    features["flatten_sequential"] = issubclass(model_cls, StagedClassifier)
     options = dict(model_cfg=model_cfg, feature_cfg=features, pretrained_filter_fn=filter_fn)
     with torch.device(device) if device is not None else nullcontext():
         model = build_model_with_cfg(model_cls, name, pretrained, **options, **kwargs)

@@ -41,12 +41,14 @@ from timm.layers import (
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wsfvit.layers import AFNO2d, GlobalFilter, WaveletMixer, resample_filter, to_nchw, to_nhwc
 
 from ._classifier import Classifier
 from ._family import build_variant, check_sizes, override_cfg
+
+fx.wrap("resample_abs_pos_embed_nhwc")  # a leaf of symbolic tracing in this file
 
 _logger = logging.getLogger(__name__)
 

@@ -153,7 +153,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.global_pool(x)
-        unpooled = x.ndim == 4
+        unpooled = self.global_pool.is_identity()
         if unpooled:
             x = to_nhwc(x)
         x = self.drop(self.pre_logits(x))

@@ -6,13 +6,15 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
-from torch import Tensor, nn
+from timm.layers import DropPath, register_notrace_module
+from torch import Tensor, fx, nn
 
 from wsfvit.layers import GELU
 from wsfvit.wavelets import DWT2d, haar_dwt2d
 
 from ._family import check_sizes
+
+fx.wrap("haar_dwt2d")  # a leaf of symbolic tracing in this file
 
 BlockType = Literal["pyramid", "parallel", "pixel_shuffle"]
 StemType = Literal["strided", "patch"]
@@ -228,6 +230,7 @@ BLOCKS: dict[str, Callable[..., WaveBlock]] = {
 }
 
 
+@register_notrace_module
 class PatchConv2d(nn.Conv2d):
     """Convolution of P x P patches without overlap: (B, C, H, W) -> (B, D, ceil(H / P), ceil(W / P)).
 

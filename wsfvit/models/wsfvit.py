@@ -19,7 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCE
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wsfvit.layers import (
     GELU,
@@ -37,6 +37,10 @@ from ._classifier import Stage, StagedClassifier
 from ._family import build_variant, check_one_per_stage, override_cfg
 from ._published import PUBLISHED
 from ._state_dict import adapt_stem_channels, resize_bias_tables
+
+# Leaves of symbolic tracing in this file.
+fx.wrap("to_subbands")
+fx.wrap("from_subbands")
 
 
 @dataclass(frozen=True, kw_only=True)
