@@ -11,8 +11,7 @@ from wsfvit.wavelets import DetailCoeffs2d, DWT2d, IDWT2d, haar_dwt2d, haar_idwt
 
 from .layout import to_nchw, to_nhwc
 
-# Leaves of symbolic tracing in this file.
-fx.wrap("haar_dwt2d")
+fx.wrap("haar_dwt2d")  # leaves of symbolic tracing in this file
 fx.wrap("haar_idwt2d")
 
 HAAR_NAMES = ("haar", "db1")

@@ -38,8 +38,7 @@ from ._family import build_variant, check_one_per_stage, override_cfg
 from ._published import PUBLISHED
 from ._state_dict import adapt_stem_channels, resize_bias_tables
 
-# Leaves of symbolic tracing in this file.
-fx.wrap("to_subbands")
+fx.wrap("to_subbands")  # leaves of symbolic tracing in this file
 fx.wrap("from_subbands")
 
 
