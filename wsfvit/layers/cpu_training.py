@@ -36,7 +36,8 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``; a large plain `nn.Linear` in training on a CPU is computed by oneDNN: (..., C) -> (..., D)."""
     if _HAS_ONEDNN_LINEAR and can_inline(layer, nn.Linear) and trains_on_cpu(x):
         weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
-        if bias is not None and x.numel() * len(weight) >= LARGE_LINEAR:
+        # Other types of tensors, such as quantised weights, bring operators of their own.
+        if type(weight) is nn.Parameter and bias is not None and x.numel() * len(weight) >= LARGE_LINEAR:
             return cast(Tensor, OneDNNLinear.apply(x, weight, bias))
     return cast(Tensor, layer(x))
 
