@@ -167,7 +167,7 @@ def measure_loader(dataset: Any, args: argparse.Namespace) -> float:
     gc.collect()
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return images / spent
+    return images / max(spent, 1 / os.sysconf("SC_CLK_TCK"))  # at least the clock's resolution
 
 
 def print_tables(records: list[dict[str, Any]]) -> None:
