@@ -35,7 +35,10 @@ TINY_MODELS = ["wsfvit_p0_224", "fused:wsfvit_p0_224", "resnet10t"]
 TESTS = {
     "tests_kernels": ["tests/wavelets/test_triton.py", "tests/wavelets/test_checked.py"],
     "tests_models": ["tests/models"],
-    "tests_transforms": ["tests/wavelets", "--ignore", "tests/wavelets/test_triton.py"],
+    "tests_transforms": [
+        "tests/wavelets",
+        *(f"--ignore=tests/wavelets/test_{name}.py" for name in ("triton", "checked")),
+    ],
 }
 MAX_WORKERS = 8
 HALF = ["--dtype", "bfloat16", "--amp"]
@@ -43,13 +46,13 @@ TRAIN = [*HALF, "--train"]
 COMPILED = [*TRAIN, "--compile"]
 # Inductor without this project's options.
 LIMITS = ("realize_opcount_threshold=30", "realize_reads_threshold=4", "realize_acc_reads_threshold=8")
-# Milliseconds of an H200 for the bytes of 256 images in inference, counted in the generated code.
-BOUNDS = "no less than 16.3 ms, fused 10.5, baseline 23.4, convnext_tiny 6.8; half of convnext_tiny's images/s"
+# Least milliseconds of an H200 for 256 images in inference: results/history/traffic.json, counted in generated code.
+BOUNDS = "no less than 16.3 ms, fused 10.6, baseline 23.4, convnext_tiny 6.8; half of convnext_tiny's images/s"
 EXPECTED = {
     "models_wsfvit_compiled": f"compiled inference at 256 images: {BOUNDS} (fit over timm's table)",
-    "wavelets_triton": "0.8 of the copy and more, in float32 and bfloat16; at least as fast as inductor's form",
-    "wavelets_reference": "a third of the copy or less",
-    "fused_triton": "the stem 0.45 ms instead of 0.61, the model 10.5 instead of 10.6 ms at least",
+    "wavelets_triton": "near the copy: each element is read and written once; at least as fast as inductor's form",
+    "wavelets_reference": "a quarter of the copy, by its passes over memory",
+    "fused_triton": "faster than fused_reference, 10.5 instead of 10.6 ms at least, or the stem's kernel is deleted",
     "attention": "efficient attention as fast as the default, or the default is replaced",
     "without": "slower than models_wsfvit_compiled; what is not is deleted",
     "kills": "no difference",

@@ -67,7 +67,6 @@ FORMS: dict[str, list[tuple[Any, str, Any]]] = {
     + [(functional._SWT, "compiled", staticmethod(functional._SWT.plain))],
     "moments": [(module, "TOKENS_PER_CHANNEL", math.inf) for module in (channel_attention, mbconv)],
 }
-ATTENTION = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="torch.compile everything")
     add_compile_options(parser)
     text = "form of scaled-dot-product attention (default: PyTorch's choice)"
-    parser.add_argument("--attention", choices=("default", *ATTENTION), default="default", help=text)
+    parser.add_argument("--attention", choices=("default", "efficient"), default="default", help=text)
     text = "turn off forms that this project adds: sigmoid_gelu and compiled_haar act only where it compiles for a GPU"
     parser.add_argument("--without", nargs="+", choices=FORMS, default=[], metavar="FORM", help=text + "; or moments")
     parser.set_defaults(repeats=10)
@@ -224,8 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     set_up_device(args.device, args.threads, args.tf32)
     for owner, name, plain in (change for form in args.without for change in FORMS[form]):
         setattr(owner, name, plain)
-    attention = sdpa_kernel(ATTENTION[args.attention]) if args.attention in ATTENTION else contextlib.nullcontext()
-    with attention:
+    efficient = args.attention == "efficient"
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION) if efficient else contextlib.nullcontext():
         timings = time_models(models, args, device)
     results = [
         record for mode, by_name in timings.items() for record in summarise(mode, by_name, models, args.batch_size)

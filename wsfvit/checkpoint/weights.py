@@ -80,7 +80,7 @@ def _resolve(source: str, model: str | None) -> tuple[str, str]:
 
 
 def _check(name: str, path: Path) -> str:
-    """Check a file as far as possible, and return what was checked; a UserError says what is wrong with it."""
+    """Check a downloaded file and return a description of the check; a file that fails it raises a ``UserError``."""
     with open(path, "rb") as file:
         head = file.read(512).lstrip().lower()
     if not head or head.startswith((b"<!doctype", b"<html")):

@@ -53,7 +53,7 @@ class OneDNNLinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        # The operator has no derivative of its own.
+        # oneDNN's operator is not differentiable; F.linear is, for second derivatives.
         product = F.linear if torch.is_grad_enabled() else _product
         rows = grad.flatten(0, -2)
         return (
@@ -130,7 +130,7 @@ def _sums_of_products(x: Tensor, grad: Tensor, stride: int, first: tuple[int, ..
 
 
 def _overlap(first: int, size: int, count: int, stride: int) -> tuple[slice, slice]:
-    """Pixels ``first``, ``first + stride``, ... that exist among ``size``, and the outputs, of ``count``, they meet."""
+    """Slices of the input axis (``size`` pixels, every ``stride``-th from ``first``) and of its ``count`` outputs."""
     start = -(first // stride) if first < 0 else 0
     stop = min(count, (size - 1 - first) // stride + 1)
     return slice(first + start * stride, first + (stop - 1) * stride + 1, stride), slice(start, stop)

@@ -1,7 +1,6 @@
 """Fusion for inference: BatchNorm folded into convolutions, GELU fused with the layer before it."""
 
 import copy
-from collections.abc import Iterable
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from wsfvit.layers import (
     GELU,
+    ConvPosEnc,
     InterSubbandAttention,
     MBConv,
     MultiHeadAttention,
@@ -19,7 +19,6 @@ from wsfvit.layers import (
     to_nchw,
     to_nhwc,
 )
-from wsfvit.layers.attention import ConvPosEnc
 from wsfvit.layers.conv import gelu
 from wsfvit.layers.inline import can_inline
 from wsfvit.layers.stem import PublishedHaarSWT2d
@@ -66,10 +65,7 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
             _fuse_conv(module, "conv1", "norm2")
             _fuse_conv(module, "conv2", "norm3")
         elif isinstance(module, InterSubbandAttention):
-            for encoding in cast(Iterable[ConvPosEnc], module.cpe):
-                with torch.no_grad():
-                    encoding.proj.weight[:, :, 1, 1] += 1
-            module.cpe = nn.ModuleList(cast(ConvPosEnc, encoding).proj for encoding in module.cpe)
+            module.cpe = nn.ModuleList(map(_with_identity, module.cpe))
         elif isinstance(module, MultiHeadAttention):
             _fuse_linear(module, "qkv")
             _fuse_linear(module, "proj")
@@ -216,6 +212,13 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
 
 def _is_gelu_mlp(module: nn.Module) -> TypeGuard[Mlp]:
     return isinstance(module, Mlp) and isinstance(module.act, GELU) and isinstance(module.fc1, nn.Linear)
+
+
+def _with_identity(encoding: nn.Module) -> nn.Conv2d:
+    """The depthwise convolution of a `ConvPosEnc` with the sum x + conv(x) in its weights."""
+    conv = cast(ConvPosEnc, encoding).proj
+    conv.weight[:, :, 1, 1] += 1
+    return conv
 
 
 def _fuse_linear(module: nn.Module, name: str) -> None:

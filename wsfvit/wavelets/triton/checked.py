@@ -69,7 +69,7 @@ def _is_recorded(x: Tensor) -> bool:
 def _compare(
     name: str, device: torch.device, dtype: torch.dtype, channels_last: bool, options: tuple[Any, ...]
 ) -> str | None:
-    """What is wrong with a kernel: it fails, or its values, dtype or strides are not the plain form's."""
+    """The error of a kernel that fails, or differs from the plain form in values, dtype or strides; else None."""
     for size in SIZES:
         x = _sample(2, 3, *size, device=device).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -96,7 +96,7 @@ def _sample(*shape: int, device: torch.device) -> Tensor:
 
 
 def describe(device: torch.device) -> str:
-    """Check the kernels of the transforms on a device in float32, and say which of them are used."""
+    """Names of the transforms whose kernels pass the check in float32 on a device, and why the others do not."""
     for name in OPERATORS[:-1]:
         x = _sample(1, *((4,) if name in ("haar_idwt2d", "haar_swt2d_adjoint") else ()), 1, 2, 2, device=device).float()
         _choose(name, x, ("zero", False, False) if "swt" in name else ())
